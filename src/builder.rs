@@ -1,0 +1,367 @@
+//! [`Builder`]: everything that can be said about a pool before it is built.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bound::Bound;
+use crate::context::{self, Worker, WorkerInfo};
+use crate::error::{BoxError, Error, TaskError};
+use crate::ground::spin::WaitPolicy;
+use crate::launch::{self, Plan};
+use crate::life::seed::BoundFn;
+use crate::life::service::{Answer, BoxFuture, Handler, Spawn};
+use crate::limits;
+use crate::memory::codec::{self, AlignedBytes, Payload, View};
+use crate::pool::Pool;
+use crate::protocol::wire::AnswerKind;
+use crate::stream::{Granularity, StreamSummary};
+
+/// The service type of a pool without a service.
+#[derive(Debug)]
+pub struct NoService(());
+
+/// The service type of a pool whose workers can ask the master: requests of type `Q`, answers of type `A`.
+pub struct Service<Q, A>(PhantomData<fn(Q) -> A>);
+
+impl<Q, A> fmt::Debug for Service<Q, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Service")
+    }
+}
+
+/// What a pool is to be like. [`Pool::builder`] starts with the defaults.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use forkring::{Pool, View, Worker};
+///
+/// let prices: HashMap<String, u32> = [("tea".to_owned(), 3)].into();
+/// let pool = Pool::builder().workers(2).env(prices).name("till").build()?;
+/// let price = pool.submit_with(|w: &Worker<HashMap<String, u32>>, item: &View<str>| w.env().get(item).copied(), "tea");
+/// assert_eq!(price.wait()?, Some(3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder<E = (), S = NoService, W = ()> {
+    env: E,
+    plan: Plan,
+    granularity: Granularity,
+    spawn: Option<Spawn>,
+    /// A combination that cannot work, reported by `build`.
+    misuse: Option<&'static str>,
+    _types: PhantomData<fn() -> (S, W)>,
+}
+
+impl<E: fmt::Debug, S, W> fmt::Debug for Builder<E, S, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("env", &self.env).field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            env: (),
+            plan: Plan::default(),
+            granularity: Granularity::Fixed(1),
+            spawn: None,
+            misuse: None,
+            _types: PhantomData,
+        }
+    }
+}
+
+impl<E: 'static, S, W: 'static> Builder<E, S, W> {
+    fn retyped<S2, W2>(self) -> Builder<E, S2, W2> {
+        let Self { env, plan, granularity, spawn, misuse, _types } = self;
+        Builder { env, plan, granularity, spawn, misuse, _types: PhantomData }
+    }
+
+    fn set(mut self, f: impl FnOnce(&mut Plan)) -> Self {
+        f(&mut self.plan);
+        self
+    }
+
+    /// How many workers. Default: the usable cores, by affinity and cgroup quota. 0 and more than 4096 are errors.
+    pub fn workers(self, n: usize) -> Self {
+        self.set(|plan| plan.workers = Some(n))
+    }
+
+    /// Data that every worker has: any type, inherited by fork, never serialized.
+    ///
+    /// The master drops its own copy inside `build()`, on that thread; clone what it still needs, or use an `Arc`. So
+    /// a `Drop` with effects outside the process, such as deleting a directory, happens in the master then, and
+    /// never in a worker. Workers share the memory page by page until somebody writes to a page.
+    pub fn env<E2: 'static>(self, env: E2) -> Builder<E2, S, W> {
+        let Self { env: _, plan, granularity, spawn, misuse, _types } = self;
+        let late = plan.state.is_some().then_some("Builder::env must come before Builder::state, which uses it");
+        Builder { env, plan, granularity, spawn, misuse: misuse.or(late), _types: PhantomData }
+    }
+
+    /// A value that each worker makes for itself, after `init`, and hands to its tasks as `&mut` through
+    /// [`Worker::state`]. It is made anew after a panic in a task that used it. An error ends the pool.
+    ///
+    /// ```
+    /// use forkring::{Pool, View, Worker};
+    ///
+    /// let pool = Pool::builder().workers(1).state(|_, _| Ok(0_u64)).build()?;
+    /// let count = |w: &Worker<(), forkring::NoService, u64>, step: &View<u64>| {
+    ///     *w.state() += step.to_native();
+    ///     *w.state()
+    /// };
+    /// assert_eq!(pool.submit_with(count, &2).wait()?, 2);
+    /// assert_eq!(pool.submit_with(count, &3).wait()?, 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn state<W2: 'static>(
+        self,
+        f: impl Fn(&WorkerInfo, &E) -> Result<W2, BoxError> + 'static,
+    ) -> Builder<E, S, W2> {
+        let make = move |info: &WorkerInfo, env: &dyn Any| {
+            let env = env.downcast_ref::<E>().ok_or("Builder::env was called after Builder::state")?;
+            Ok(Box::new(f(info, env)?) as Box<dyn Any>)
+        };
+        self.set(|plan| plan.state = Some(Box::new(make))).retyped()
+    }
+
+    /// Runs in each worker before its first task, in replacements too. An error or a panic makes `build()` fail with
+    /// that message; in a replacement it ends the pool.
+    pub fn init(self, f: impl Fn(&WorkerInfo) -> Result<(), BoxError> + 'static) -> Self {
+        self.set(|plan| plan.init = Some(Box::new(f)))
+    }
+
+    /// How long a worker may take until it is ready. Default: 60 s.
+    pub fn init_timeout(self, limit: Duration) -> Self {
+        self.set(|plan| plan.init_timeout = limit)
+    }
+
+    /// Runs in each worker that leaves in good order: when the pool is closed, not when the worker is killed.
+    pub fn on_exit(self, f: impl Fn(&WorkerInfo) + 'static) -> Self {
+        self.set(|plan| plan.on_exit = Some(Box::new(f)))
+    }
+
+    /// Answers the requests of workers ([`Worker::call`]) in the master. Handlers run on threads of the pool, at most
+    /// one for each worker, so one that blocks keeps only its caller waiting. A panic becomes an error in the task.
+    ///
+    /// ```
+    /// use forkring::{Pool, Service, View, Worker};
+    ///
+    /// let pool = Pool::builder().workers(1).service(|n: u32| n * 2).build()?;
+    /// let doubled = pool.submit_with(|w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()), &4);
+    /// assert_eq!(doubled.wait()?, Ok(8));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn service<Q: Payload, A: Payload>(
+        self,
+        f: impl Fn(Q) -> A + Send + Sync + 'static,
+    ) -> Builder<E, Service<Q, A>, W> {
+        let limit = self.plan.max_payload;
+        let handler = move |bytes: &[u8]| match codec::decode::<Q>(bytes) {
+            Ok(request) => answer(&f(request), limit),
+            Err(error) => codec_answer(error),
+        };
+        self.set(|plan| plan.handler = Some(Handler::Sync(Arc::new(handler)))).retyped()
+    }
+
+    /// As [`service`](Self::service), with a handler that returns a future. It runs on one thread of the pool, or
+    /// where [`service_on`](Self::service_on) puts it.
+    pub fn service_async<Q: Payload, A: Payload, F>(
+        self,
+        f: impl Fn(Q) -> F + Send + Sync + 'static,
+    ) -> Builder<E, Service<Q, A>, W>
+    where
+        F: Future<Output = A> + Send + 'static,
+    {
+        let limit = self.plan.max_payload;
+        let handler = move |bytes: AlignedBytes| -> BoxFuture<'static, Answer> {
+            match codec::decode::<Q>(&bytes) {
+                Ok(request) => {
+                    let future = f(request);
+                    Box::pin(async move { answer(&future.await, limit) })
+                }
+                Err(error) => Box::pin(std::future::ready(codec_answer(error))),
+            }
+        };
+        self.set(|plan| plan.handler = Some(Handler::Async(Arc::new(handler), None))).retyped()
+    }
+
+    /// Where the futures of [`service_async`](Self::service_async) run, for example
+    /// `move |future| { handle.spawn(future); }` with a tokio handle.
+    pub fn service_on(mut self, spawn: impl Fn(BoxFuture<'static, ()>) + Send + Sync + 'static) -> Self {
+        self.spawn = Some(Arc::new(spawn));
+        self
+    }
+
+    /// How many items of a stream share a message, unless the stream says otherwise. Default: one.
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
+        self
+    }
+
+    /// The most bytes that one input, result, service request or answer may take. Default: 4 GiB.
+    ///
+    /// To be called before `service`, whose answers it bounds too.
+    pub fn max_payload(self, bytes: usize) -> Self {
+        self.set(|plan| plan.max_payload = bytes)
+    }
+
+    /// How workers and waiting threads wait. Default: [`WaitPolicy::Adaptive`].
+    pub fn wait_policy(self, policy: WaitPolicy) -> Self {
+        self.set(|plan| plan.wait_policy = policy)
+    }
+
+    /// Closes in the workers every descriptor that the program had open, except for stdin, stdout and stderr. Default:
+    /// they inherit them, as forked processes do.
+    ///
+    /// Values in the environment, or on a stack that [`WorkerInfo::start_worker`] unwinds, must not own one then: a
+    /// worker that drops such a value would close somebody else's number.
+    pub fn close_inherited_fds(self, on: bool) -> Self {
+        self.set(|plan| plan.close_inherited_fds = on)
+    }
+
+    /// A name for messages and threads. Default: `forkring`.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        self.set(|plan| plan.name = name.into())
+    }
+
+    /// Builds the pool: forks the zygote, which forks the workers, and waits until they are ready.
+    ///
+    /// Build pools early, before the program starts threads, where that is possible: a worker inherits the memory of
+    /// this process as it is, and a lock that another thread holds at the moment of the fork stays held in the
+    /// workers for ever. Memory allocation is safe; the first such build of a process says so in the log.
+    ///
+    /// # Errors
+    ///
+    /// A setting out of range; a system call that failed, with its name and cause; `init` or `state` failed in a
+    /// worker. Nothing is left behind then.
+    pub fn build(self) -> Result<Pool<E, S, W>, Error> {
+        let granularity = self.granularity;
+        let handle = self.launch(None, None, true)?;
+        Ok(Pool::from_handle(handle, granularity))
+    }
+
+    fn launch(
+        self,
+        bound: Option<BoundFn>,
+        bound_owner: Option<Box<dyn Any>>,
+        may_unwind: bool,
+    ) -> Result<crate::pool::Handle, Error> {
+        if let Some(misuse) = self.misuse {
+            return Err(Error::new(misuse));
+        }
+        limits::check_granularity(self.granularity)?;
+        let mut plan = self.plan;
+        if let Some(spawn) = self.spawn {
+            match &mut plan.handler {
+                Some(Handler::Async(_, on)) => *on = Some(spawn),
+                _ => return Err(Error::new("Builder::service_on needs Builder::service_async")),
+            }
+        }
+        launch::launch(plan, Box::new(self.env), bound, bound_owner, may_unwind)
+    }
+
+    /// A pool around one closure, which may capture: it forks when it has the closure.
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let factor = 7;
+    /// let times = Pool::builder().workers(2).bind(move |n: i64| n * factor)?;
+    /// assert_eq!(times.submit(&6).wait()?, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn bind<I: Payload, R: Payload, F: Fn(I) -> R + 'static>(self, f: F) -> Result<Bound<I, R>, Error> {
+        let granularity = self.granularity;
+        let owner: Box<F> = Box::new(f);
+        let place = BoundFn(std::ptr::from_ref::<F>(&owner).cast());
+        let handle = self.launch(Some(place), Some(owner), false)?;
+        let pool = Pool::<E, S, W>::from_handle(handle, granularity);
+        Ok(Bound::new(pool, context::bound_task::<F, I, R>()))
+    }
+
+    /// Builds a pool of its own around `f`, which may capture and borrow, runs a stream through it, and closes it.
+    /// Otherwise as [`Pool::iter_stream`].
+    ///
+    /// ```
+    /// use forkring::{Granularity, Pool};
+    ///
+    /// let offset = 100_u64;
+    /// let mut sum = 0;
+    /// let summary = Pool::builder()
+    ///     .workers(2)
+    ///     .granularity(Granularity::Fixed(10))
+    ///     .iter_stream(0..50, |n: u64| n + offset, |result| sum += result.unwrap())?;
+    /// assert_eq!((summary.ok, sum), (50, 6225));
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn iter_stream<I, R, F, G>(
+        self,
+        items: impl IntoIterator<Item = I>,
+        f: F,
+        g: G,
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        F: Fn(I) -> R,
+        G: FnMut(Result<R, TaskError>),
+    {
+        let granularity = self.granularity;
+        let place = BoundFn(std::ptr::from_ref(&f).cast());
+        let handle = self.launch(Some(place), None, false)?;
+        let pool = Pool::<E, S, W>::from_handle(handle, granularity);
+        let summary = pool.map_named(items, context::bound_task::<F, I, R>()).unordered().run(g);
+        pool.close().wait();
+        summary
+    }
+
+    /// As [`iter_stream`](Self::iter_stream), with the worker and the item in place.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn iter_stream_with<I, R, F, G>(
+        self,
+        items: impl IntoIterator<Item = I>,
+        f: F,
+        g: G,
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        F: Fn(&Worker<E, S, W>, &View<I>) -> R,
+        G: FnMut(Result<R, TaskError>),
+    {
+        let granularity = self.granularity;
+        let place = BoundFn(std::ptr::from_ref(&f).cast());
+        let handle = self.launch(Some(place), None, false)?;
+        let pool = Pool::<E, S, W>::from_handle(handle, granularity);
+        let named = context::bound_context_task::<F, E, S, W, I, R>();
+        let summary = pool.map_named(items, named).unordered().run(g);
+        pool.close().wait();
+        summary
+    }
+}
+
+fn answer<A: Payload>(answer: &A, limit: usize) -> Answer {
+    match codec::encode(answer, limit) {
+        Ok(bytes) => (AnswerKind::Value, bytes.into_aligned()),
+        Err(error) => codec_answer(error),
+    }
+}
+
+fn codec_answer(error: impl fmt::Display) -> Answer {
+    (AnswerKind::Codec, AlignedBytes::from(error.to_string().as_bytes()))
+}

@@ -1,0 +1,587 @@
+//! What a task sees of its worker, and the shims that run tasks there.
+
+#![allow(unsafe_code, reason = "the shims recover types that the protocol erased")]
+
+use std::any::Any;
+use std::cell::RefMut;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use crate::builder::Service;
+use crate::error::CodecError;
+use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
+use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Input, Payload, View};
+use crate::panics::{self, Caught};
+use crate::protocol::code::{TaskCode, hash_of};
+use crate::protocol::port::Request;
+use crate::protocol::records::{Panic, sizes_to_bytes};
+use crate::protocol::wire::{AnswerKind, Status};
+
+/// The worker that a task runs in: its environment, its state, and the way to the master's service.
+///
+/// ```
+/// use forkring::{Pool, View, Worker};
+///
+/// let pool = Pool::builder().workers(2).env(vec![10, 20, 30]).build()?;
+/// let third = pool.submit_with(|w: &Worker<Vec<i32>>, i: &View<usize>| w.env()[i.to_native() as usize], &2);
+/// assert_eq!(third.wait()?, 30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Worker<E = (), S = crate::NoService, W = ()> {
+    core: &'static WorkerCore,
+    /// `E` and `W` live in the worker, which is one process with one such value: neither `Send` nor `Sync`.
+    _types: PhantomData<(*const E, *const S, *const W)>,
+}
+
+impl<E, S, W> fmt::Debug for Worker<E, S, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("info", &self.core.info).finish_non_exhaustive()
+    }
+}
+
+impl<E: 'static, S, W: 'static> Worker<E, S, W> {
+    /// The environment that the pool was built with, inherited by fork: the worker's own copy, shared with the other
+    /// processes page by page until somebody writes to it.
+    pub fn env(&self) -> &E {
+        self.core.seed.env.downcast_ref().expect("the pool's type says what its environment is")
+    }
+
+    /// The worker's state, made by [`Builder::state`](crate::Builder::state).
+    ///
+    /// # Panics
+    ///
+    /// If the task has borrowed it already.
+    pub fn state(&self) -> RefMut<'_, W> {
+        self.core.state_used.set(true);
+        let state = self.core.state.try_borrow_mut().expect("the task has borrowed the state already");
+        RefMut::map(state, |state| {
+            // A pool without `state` has the state `()`.
+            let state = state.get_or_insert_with(|| Box::new(()) as Box<dyn Any>);
+            state.downcast_mut().expect("the pool's type says what its state is")
+        })
+    }
+}
+
+impl<E, S, W> Worker<E, S, W> {
+    /// The worker's id, `0 .. workers`. A replacement has its predecessor's.
+    pub fn id(&self) -> usize {
+        self.core.info.id
+    }
+
+    /// Which process of that worker this is, counted from 0.
+    pub fn generation(&self) -> u64 {
+        self.core.info.generation
+    }
+
+    /// Whether the running task has been cancelled: its result will be thrown away, so it may as well stop. Costs a
+    /// load from shared memory. Once true, it stays true for this task.
+    pub fn cancelled(&self) -> bool {
+        self.core.request.get().is_some_and(|index| {
+            self.core.port.try_borrow().is_ok_and(|port| port.cancelled(index))
+        })
+    }
+
+    /// Brings an input, or part of one, back as an owned value.
+    ///
+    /// # Errors
+    ///
+    /// Where the type's own deserialization fails.
+    pub fn decode<I: Payload>(&self, view: &View<I>) -> Result<I, CodecError> {
+        codec::from_view::<I>(view)
+    }
+}
+
+impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
+    /// Asks the master's service and waits for the answer. Other workers are served meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if the handler panicked, the pool is ending, or one of the values could not be encoded.
+    pub fn call(&self, request: &Q) -> Result<A, ServiceError> {
+        let bytes = codec::encode(request, self.core.seed.max_payload).map_err(ServiceError::codec)?;
+        let (kind, answer) = match self.core.port.try_borrow_mut() {
+            Ok(mut port) => port.call(bytes.as_bytes()),
+            Err(_) => return Err(ServiceError::new(ServiceErrorKind::Refused, "a call is under way already")),
+        };
+        let text = || String::from_utf8_lossy(&answer).into_owned();
+        match kind {
+            AnswerKind::Value => codec::decode::<A>(&answer).map_err(ServiceError::codec),
+            AnswerKind::Panicked => Err(ServiceError::new(ServiceErrorKind::Panicked, text())),
+            AnswerKind::Codec => Err(ServiceError::new(ServiceErrorKind::Codec, text())),
+            AnswerKind::Refused => Err(ServiceError::new(ServiceErrorKind::Refused, text())),
+        }
+    }
+}
+
+/// Why a service call has no answer. A payload itself, so that a task can return it.
+#[derive(
+    Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
+pub struct ServiceError {
+    kind: ServiceErrorKind,
+    message: String,
+}
+
+/// What kind of trouble a [`ServiceError`] is.
+#[non_exhaustive]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
+pub enum ServiceErrorKind {
+    /// The handler panicked in the master.
+    Panicked,
+    /// The request or the answer could not be encoded or decoded, or is too large.
+    Codec,
+    /// The pool is ending, or every worker waits for a handler that waits for the pool.
+    Refused,
+}
+
+impl ServiceError {
+    fn new(kind: ServiceErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    fn codec(error: impl fmt::Display) -> Self {
+        Self::new(ServiceErrorKind::Codec, error.to_string())
+    }
+
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> ServiceErrorKind {
+        self.kind
+    }
+
+    /// The cause in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            ServiceErrorKind::Panicked => "the service's handler panicked",
+            ServiceErrorKind::Codec => "the service call could not be encoded",
+            ServiceErrorKind::Refused => "the service call was refused",
+        };
+        write!(f, "{what}: {}", self.message)
+    }
+}
+
+impl std::error::Error for ServiceError {}
+
+/// Which worker this is, as `init`, `state` and `on_exit` see it.
+#[derive(Debug)]
+pub struct WorkerInfo {
+    id: usize,
+    generation: u64,
+}
+
+impl WorkerInfo {
+    pub(crate) fn new(id: usize, generation: u64) -> Self {
+        Self { id, generation }
+    }
+
+    /// The worker's id, `0 .. workers`.
+    pub fn id(&self) -> usize {
+        self.id
+    }
+
+    /// Which process of that worker this is, counted from 0.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// From inside `init`: unwinds the stack that the worker inherited, so that what the program had allocated on
+    /// the way to [`Builder::build`](crate::Builder::build) is dropped in this worker, up to [`StartWorker::catch`],
+    /// which then runs the worker's loop. Never returns.
+    ///
+    /// The destructors of everything on that stack run here too: one that deletes a file or says goodbye on a socket
+    /// does so in every worker. Keep such values off the path between `catch` and `build`.
+    ///
+    /// Where it cannot work, `build()` fails and says why: without a `catch` on the building thread, in a program
+    /// built with `panic = "abort"`, under `iter_stream` and `bind`, or where something between `catch` and `build`
+    /// catches panics (`catch_unwind`, `thread::scope`, a runtime's `spawn`).
+    pub fn start_worker(&self) -> ! {
+        unwind_to_catch()
+    }
+}
+
+/// The place up to which [`WorkerInfo::start_worker`] unwinds.
+#[derive(Debug)]
+pub struct StartWorker;
+
+impl StartWorker {
+    /// Runs `f`, which builds pools; workers that call [`WorkerInfo::start_worker`] unwind to here and serve.
+    ///
+    /// ```
+    /// use forkring::{Pool, StartWorker};
+    ///
+    /// let pool = StartWorker::catch(|| {
+    ///     let large = vec![1_u8; 1 << 20];
+    ///     let pool = Pool::builder().workers(1).init(|info| info.start_worker()).build();
+    ///     drop(large); // the worker has dropped its copy too
+    ///     pool
+    /// })?;
+    /// assert_eq!(pool.submit(|n: u32| n + 1, &1).wait()?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn catch<T>(f: impl FnOnce() -> T) -> T {
+        let _guard = CatchGuard::new();
+        f()
+    }
+}
+
+/// One request in the hands of its shim.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    core: &'static WorkerCore,
+    request: Request,
+    input: &'a [u8],
+}
+
+/// How one item ended, as it travels.
+enum Ended {
+    Value(Encoded),
+    Other(Status, Vec<u8>),
+}
+
+/// Why an item has no value.
+enum Failure {
+    Decode(CodecError),
+    Encode(EncodeError),
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(core: &'static WorkerCore, request: Request, input: &'a [u8]) -> Self {
+        Self { core, request, input }
+    }
+
+    /// Runs `f` on the input, or on each item of a batch, and answers.
+    #[inline]
+    fn run<I: Input + ?Sized, R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
+        match self.request.batch {
+            None => self.run_one(f),
+            Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
+        }
+    }
+
+    #[inline]
+    fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
+        let core = self.core;
+        let ended = self.item(self.input, f);
+        let mut port = core.port.borrow_mut();
+        match &ended {
+            Ended::Value(value) => port.answer(self.request.index, Status::Value, value.as_bytes()),
+            Ended::Other(status, bytes) => port.answer(self.request.index, *status, bytes),
+        }
+    }
+
+    /// Runs user code: decoding, the function, encoding, and the drops between them.
+    #[inline]
+    fn item<R: Payload>(
+        &self,
+        bytes: &[u8],
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) -> Ended {
+        let core = self.core;
+        core.state_used.set(false);
+        let result = panics::guard(|| {
+            let value = f(core, bytes).map_err(Failure::Decode)?;
+            codec::encode(&value, core.seed.max_payload).map_err(Failure::Encode)
+        });
+        match result {
+            Ok(Ok(value)) => Ended::Value(value),
+            Ok(Err(failure)) => failure.ended(),
+            Err(caught) => self.panicked(caught),
+        }
+    }
+
+    #[cold]
+    fn panicked(&self, Caught { message, location }: Caught) -> Ended {
+        self.core.after_panic();
+        Ended::Other(Status::Panicked, Panic { message: message.into(), location: location.into() }.to_bytes())
+    }
+
+    #[inline]
+    fn run_batch<I: Input + ?Sized, R: Payload>(
+        &mut self,
+        items: usize,
+        done: usize,
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) {
+        let (core, index) = (self.core, self.request.index);
+        let Some(batch) = Items::new::<I>(self.input, items) else {
+            return core.port.borrow_mut().answer(index, Status::Decode, b"a batch's table is damaged");
+        };
+        let stride = codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX);
+        let start = {
+            let mut port = core.port.borrow_mut();
+            if let Err(error) = port.reserve_stream(items.saturating_mul(stride.map_or(64, |s| s + 1))) {
+                return port.answer(index, Status::Memory, error.to_string().as_bytes());
+            }
+            port.open_stream(index, 0)
+        };
+        for i in done..items {
+            let ended = match batch.get(i) {
+                Some(bytes) => self.item(bytes, &f),
+                None => Ended::Other(Status::Decode, b"a batch's table is damaged".to_vec()),
+            };
+            let mut port = core.port.borrow_mut();
+            match (&ended, stride) {
+                (Ended::Value(Encoded::Inline { len, bytes }), Some(_)) => {
+                    let mut record = [Status::Value as u8; 1 + STRIDE_MAX];
+                    let len = usize::from(*len).min(STRIDE_MAX);
+                    record[1..=len].copy_from_slice(&bytes[..len]);
+                    port.append(&record[..=len]);
+                }
+                (Ended::Value(value), _) => port.append_sized(Status::SizedValue, value.as_bytes()),
+                (Ended::Other(status, bytes), _) => port.append_sized(*status, bytes),
+            }
+            // One by one, so that a crash in the next item cannot take this one's result along.
+            port.commit();
+        }
+        core.port.borrow_mut().close_stream(index, start);
+    }
+}
+
+/// Fixed-size results up to this many bytes travel without a length.
+pub(crate) const STRIDE_MAX: usize = 16;
+
+impl Failure {
+    #[cold]
+    fn ended(self) -> Ended {
+        match self {
+            Self::Decode(error) => Ended::Other(Status::Decode, error.to_string().into_bytes()),
+            Self::Encode(EncodeError::Codec(error)) => Ended::Other(Status::Encode, error.to_string().into_bytes()),
+            Self::Encode(EncodeError::TooLarge { size, limit }) => {
+                Ended::Other(Status::TooLarge, sizes_to_bytes(size, limit).to_vec())
+            }
+        }
+    }
+}
+
+/// The items of a batch's payload: equal strides for plain types, else a table of ends at the end.
+///
+/// The table has an 8-byte end for each item; an item starts at the next multiple of its alignment.
+struct Items<'a> {
+    bytes: &'a [u8],
+    stride: Option<usize>,
+    table: &'a [u8],
+    align: usize,
+}
+
+impl<'a> Items<'a> {
+    fn new<I: Input + ?Sized>(bytes: &'a [u8], items: usize) -> Option<Self> {
+        let align = codec::view_align::<I>();
+        if let Some(stride) = codec::plain_size::<I>() {
+            let fits = stride.checked_mul(items)? <= bytes.len();
+            return fits.then_some(Self { bytes, stride: Some(stride), table: &[], align });
+        }
+        let table = bytes.len().checked_sub(items.checked_mul(8)?)?;
+        let (bytes, table) = bytes.split_at(table);
+        Some(Self { bytes, stride: None, table, align })
+    }
+
+    #[inline]
+    fn get(&self, i: usize) -> Option<&'a [u8]> {
+        if let Some(stride) = self.stride {
+            return self.bytes.get(i * stride..(i + 1) * stride);
+        }
+        let end = self.end(i)?;
+        let start = if i == 0 { 0 } else { self.end(i - 1)?.checked_next_multiple_of(self.align)? };
+        self.bytes.get(start..end)
+    }
+
+    fn end(&self, i: usize) -> Option<usize> {
+        let word = self.table.get(i * 8..i * 8 + 8)?;
+        usize::try_from(u64::from_le_bytes(word.try_into().ok()?)).ok()
+    }
+}
+
+/// Collects the items of a batch in the form that [`Items`] reads.
+#[derive(Debug, Default)]
+pub(crate) struct BatchBytes {
+    bytes: AlignedBytes,
+    ends: Vec<u8>,
+    items: u32,
+}
+
+impl BatchBytes {
+    /// Adds an item. On an error, what was there before stays.
+    #[inline]
+    pub(crate) fn push<I: Input + ?Sized>(&mut self, item: &I, limit: usize) -> Result<(), EncodeError> {
+        let (_, end) = codec::encode_into(item, limit, &mut self.bytes)?;
+        if codec::plain_size::<I>().is_none() {
+            self.ends.extend_from_slice(&(end as u64).to_le_bytes());
+        }
+        self.items += 1;
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.items
+    }
+
+    pub(crate) fn finish(mut self) -> Encoded {
+        self.bytes.extend_from_slice(&self.ends);
+        Encoded::Heap(self.bytes)
+    }
+}
+
+/// A function that captures nothing, conjured up in a worker.
+///
+/// # Safety
+///
+/// `F` is `Copy` and of size zero, and a value of it existed where the task was submitted.
+#[inline]
+unsafe fn conjure<F: Copy>() -> F {
+    const { assert!(size_of::<F>() == 0) };
+    // SAFETY: a value of size zero has no bytes; the caller vouches that one may exist.
+    unsafe { NonNull::<F>::dangling().read() }
+}
+
+/// Makes sure that a task function captures nothing, and says what to do if it does.
+#[inline]
+pub(crate) fn assert_captures_nothing<F>() {
+    const {
+        assert!(
+            size_of::<F>() == 0,
+            "a task function captures nothing: pass the data as the argument, put it into the pool's env, or make \
+             the pool around the closure with Builder::bind or Builder::iter_stream"
+        );
+    }
+}
+
+/// A function with what is needed to name it in a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    pub(crate) code: &'static TaskCode,
+    pub(crate) types: u64,
+}
+
+/// `Fn(I) -> R`.
+#[inline]
+pub(crate) fn plain_task<F, I, R>(_: &F) -> Named
+where
+    F: Fn(I) -> R + Copy + Send + 'static,
+    I: Payload,
+    R: Payload,
+{
+    assert_captures_nothing::<F>();
+    Named {
+        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>) },
+        types: hash_of::<(F, I, R)>(),
+    }
+}
+
+unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call: NonNull<()>) {
+    // SAFETY: CODE-1: `call` is the worker's `Call`, and nobody else uses it meanwhile.
+    let call = unsafe { call.cast::<Call<'_>>().as_mut() };
+    // SAFETY: `plain_task` had a value.
+    let f = unsafe { conjure::<F>() };
+    call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?)));
+}
+
+/// `Fn(&Worker, &View<I>) -> R`.
+#[inline]
+pub(crate) fn context_task<F, E, S, W, I, R>(_: &F) -> Named
+where
+    F: Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+    I: Input + ?Sized,
+    R: Payload,
+{
+    assert_captures_nothing::<F>();
+    // `I` may borrow and then has no type id; `F` fixes it but for lifetimes.
+    Named {
+        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>) },
+        types: hash_of::<(F, R)>(),
+    }
+}
+
+unsafe fn run_context<F, E, S, W, I, R>(call: NonNull<()>)
+where
+    F: Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + 'static,
+    I: Input + ?Sized,
+    R: Payload,
+{
+    // SAFETY: as in `run_plain`.
+    let call = unsafe { call.cast::<Call<'_>>().as_mut() };
+    // SAFETY: `context_task` had a value.
+    let f = unsafe { conjure::<F>() };
+    call.run::<I, R>(|core, bytes| with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view)));
+}
+
+/// Views the input in place; items of size zero and inline ones are aligned already.
+#[inline]
+fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) -> Result<R, CodecError> {
+    Ok(f(codec::view::<I>(bytes)?))
+}
+
+/// `Fn(I) -> R` that the pool was made around.
+pub(crate) fn bound_task<F: Fn(I) -> R, I: Payload, R: Payload>() -> Named {
+    Named { code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) }, types: hash_of::<(I, R)>() }
+}
+
+unsafe fn run_bound<F: Fn(I) -> R, I: Payload, R: Payload>(call: NonNull<()>) {
+    // SAFETY: as in `run_plain`.
+    let call = unsafe { call.cast::<Call<'_>>().as_mut() };
+    let Some(bound) = call.core.seed.bound else { return };
+    // SAFETY: the pool was forked while an `F` lay there, and its handle submits no other task; the memory is this
+    // worker's own copy and nothing that lies there is ever dropped in it.
+    let f = unsafe { &*bound.0.cast::<F>() };
+    call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?)));
+}
+
+/// `Fn(&Worker, &View<I>) -> R` that the pool was made around.
+pub(crate) fn bound_context_task<F, E, S, W, I, R>() -> Named
+where
+    F: Fn(&Worker<E, S, W>, &View<I>) -> R,
+    I: Payload,
+    R: Payload,
+{
+    Named {
+        code: const { &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>) },
+        types: hash_of::<(I, R)>(),
+    }
+}
+
+unsafe fn run_bound_context<F, E, S, W, I, R>(call: NonNull<()>)
+where
+    F: Fn(&Worker<E, S, W>, &View<I>) -> R,
+    I: Payload,
+    R: Payload,
+{
+    // SAFETY: as in `run_plain`.
+    let call = unsafe { call.cast::<Call<'_>>().as_mut() };
+    let Some(bound) = call.core.seed.bound else { return };
+    // SAFETY: as in `run_bound`.
+    let f = unsafe { &*bound.0.cast::<F>() };
+    call.run::<I, R>(|core, bytes| with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view)));
+}
+
+/// `Fn(&Worker) -> R`, for a broadcast.
+#[inline]
+pub(crate) fn broadcast_task<F, E, S, W, R>(_: &F) -> Named
+where
+    F: Fn(&Worker<E, S, W>) -> R + Copy + Send + 'static,
+    R: Payload,
+{
+    assert_captures_nothing::<F>();
+    Named {
+        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>) },
+        types: hash_of::<(F, R)>(),
+    }
+}
+
+unsafe fn run_broadcast<F, E, S, W, R>(call: NonNull<()>)
+where
+    F: Fn(&Worker<E, S, W>) -> R + Copy + 'static,
+    R: Payload,
+{
+    // SAFETY: as in `run_plain`.
+    let call = unsafe { call.cast::<Call<'_>>().as_mut() };
+    // SAFETY: `broadcast_task` had a value.
+    let f = unsafe { conjure::<F>() };
+    call.run::<(), R>(|core, _| Ok(f(&Worker { core, _types: PhantomData })));
+}

@@ -1,0 +1,335 @@
+//! What can go wrong: [`TaskError`] for one task, [`Error`] for building pools and running streams.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A value could not be turned into bytes, or bytes could not be turned into the value.
+///
+/// The text is the one of the codec, for example the path to the field that failed validation.
+#[derive(Clone, Debug)]
+pub struct CodecError {
+    message: Arc<str>,
+}
+
+impl CodecError {
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self { message: Arc::from(message.to_string()) }
+    }
+
+    /// The codec's own words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CodecError {}
+
+/// Why one task has no result. A task that returns `Result<T, E>` comes back as `Ok(Result<T, E>)`: what is in here
+/// is never the task's own error.
+///
+/// ```
+/// use forkring::{Pool, TaskError};
+///
+/// let pool = Pool::new(1)?;
+/// let outcome = pool.submit(|n: u32| if n > 2 { panic!("{n} is too many") } else { n }, &3).wait();
+/// match outcome {
+///     Err(TaskError::Panicked(panic)) => assert_eq!(panic.message(), "3 is too many"),
+///     other => unreachable!("{other:?}"),
+/// }
+/// # Ok::<(), forkring::Error>(())
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub enum TaskError {
+    /// The task panicked. Its worker lives on.
+    Panicked(Panicked),
+    /// The worker process died while it ran this task, which may have had effects.
+    WorkerLost(WorkerLost),
+    /// The task or its deadline ran out of time.
+    TimedOut {
+        /// The limit that was in force.
+        limit: Duration,
+    },
+    /// The task was cancelled, or killed on request.
+    Cancelled,
+    /// The pool was terminated, or its last handle dropped, before the task ended.
+    Terminated,
+    /// The task was submitted after the pool had been closed.
+    Closed,
+    /// The pool can run nothing any more.
+    PoolFailed(PoolFailure),
+    /// The input or the result could not be turned into bytes.
+    Encode(CodecError),
+    /// The input or the result could not be read from its bytes.
+    Decode(CodecError),
+    /// The input or the result is larger than the pool's `max_payload`.
+    TooLarge {
+        /// Bytes that the value takes.
+        size: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The workers do not have the task's code, for example because its library was loaded after the pool was built.
+    UnknownTask,
+    /// The handle belongs to another process: it was inherited by a worker or by a fork of the program.
+    NotInThisProcess,
+}
+
+macro_rules! predicates {
+    ($($(#[$doc:meta])* $name:ident => $pattern:pat,)+) => {
+        impl TaskError {
+            $($(#[$doc])* pub fn $name(&self) -> bool { matches!(self, $pattern) })+
+        }
+    };
+}
+
+predicates! {
+    /// Whether this is [`TaskError::Panicked`].
+    is_panicked => Self::Panicked(_),
+    /// Whether this is [`TaskError::WorkerLost`].
+    is_worker_lost => Self::WorkerLost(_),
+    /// Whether this is [`TaskError::TimedOut`].
+    is_timed_out => Self::TimedOut { .. },
+    /// Whether this is [`TaskError::Cancelled`].
+    is_cancelled => Self::Cancelled,
+    /// Whether this is [`TaskError::Terminated`].
+    is_terminated => Self::Terminated,
+    /// Whether this is [`TaskError::Closed`].
+    is_closed => Self::Closed,
+    /// Whether this is [`TaskError::PoolFailed`].
+    is_pool_failed => Self::PoolFailed(_),
+    /// Whether this is [`TaskError::Encode`].
+    is_encode => Self::Encode(_),
+    /// Whether this is [`TaskError::Decode`].
+    is_decode => Self::Decode(_),
+    /// Whether this is [`TaskError::TooLarge`].
+    is_too_large => Self::TooLarge { .. },
+    /// Whether this is [`TaskError::UnknownTask`].
+    is_unknown_task => Self::UnknownTask,
+    /// Whether this is [`TaskError::NotInThisProcess`].
+    is_not_in_this_process => Self::NotInThisProcess,
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked(panic) => panic.fmt(f),
+            Self::WorkerLost(lost) => lost.fmt(f),
+            Self::TimedOut { limit } => write!(f, "the task ran out of its {limit:?}"),
+            Self::Cancelled => f.write_str("the task was cancelled"),
+            Self::Terminated => f.write_str("the pool was terminated before the task ended"),
+            Self::Closed => f.write_str("the pool is closed; submit before close()"),
+            Self::PoolFailed(failure) => write!(f, "the pool has failed: {failure}"),
+            Self::Encode(error) => write!(f, "a value could not be encoded: {error}"),
+            Self::Decode(error) => write!(f, "a value could not be decoded: {error}"),
+            Self::TooLarge { size, limit } => {
+                write!(f, "a value takes {size} bytes and max_payload allows {limit}; raise Builder::max_payload")
+            }
+            Self::UnknownTask => f.write_str(
+                "the workers do not have this function; load its library before the pool is built",
+            ),
+            Self::NotInThisProcess => f.write_str(
+                "this handle belongs to another process; build a pool in the process that uses it",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for TaskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Encode(error) | Self::Decode(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A panic in a task.
+#[derive(Clone, Debug)]
+pub struct Panicked {
+    message: Arc<str>,
+    location: Arc<str>,
+}
+
+impl Panicked {
+    pub(crate) fn new(message: &str, location: &str) -> Self {
+        Self { message: message.into(), location: location.into() }
+    }
+
+    /// The panic's message, or a stand-in where the payload was not a string.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Where the task panicked, as `file:line:column`; empty where that is not known.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the task panicked: {}", self.message)?;
+        if self.location.is_empty() { Ok(()) } else { write!(f, " (at {})", self.location) }
+    }
+}
+
+/// The death of a worker process, seen from the task that it was running.
+#[derive(Clone, Debug)]
+pub struct WorkerLost {
+    pub(crate) inner: Arc<LostDetails>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct LostDetails {
+    pub(crate) worker: usize,
+    pub(crate) generation: u64,
+    pub(crate) pid: u32,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) attempts: u32,
+    pub(crate) hint: Option<LossHint>,
+}
+
+/// What may lie behind the loss of a worker.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossHint {
+    /// SIGKILL from outside, as the kernel sends when memory runs out.
+    OutOfMemory,
+    /// The worker had written something impossible to shared memory and was killed for it.
+    Violation(&'static str),
+}
+
+impl WorkerLost {
+    /// The worker's id, `0 .. workers`.
+    pub fn worker(&self) -> usize {
+        self.inner.worker
+    }
+
+    /// Which process of that worker it was, counted from 0.
+    pub fn generation(&self) -> u64 {
+        self.inner.generation
+    }
+
+    /// The process id that it had.
+    pub fn pid(&self) -> u32 {
+        self.inner.pid
+    }
+
+    /// The exit code, where the process left by itself.
+    pub fn exit_code(&self) -> Option<i32> {
+        self.inner.exit_code
+    }
+
+    /// The signal, where one ended the process.
+    pub fn signal(&self) -> Option<i32> {
+        self.inner.signal
+    }
+
+    /// How many times the task was started in all.
+    pub fn attempts(&self) -> u32 {
+        self.inner.attempts
+    }
+
+    /// What may lie behind it.
+    pub fn hint(&self) -> Option<LossHint> {
+        self.inner.hint
+    }
+}
+
+impl fmt::Display for WorkerLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint } = &*self.inner;
+        write!(f, "worker {worker} (generation {generation}, pid {pid}) ")?;
+        match (exit_code, signal) {
+            (Some(code), _) => write!(f, "left with exit code {code}")?,
+            (_, Some(signal)) => write!(f, "was ended by {}", signal_name(*signal))?,
+            _ => f.write_str("was lost")?,
+        }
+        f.write_str(" while it ran the task")?;
+        if *attempts > 1 {
+            write!(f, " (attempt {attempts})")?;
+        }
+        match hint {
+            Some(LossHint::OutOfMemory) => f.write_str("; out of memory?"),
+            Some(LossHint::Violation(what)) => write!(f, "; it broke the protocol: {what}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A signal's name, as `SIGKILL (9)`.
+pub(crate) fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(known) => format!("{} ({signal})", known.as_str()),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+/// Why a pool can run nothing any more.
+#[derive(Clone, Debug)]
+pub struct PoolFailure {
+    message: Arc<str>,
+}
+
+impl PoolFailure {
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self { message: Arc::from(message.to_string()) }
+    }
+
+    /// The cause.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for PoolFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PoolFailure {}
+
+/// Any error of the user's, as `init` and `state` may return it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a pool could not be built or a stream could not run.
+#[derive(Debug)]
+pub struct Error {
+    message: String,
+    source: Option<BoxError>,
+}
+
+impl Error {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    pub(crate) fn caused(message: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        Self { message: message.into(), source: Some(source.into()) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "{}: {source}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|e| e as _)
+    }
+}

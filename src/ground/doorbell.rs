@@ -1,0 +1,207 @@
+//! A doorbell says "look", nothing more: not how often, not why (traps 13).
+//!
+//! It is the slow half of a hand-shake. The sleeper's flag and the fences around it decide whether to ring; they
+//! belong to whoever owns the memory, and are unknown here. Rings that come before the sleeper looks count as one,
+//! and a ring that nobody waits for is kept.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{pipe2, read, write};
+
+use super::sys::poll::wait_readable;
+use super::sys::{Call, Result, SysError, retry_interrupted};
+
+/// Something that one process rings and another one sleeps on.
+///
+/// Both sides hold all its descriptors. For the pipe that means that a ringer holds the reading end too, so that
+/// its write can never fail with EPIPE, nor raise SIGPIPE in a program that did not ignore it.
+///
+/// Every descriptor is non-blocking: a write to a full eventfd or pipe would otherwise hang the ringer (traps 21).
+/// The flag belongs to the open file description (open(2)), so it travels over a socket with the descriptor.
+#[derive(Debug)]
+pub(crate) struct Doorbell {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Event(OwnedFd),
+    Pipe { reader: OwnedFd, writer: OwnedFd },
+}
+
+impl Doorbell {
+    /// An eventfd, or a pipe where none can be had (an old sandbox, a seccomp filter).
+    pub(crate) fn new() -> Result<Self> {
+        Self::eventfd().or_else(|_| Self::pipe())
+    }
+
+    pub(crate) fn eventfd() -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let fd = EventFd::from_flags(flags).call("eventfd")?;
+        Ok(Self { kind: Kind::Event(fd.into()) })
+    }
+
+    pub(crate) fn pipe() -> Result<Self> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
+        Ok(Self { kind: Kind::Pipe { reader, writer } })
+    }
+
+    /// From the descriptors of [`Doorbell::fds`], in that order, as they arrived from another process.
+    pub(crate) fn from_fds(fds: Vec<OwnedFd>) -> Result<Self> {
+        let mut fds = fds.into_iter();
+        let kind = match (fds.next(), fds.next(), fds.next()) {
+            (Some(fd), None, None) => Kind::Event(fd),
+            (Some(reader), Some(writer), None) => Kind::Pipe { reader, writer },
+            _ => return Err(SysError::new("recvmsg(doorbell)", Errno::EBADMSG)),
+        };
+        Ok(Self { kind })
+    }
+
+    /// What to send to the other side: one descriptor, or two.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (first, second) = match &self.kind {
+            Kind::Event(fd) => (fd, None),
+            Kind::Pipe { reader, writer } => (reader, Some(writer)),
+        };
+        std::iter::once(first).chain(second).map(OwnedFd::as_fd)
+    }
+
+    /// Readable while rung: for waiting on several doorbells, or on one and a peer's death. Whoever was woken so
+    /// must [`Doorbell::clear`] it.
+    #[inline]
+    pub(crate) fn wait_fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Event(fd) | Kind::Pipe { reader: fd, .. } => fd.as_fd(),
+        }
+    }
+
+    /// Rings: one system call, which never blocks.
+    pub(crate) fn ring(&self) {
+        let (fd, message): (_, &[u8]) = match &self.kind {
+            // An eventfd takes exactly an integer of eight bytes (eventfd(2)).
+            Kind::Event(fd) => (fd, &1u64.to_ne_bytes()),
+            Kind::Pipe { writer, .. } => (writer, &[1]),
+        };
+        // EAGAIN: full, hence already rung. No other error can come from a non-blocking descriptor that we hold open
+        // together with its reading end, and if a seccomp filter invents one, the caller could do nothing about it:
+        // the sleeper also wakes up for time limits and deaths.
+        let _ = retry_interrupted(|| write(fd, message));
+    }
+
+    /// Sleeps until somebody rings, at most `timeout` (`None`: for ever); `true` when rung, and then the ring is
+    /// consumed. A ring from before the call counts. A `false` may come early when the kernel is out of memory.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut remaining = deadline.and(timeout);
+        loop {
+            match wait_readable(&[self.wait_fd()], remaining) {
+                Ok(0) | Err(_) => return false,
+                // Another waiter can have been faster: then it is not our ring.
+                Ok(_) if self.drain() => return true,
+                Ok(_) => {}
+            }
+            remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Forgets rings so far, without blocking. To be called **before** looking at what the ring was about.
+    pub(crate) fn clear(&self) {
+        self.drain();
+    }
+
+    /// Consumes; was there anything?
+    fn drain(&self) -> bool {
+        // One read resets an eventfd (eventfd(2)); a pipe may need several.
+        let mut buffer = [0; 512];
+        let mut rung = false;
+        loop {
+            match retry_interrupted(|| read(self.wait_fd(), &mut buffer)) {
+                Ok(bytes) if bytes > 0 => rung = true,
+                // EAGAIN, or an end that cannot come while we hold the writer.
+                Ok(_) | Err(_) => return rung,
+            }
+            if matches!(self.kind, Kind::Event(_)) {
+                return rung;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
+    const NOW: Option<Duration> = Some(Duration::ZERO);
+
+    /// Both kinds. That no descriptor blocks is checked first, since otherwise these tests would hang.
+    fn both() -> [Doorbell; 2] {
+        let bells = [Doorbell::eventfd().unwrap(), Doorbell::pipe().unwrap()];
+        for fd in bells.iter().flat_map(Doorbell::fds) {
+            assert!(
+                OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK)
+            );
+            assert_eq!(fcntl(fd, FcntlArg::F_GETFD), Ok(FdFlag::FD_CLOEXEC.bits()));
+        }
+        bells
+    }
+
+    #[test]
+    fn a_ring_is_kept_and_many_are_one() {
+        for bell in both().into_iter().chain([Doorbell::new().unwrap()]) {
+            assert!(!bell.wait(NOW));
+            for _ in 0..3 {
+                bell.ring();
+            }
+            assert!(bell.wait(PATIENCE));
+            assert!(!bell.wait(NOW));
+            bell.ring();
+            bell.clear();
+            bell.clear();
+            assert!(!bell.wait(Some(Duration::from_millis(1))));
+        }
+    }
+
+    #[test]
+    fn a_full_doorbell_does_not_block_its_ringer() {
+        for bell in both() {
+            match &bell.kind {
+                // One below the most that a counter takes, at which a blocking write would hang (eventfd(2)).
+                Kind::Event(fd) => assert_eq!(write(fd, &(u64::MAX - 1).to_ne_bytes()), Ok(8)),
+                Kind::Pipe { writer, .. } => while write(writer, &[0; 4096]).is_ok() {},
+            }
+            bell.ring();
+            assert!(bell.wait(NOW));
+            assert!(!bell.wait(NOW));
+        }
+    }
+
+    #[test]
+    fn wakes_another_thread() {
+        for bell in both() {
+            std::thread::scope(|scope| {
+                let sleeper = scope.spawn(|| bell.wait(PATIENCE));
+                bell.ring();
+                assert!(sleeper.join().unwrap());
+            });
+        }
+    }
+
+    #[test]
+    fn rings_through_duplicated_descriptors() {
+        for bell in both() {
+            let fds = bell.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+            let peer = Doorbell::from_fds(fds).unwrap();
+            peer.ring();
+            assert_eq!(wait_readable(&[bell.wait_fd()], NOW).unwrap(), 1);
+            drop(peer);
+            assert!(bell.wait(NOW));
+        }
+        assert!(Doorbell::from_fds(Vec::new()).is_err());
+    }
+}

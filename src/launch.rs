@@ -1,0 +1,225 @@
+//! From a plan to a running pool: the fork of the zygote and what surrounds it.
+
+#![allow(unsafe_code, reason = "fork")]
+
+use std::any::Any;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, TaskError};
+use crate::ground::doorbell::Doorbell;
+use crate::ground::spin::{SpinBudget, WaitPolicy};
+use crate::ground::sys::objects::Objects;
+use crate::ground::sys::process::{self, Fork, PidFd};
+use crate::ground::sys::socket::Socket;
+use crate::ground::sys::{SysError, cores};
+use crate::life::core::{Core, Phase};
+use crate::life::driver::Driver;
+use crate::life::registry::{self, Registry};
+use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
+use crate::life::service::{Handler, Host};
+use crate::life::station::{Bell, Station};
+use crate::life::zygote::{self, Launch};
+use crate::life::threads;
+use crate::limits;
+use crate::panics;
+use crate::pool::Handle;
+
+/// What a builder has collected, apart from what has a type parameter.
+pub(crate) struct Plan {
+    pub(crate) workers: Option<usize>,
+    pub(crate) init: Option<Init>,
+    pub(crate) state: Option<MakeState>,
+    pub(crate) on_exit: Option<OnExit>,
+    pub(crate) handler: Option<Handler>,
+    pub(crate) max_payload: usize,
+    pub(crate) wait_policy: WaitPolicy,
+    pub(crate) init_timeout: Duration,
+    pub(crate) close_inherited_fds: bool,
+    pub(crate) name: String,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan").field("name", &self.name).field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            init: None,
+            state: None,
+            on_exit: None,
+            handler: None,
+            max_payload: limits::MAX_PAYLOAD_DEFAULT,
+            wait_policy: WaitPolicy::default(),
+            init_timeout: limits::INIT_TIMEOUT_DEFAULT,
+            close_inherited_fds: false,
+            name: "forkring".to_owned(),
+        }
+    }
+}
+
+/// The master's ends of what it shares with the zygote.
+struct Ends {
+    socket: Socket,
+    zygote: PidFd,
+    driver_bell: Arc<Doorbell>,
+    stations: Box<[Station]>,
+    handler: Option<Handler>,
+}
+
+/// All that exists at the moment of the fork. Leaked while both processes have it: no value of ours that owns a
+/// descriptor or something of the user's stands on the stack that a worker may unwind.
+struct AtFork {
+    launch: Launch,
+    socket: Socket,
+    driver_bell: Doorbell,
+    stations: Box<[Station]>,
+    handler: Option<Handler>,
+}
+
+/// Builds a pool and waits until its workers are ready.
+pub(crate) fn launch(
+    plan: Plan,
+    env: Box<dyn Any>,
+    bound: Option<BoundFn>,
+    bound_owner: Option<Box<dyn Any>>,
+    may_unwind: bool,
+) -> Result<Handle, Error> {
+    let cores = cores::usable_cores();
+    let workers = plan.workers.unwrap_or(cores);
+    limits::check_workers(workers)?;
+    limits::check_max_payload(plan.max_payload)?;
+    registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
+    panics::install();
+    warn_of_threads(&plan.name);
+    let spin = SpinBudget::new(plan.wait_policy, workers, cores);
+    let objects = Objects::load();
+    let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } = plan;
+    let seed = Seed {
+        name: name.clone(),
+        env,
+        init,
+        state,
+        on_exit,
+        bound_owner,
+        bound,
+        may_unwind,
+        objects: objects.clone(),
+        max_payload,
+        spin,
+        close_inherited_fds,
+    };
+    let failed = |error: SysError| Error::caused(format!("the pool {name:?} could not be built"), error);
+    let Ends { socket, zygote, driver_bell, stations, handler } =
+        fork_zygote(seed, handler, workers).map_err(failed)?;
+    let host = handler.map(Host::new);
+    let core =
+        Arc::new(Core::new(name.clone(), max_payload, objects, spin, stations, host, driver_bell.clone()));
+    let _ = core.me.set(Arc::downgrade(&core));
+    let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
+    let handle = Handle::first(core.clone());
+    threads::spawn(format!("{name}-driver"), move || driver.run())
+        .map_err(|error| Error::caused(format!("the pool {name:?} could not start its thread"), error))?;
+    core.wait_for(Phase::Open, None);
+    if core.phase() == Phase::Open {
+        return Ok(handle);
+    }
+    core.end(TaskError::Terminated);
+    core.wait_for(Phase::Ended, None);
+    let cause = core.failure().map_or_else(|| "it ended".to_owned(), |failure| failure.to_string());
+    Err(Error::new(format!("the pool {name:?} could not be built: {cause}")))
+}
+
+/// Makes what is shared, forks the zygote, and drops the master's copy of the seed.
+fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<Ends, SysError> {
+    let mut registry = registry::lock();
+    let at_fork = Box::into_raw(Box::new(prepare(seed, handler, &mut registry, workers)?));
+    let forked = fork_and_run(&mut registry, at_fork);
+    // SAFETY: made by `Box::into_raw` above; the zygote has its own copy.
+    let AtFork { launch, socket, driver_bell, mut stations, handler } = *unsafe { Box::from_raw(at_fork) };
+    let opened = forked.and_then(|pid| {
+        PidFd::open(pid).inspect_err(|_| {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = process::wait_child(pid);
+        })
+    });
+    if let Ok(zygote) = &opened {
+        registry.add(zygote.as_fd());
+    } else {
+        registry.remove(socket.as_fd());
+        driver_bell.fds().for_each(|fd| registry.remove(fd));
+        for station in &mut stations {
+            station.for_each_fd(|fd| registry.remove(fd));
+        }
+    }
+    // The zygote's ends close here; they were never registered, and the lock is still held.
+    let Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: _ } = launch;
+    drop((theirs, their_bell, master));
+    drop(registry);
+    // User code, on this thread, with nothing held.
+    drop(seed);
+    Ok(Ends { socket, zygote: opened?, driver_bell: Arc::new(driver_bell), stations, handler })
+}
+
+fn prepare(
+    seed: Seed,
+    handler: Option<Handler>,
+    registry: &mut Registry,
+    workers: usize,
+) -> Result<AtFork, SysError> {
+    let (socket, theirs) = Socket::pair()?;
+    let driver_bell = Doorbell::new()?;
+    let their_bell = duplicate(&driver_bell)?;
+    let master = PidFd::open(process::own_pid())?;
+    let mut stations = (0..workers)
+        .map(|id| Ok(Station::new(id, Arc::new(Doorbell::new()?), Arc::new(Bell(Doorbell::new()?)))))
+        .collect::<Result<Box<[Station]>, SysError>>()?;
+    registry.add(socket.as_fd());
+    driver_bell.fds().for_each(|fd| registry.add(fd));
+    for station in &mut stations {
+        station.for_each_fd(|fd| registry.add(fd));
+    }
+    let launch = Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: registry.all() };
+    Ok(AtFork { launch, socket, driver_bell, stations, handler })
+}
+
+/// Another set of descriptors for the same doorbell.
+fn duplicate(bell: &Doorbell) -> Result<Doorbell, SysError> {
+    let fds = bell.fds().map(|fd| fd.try_clone_to_owned()).collect::<Result<Vec<_>, _>>();
+    Doorbell::from_fds(fds.map_err(|error| SysError::new("dup", error))?)
+}
+
+/// Forks. Apart from the frames of callers there is nothing here for a worker to unwind but plain words.
+fn fork_and_run(registry: &mut Registry, at_fork: *mut AtFork) -> Result<process::Pid, SysError> {
+    let fork = registry.around_fork(|| {
+        // SAFETY: the child runs `zygote::run`, which takes no lock of this process but malloc's.
+        unsafe { process::fork() }
+    })?;
+    match fork {
+        Fork::Parent(pid) => Ok(pid),
+        Fork::Child => {
+            registry.abandon();
+            // SAFETY: in the child nobody else has the box, and nobody frees it.
+            let at_fork: &'static AtFork = unsafe { &*at_fork };
+            zygote::run(&at_fork.launch)
+        }
+    }
+}
+
+/// Says once a process what forking with threads puts at risk.
+fn warn_of_threads(name: &str) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    let others = process::thread_count().unwrap_or(1).saturating_sub(1 + threads::count());
+    if others > 0 && !WARNED.swap(true, Ordering::Relaxed) {
+        crate::hooks::info(format_args!(
+            "{name}: the pool is built while the program has {others} other threads; a lock that one of them holds \
+             at this moment, other than malloc's, stays held in the workers. Build pools before starting threads."
+        ));
+    }
+}

@@ -1,0 +1,287 @@
+//! What all handles of a pool, its tasks and its driver share.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::service::{Host, Request};
+use super::station::Station;
+use crate::error::{PoolFailure, TaskError};
+use crate::ground::doorbell::Doorbell;
+use crate::ground::spin::SpinBudget;
+use crate::ground::sys::fork_generation;
+use crate::ground::sys::objects::Objects;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// Set once the pool is shared.
+    pub(crate) me: OnceLock<Weak<Core>>,
+    pub(crate) name: String,
+    fork_generation: u32,
+    pub(crate) max_payload: usize,
+    pub(crate) objects: Objects,
+    pub(crate) spin: SpinBudget,
+    pub(crate) stations: Box<[Station]>,
+    /// Stations that have nothing to do, and stations that hold more than they are running.
+    pub(crate) idle: StationSet,
+    pub(crate) surplus: StationSet,
+    /// Where the next task goes if no station is idle.
+    pub(crate) next: AtomicUsize,
+    handles: AtomicUsize,
+    /// Handlers of this pool's service that wait for tasks of this pool.
+    pub(crate) nested: AtomicUsize,
+    service: Option<Host>,
+    phase: AtomicU8,
+    life: Mutex<Life>,
+    life_changed: Condvar,
+}
+
+/// How far a pool is. Only moves down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Building,
+    Open,
+    /// Takes nothing more, finishes what it has.
+    Closing,
+    /// Ends now: terminated, dropped, or failed.
+    Ending,
+    /// No process, descriptor or thread is left.
+    Ended,
+}
+
+#[derive(Debug)]
+struct Life {
+    phase: Phase,
+    failure: Option<PoolFailure>,
+    wakers: Vec<Waker>,
+    /// The driver's doorbell, until the pool has ended.
+    bell: Option<Arc<Doorbell>>,
+}
+
+impl Core {
+    #[expect(clippy::too_many_arguments, reason = "one caller; each is a field")]
+    pub(crate) fn new(
+        name: String,
+        max_payload: usize,
+        objects: Objects,
+        spin: SpinBudget,
+        stations: Box<[Station]>,
+        service: Option<Host>,
+        bell: Arc<Doorbell>,
+    ) -> Self {
+        let count = stations.len();
+        Self {
+            me: OnceLock::new(),
+            name,
+            fork_generation: fork_generation::current(),
+            max_payload,
+            objects,
+            spin,
+            stations,
+            idle: StationSet::new(count),
+            surplus: StationSet::new(count),
+            next: AtomicUsize::new(0),
+            handles: AtomicUsize::new(1),
+            nested: AtomicUsize::new(0),
+            service,
+            phase: AtomicU8::new(Phase::Building as u8),
+            life: Mutex::new(Life {
+                phase: Phase::Building,
+                failure: None,
+                wakers: Vec::new(),
+                bell: Some(bell),
+            }),
+            life_changed: Condvar::new(),
+        }
+    }
+
+    /// Whether this process is the one that built the pool. In any other its handles are inert.
+    #[inline]
+    pub(crate) fn is_here(&self) -> bool {
+        fork_generation::current() == self.fork_generation
+    }
+
+    #[inline]
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Building,
+            1 => Phase::Open,
+            2 => Phase::Closing,
+            3 => Phase::Ending,
+            _ => Phase::Ended,
+        }
+    }
+
+    /// Moves on to `phase` unless the pool is there or further already. `true`: it moved.
+    pub(crate) fn advance(&self, phase: Phase, failure: Option<PoolFailure>) -> bool {
+        let mut life = self.life.lock();
+        if life.phase >= phase {
+            return false;
+        }
+        life.phase = phase;
+        if life.failure.is_none() {
+            life.failure = failure;
+        }
+        self.phase.store(phase as u8, Ordering::Release);
+        let wakers = match phase {
+            Phase::Ended => std::mem::take(&mut life.wakers),
+            _ => Vec::new(),
+        };
+        drop(life);
+        self.life_changed.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    pub(crate) fn failure(&self) -> Option<PoolFailure> {
+        self.life.lock().failure.clone()
+    }
+
+    /// Wakes the driver, if the pool still has one.
+    pub(crate) fn ring_driver(&self) {
+        let bell = self.life.lock().bell.clone();
+        if let Some(bell) = bell {
+            bell.ring();
+        }
+    }
+
+    /// Gives up the driver's doorbell: nobody can ring it any more.
+    pub(crate) fn take_bell(&self) -> Option<Arc<Doorbell>> {
+        self.life.lock().bell.take()
+    }
+
+    /// Blocks until the pool is at least in `phase`; `false` when the time is over first.
+    pub(crate) fn wait_for(&self, phase: Phase, limit: Option<Duration>) -> bool {
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let mut life = self.life.lock();
+        while life.phase < phase {
+            match deadline {
+                None => self.life_changed.wait(&mut life),
+                Some(deadline) => {
+                    if self.life_changed.wait_until(&mut life, deadline).timed_out() {
+                        return life.phase >= phase;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether the pool has ended; if not, `waker` is called when it has.
+    pub(crate) fn poll_ended(&self, waker: &Waker) -> bool {
+        let mut life = self.life.lock();
+        if life.phase == Phase::Ended {
+            return true;
+        }
+        if !life.wakers.iter().any(|known| known.will_wake(waker)) {
+            life.wakers.push(waker.clone());
+        }
+        false
+    }
+
+    /// Takes no more tasks; those that were taken finish.
+    pub(crate) fn close(&self) {
+        if self.advance(Phase::Closing, None) {
+            for station in &self.stations {
+                let mut station = station.own(self);
+                if station.refusal.is_none() {
+                    station.refusal = Some(TaskError::Closed);
+                }
+            }
+            self.ring_driver();
+        }
+    }
+
+    /// Ends the pool: what has not finished ends with `error`.
+    pub(crate) fn end(&self, error: TaskError) {
+        let failure = match &error {
+            TaskError::PoolFailed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        self.advance(Phase::Ending, failure);
+        for station in &self.stations {
+            station.own(self).put_down(&error);
+        }
+        self.ring_driver();
+    }
+
+    pub(crate) fn add_handle(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `true`: that was the last one.
+    pub(crate) fn drop_handle(&self) -> bool {
+        self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Passes a service call on. Must not be called while a station is owned.
+    pub(crate) fn serve(self: &Core, call: Request) {
+        match &self.service {
+            Some(host) => host.serve(self, call),
+            None => self.refuse_call(&call, "the pool has no service"),
+        }
+    }
+
+    pub(crate) fn service(&self) -> Option<&Host> {
+        self.service.as_ref()
+    }
+}
+
+/// A set of stations that any thread may change.
+#[derive(Debug)]
+pub(crate) struct StationSet {
+    words: Box<[AtomicU64]>,
+}
+
+impl StationSet {
+    fn new(stations: usize) -> Self {
+        Self { words: (0..stations.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// SeqCst: whoever adds itself here and then looks at the other set is seen, or sees (edge BALANCE).
+    pub(crate) fn set(&self, station: usize) {
+        self.words[station / 64].fetch_or(1 << (station % 64), Ordering::SeqCst);
+    }
+
+    pub(crate) fn clear(&self, station: usize) {
+        let word = &self.words[station / 64];
+        if word.load(Ordering::Relaxed) & 1 << (station % 64) != 0 {
+            word.fetch_and(!(1 << (station % 64)), Ordering::SeqCst);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.words.iter().any(|word| word.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Some member, looking from `from` on.
+    pub(crate) fn first(&self) -> Option<usize> {
+        self.words.iter().enumerate().find_map(|(i, word)| {
+            let word = word.load(Ordering::SeqCst);
+            (word != 0).then(|| i * 64 + word.trailing_zeros() as usize)
+        })
+    }
+
+    /// Takes some member out.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<usize> {
+        for (i, word) in self.words.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let bit = bits & bits.wrapping_neg();
+                let seen = word.fetch_and(!bit, Ordering::SeqCst);
+                if seen & bit != 0 {
+                    return Some(i * 64 + bit.trailing_zeros() as usize);
+                }
+                bits = seen & !bit;
+            }
+        }
+        None
+    }
+}

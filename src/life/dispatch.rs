@@ -1,0 +1,160 @@
+//! Which station a task goes to, how work moves between stations, and how it is called off.
+//!
+//! A task goes to an idle station if there is one, else around. Whenever a station has nothing to do while another
+//! holds tasks that it has not started, some of those move: a station that becomes idle adds itself to the idle set and
+//! then looks for surplus; one that gets a surplus adds itself to that set and then looks for idle stations. Both do
+//! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
+
+use std::sync::atomic::Ordering;
+
+use super::core::Core;
+use super::job::{Job, JobRef, Outcome, Place};
+use super::station::{Owned, Stage};
+use crate::error::TaskError;
+use crate::protocol::lane::Parcel;
+
+/// At most this many tasks move at a time.
+const MOVE_MAX: u64 = 128;
+
+impl Core {
+    /// Hands a job to a station.
+    #[inline]
+    pub(crate) fn submit(&self, job: JobRef, parcel: Parcel) {
+        let station = match self.stations.len() {
+            1 => 0,
+            count => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) % count),
+        };
+        self.submit_at(station, job, parcel);
+    }
+
+    /// Hands a job to this station.
+    #[inline]
+    pub(crate) fn submit_at(&self, station: usize, job: JobRef, parcel: Parcel) {
+        if let Some((mut owned, job, parcel)) = self.stations[station].own_or_leave(self, job, parcel) {
+            owned.leave_idle();
+            owned.accept(job, parcel);
+        }
+    }
+
+    /// Moves tasks from stations that hold more than they run to stations that have nothing to do.
+    #[cold]
+    pub(crate) fn rebalance(&self) {
+        while self.idle.any() {
+            let Some(rich) = self.surplus.first() else { return };
+            let jobs = {
+                let mut rich = self.stations[rich].own(self);
+                rich.keep_quiet();
+                rich.spare()
+            };
+            if jobs.is_empty() {
+                continue;
+            }
+            let Some(poor) = self.idle.take() else {
+                let mut rich = self.stations[rich].own(self);
+                rich.keep_quiet();
+                rich.give_back(jobs);
+                return;
+            };
+            let mut poor = self.stations[poor].own(self);
+            poor.keep_quiet();
+            poor.leave_idle();
+            for (job, parcel) in jobs {
+                poor.accept(job, parcel);
+            }
+        }
+    }
+
+    /// Calls a job off. `true`: it had not started and never will; it ends with `error`.
+    pub(crate) fn call_off(&self, job: &'static Job, generation: u64, error: &TaskError) -> bool {
+        loop {
+            let Place { station: at, .. } = job.place();
+            let mut station = self.stations[at].own(self);
+            if job.generation() != generation || job.is_done() {
+                return false;
+            }
+            // Where the job is cannot change while its station is owned; it may have moved before.
+            let Place { station: now, index } = job.place();
+            if now != at {
+                continue;
+            }
+            if let Some(index) = index {
+                let unstarted = station.lane.as_mut().and_then(|lane| lane.cancel(index));
+                let called_off = unstarted.is_some();
+                if let Some(job) = unstarted {
+                    station.finish(job, Outcome::Failed(error.clone()));
+                }
+                return called_off;
+            }
+            let Some(position) = station.queue.iter().position(|queued| std::ptr::eq(queued.job(), job)) else {
+                // Still in an inbox: its owner takes it in before it lets go, so look again.
+                drop(station);
+                std::hint::spin_loop();
+                continue;
+            };
+            let found = station.queue.remove(position);
+            if let Some(mut job) = found {
+                drop(job.unqueue());
+                station.finish(job, Outcome::Failed(error.clone()));
+            }
+            return true;
+        }
+    }
+}
+
+impl Owned<'_> {
+    /// Tasks that have not started here and may as well run elsewhere: about half of them.
+    fn spare(&mut self) -> Vec<(JobRef, Parcel)> {
+        let queued = self.queue.len().div_ceil(2).min(MOVE_MAX as usize);
+        let mut spare = Vec::with_capacity(queued);
+        let mut pinned = Vec::new();
+        for _ in 0..queued {
+            let Some(mut job) = self.queue.pop_front() else { break };
+            let Some(parcel) = job.unqueue() else { continue };
+            if job.is_pinned() { &mut pinned } else { &mut spare }.push((job, parcel));
+        }
+        if spare.is_empty() && pinned.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
+            self.take_back_half(&mut spare, &mut pinned);
+        }
+        if spare.is_empty() {
+            self.no_surplus();
+        }
+        self.give_back(pinned);
+        spare
+    }
+
+    fn take_back_half(&mut self, spare: &mut Vec<(JobRef, Parcel)>, pinned: &mut Vec<(JobRef, Parcel)>) {
+        let Some(lane) = &mut self.lane else { return };
+        let taken = lane.unclaimed().and_then(|unclaimed| lane.take_back(unclaimed.div_ceil(2).min(MOVE_MAX)));
+        match taken {
+            Ok(taken) => {
+                for (job, parcel) in taken {
+                    if job.is_pinned() { &mut *pinned } else { &mut *spare }.push((job, parcel));
+                }
+            }
+            Err(violation) => self.break_off(violation),
+        }
+    }
+
+    /// Ends everything here with `error` and kills the worker. Published results win.
+    pub(crate) fn put_down(&mut self, error: &TaskError) {
+        self.refusal = Some(error.clone());
+        self.poll();
+        if let Some(process) = &self.process {
+            // An error means that there is nothing left to kill.
+            let _ = process.pidfd.kill(nix::libc::SIGKILL);
+        }
+        if self.stage != Stage::Vacant {
+            self.stage = Stage::Ending;
+        }
+        if let Some(lane) = self.lane.take() {
+            let remains = lane.remains();
+            for (job, _) in remains.started.into_iter().chain(remains.unstarted) {
+                self.finish(job, Outcome::Failed(error.clone()));
+            }
+        }
+        while let Some(mut job) = self.queue.pop_front() {
+            drop(job.unqueue());
+            self.finish(job, Outcome::Failed(error.clone()));
+        }
+    }
+}

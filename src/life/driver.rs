@@ -1,0 +1,550 @@
+//! The driver: the pool's one thread of its own. It sleeps until a doorbell or the zygote wakes it, delivers what
+//! nobody else is waiting for, notices deaths, replaces workers, and takes the pool down at the end.
+//!
+//! No user code runs here, except for wakers and the log hook.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, Phase};
+use super::events;
+use super::job::{JobRef, Outcome};
+use super::messages::{MESSAGE_BYTES, Order, Report, Who};
+use super::registry;
+use super::station::{Process, Stage};
+use crate::error::{LossHint, LostDetails, PoolFailure, TaskError, WorkerLost, signal_name};
+use crate::ground::doorbell::Doorbell;
+use crate::ground::sys::SysError;
+use crate::ground::sys::poll::{Epoll, EpollEvent};
+use crate::ground::sys::process::{ExitStatus, PidFd};
+use crate::ground::sys::socket::{Socket, TryRecv};
+use crate::memory::region::Region;
+use crate::protocol::lane::{Lane, Parcel, Violation};
+use crate::protocol::wire::{self, WorkerState};
+
+thread_local! {
+    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is a pool's driver, which must not wait for a pool.
+pub(crate) fn is_this_thread() -> bool {
+    IS_DRIVER.try_with(Cell::get).unwrap_or(false)
+}
+
+const BELL: u64 = 0;
+const SOCKET: u64 = 1;
+const ZYGOTE: u64 = 2;
+
+/// Workers that die one after another before they were ready, by a signal and not by an error of `init`'s, end the
+/// pool after this many.
+const FAILED_STARTS_MAX: u32 = 8;
+/// The pause before a worker is started again grows from the first to the second.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The zygote is given this long to kill and reap its workers.
+const ZYGOTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    core: Arc<Core>,
+    bell: Arc<Doorbell>,
+    socket: Socket,
+    zygote: PidFd,
+    epoll: Epoll,
+    init_timeout: Duration,
+    /// Stations that want a worker, and from when on.
+    vacant: VecDeque<(usize, Instant)>,
+    /// Workers that are not ready yet, and until when they have to be.
+    starting: Vec<(Who, Instant)>,
+    failed_starts: u32,
+    /// Workers that have not ended.
+    processes: usize,
+    orderly: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        bell: Arc<Doorbell>,
+        socket: Socket,
+        zygote: PidFd,
+        init_timeout: Duration,
+    ) -> Result<Self, SysError> {
+        let epoll = Epoll::new()?;
+        epoll.add(&bell.wait_fd(), BELL)?;
+        epoll.add(&socket, SOCKET)?;
+        epoll.add(&zygote, ZYGOTE)?;
+        let now = Instant::now();
+        let vacant = (0..core.stations.len()).map(|station| (station, now)).collect();
+        Ok(Self {
+            core,
+            bell,
+            socket,
+            zygote,
+            epoll,
+            init_timeout,
+            vacant,
+            starting: Vec::new(),
+            failed_starts: 0,
+            processes: 0,
+            orderly: false,
+        })
+    }
+
+    /// Runs until the pool has ended.
+    pub(crate) fn run(mut self) {
+        IS_DRIVER.set(true);
+        let mut events = [EpollEvent::empty(); 4];
+        loop {
+            self.start_workers();
+            if self.core.phase() >= Phase::Closing && self.wind_down() {
+                break;
+            }
+            let timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
+            let tokens: Vec<u64> = match self.epoll.wait(&mut events, timeout) {
+                Ok(tokens) => tokens.collect(),
+                Err(error) => {
+                    self.fail(format!("the driver cannot wait for events: {error}"));
+                    Vec::new()
+                }
+            };
+            if tokens.contains(&BELL) {
+                self.bell.clear();
+                self.attend();
+            }
+            if tokens.contains(&SOCKET) {
+                self.read_reports();
+            }
+            if tokens.contains(&ZYGOTE) {
+                self.read_reports();
+                self.zygote_lost();
+                break;
+            }
+            self.check_deadlines();
+        }
+        self.finish();
+    }
+
+    fn next_event(&self) -> Option<Instant> {
+        let vacant = self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
+        let starting = self.starting.iter().map(|&(_, until)| until).min();
+        vacant.into_iter().chain(starting).min()
+    }
+
+    fn fail(&mut self, message: String) {
+        let failure = PoolFailure::new(message);
+        if self.core.phase() < Phase::Ending {
+            events::error(&self.core, format_args!("the pool has failed: {failure}"));
+        }
+        self.core.end(TaskError::PoolFailed(failure));
+    }
+
+    /// Delivers what workers have published, and sees who has become ready.
+    fn attend(&mut self) {
+        let core = self.core.clone();
+        for station in &core.stations {
+            let mut owned = station.own(&core);
+            // The ring that woke this thread may have been this station's: it is armed again when it is let go.
+            owned.disarm();
+            owned.poll();
+        }
+        let starting = std::mem::take(&mut self.starting);
+        for (who, until) in starting {
+            if !self.check_start(who) {
+                self.starting.push((who, until));
+            }
+        }
+    }
+
+    /// Whether a starting worker has become ready or failed.
+    fn check_start(&mut self, who: Who) -> bool {
+        let core = self.core.clone();
+        let mut owned = core.stations[who.station].own(&core);
+        if owned.generation != who.generation || owned.stage != Stage::Starting {
+            return true;
+        }
+        let Some(lane) = &owned.lane else { return true };
+        match lane.worker_state() {
+            Ok((WorkerState::Ready, _)) => {
+                owned.stage = Stage::Ready;
+                let pid = owned.process.as_ref().map_or(0, |process| process.pid);
+                drop(owned);
+                self.failed_starts = 0;
+                events::info(&core, format_args!("worker {} is ready (generation {}, pid {pid})", who.station, who.generation));
+                self.check_open();
+                true
+            }
+            Ok((WorkerState::Failed, text)) => {
+                drop(owned);
+                self.fail(text);
+                true
+            }
+            Ok((WorkerState::Starting | WorkerState::Unwinding, _)) => false,
+            Err(violation) => {
+                owned.break_off(violation);
+                true
+            }
+        }
+    }
+
+    /// The pool is open once every worker of the first generation is ready.
+    fn check_open(&mut self) {
+        if self.core.phase() == Phase::Building && self.starting.is_empty() && self.vacant.is_empty() {
+            let core = self.core.clone();
+            let ready = core.stations.iter().all(|station| station.own(&core).stage == Stage::Ready);
+            if ready {
+                core.advance(Phase::Open, None);
+            }
+        }
+    }
+
+    fn check_deadlines(&mut self) {
+        let now = Instant::now();
+        let late: Vec<Who> = self.starting.iter().filter(|(_, until)| *until <= now).map(|(who, _)| *who).collect();
+        for who in late {
+            if self.check_start(who) {
+                self.starting.retain(|(other, _)| *other != who);
+                continue;
+            }
+            let unwinding = self.is_unwinding(who);
+            self.fail(format!(
+                "worker {} was not ready within init_timeout ({:?}){}",
+                who.station,
+                self.init_timeout,
+                if unwinding { UNWINDING_HINT } else { "" }
+            ));
+            self.starting.clear();
+        }
+        // All may have become ready by the looks above.
+        self.check_open();
+    }
+
+    fn is_unwinding(&self, who: Who) -> bool {
+        let owned = self.core.stations[who.station].own(&self.core);
+        let state = owned.lane.as_ref().map(Lane::worker_state);
+        matches!(state, Some(Ok((WorkerState::Unwinding, _))))
+    }
+
+    /// Asks the zygote for workers where they are missing and due.
+    fn start_workers(&mut self) {
+        if self.core.phase() >= Phase::Ending {
+            self.vacant.clear();
+            return;
+        }
+        let now = Instant::now();
+        for _ in 0..self.vacant.len() {
+            let Some((station, due)) = self.vacant.pop_front() else { break };
+            if due > now {
+                self.vacant.push_back((station, due));
+                continue;
+            }
+            // A closing pool needs workers only for what it still has to do.
+            if self.core.phase() == Phase::Closing && self.core.stations.iter().all(|s| s.own(&self.core).is_empty()) {
+                continue;
+            }
+            if let Err(error) = self.start_worker(station) {
+                return self.fail(format!("could not start worker {station}: {error}"));
+            }
+        }
+    }
+
+    fn start_worker(&mut self, station: usize) -> Result<(), SysError> {
+        let core = self.core.clone();
+        // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile.
+        let registry = registry::lock();
+        let (region, fds) = Region::create()?;
+        let mut owned = core.stations[station].own(&core);
+        let (Some(request), Some(response)) = (owned.request_bell.clone(), owned.response_bell.clone()) else {
+            return Ok(());
+        };
+        let who = Who { station, generation: owned.generation };
+        owned.lane = Some(Lane::new(region, request.clone(), core.max_payload));
+        owned.stage = Stage::Starting;
+        owned.reset();
+        drop(owned);
+        use std::os::fd::AsFd;
+        let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
+        send.extend(request.fds());
+        send.extend(response.0.fds());
+        let sent = self.socket.send(&Order::Spawn(who).to_bytes(), &send);
+        drop(send);
+        drop(fds);
+        drop(registry);
+        self.starting.push((who, Instant::now() + self.init_timeout));
+        sent
+    }
+
+    fn read_reports(&mut self) {
+        loop {
+            let mut bytes = [0; MESSAGE_BYTES];
+            let mut registry = registry::lock();
+            let received = self.socket.try_recv(&mut bytes);
+            let (len, mut fds) = match received {
+                Ok(TryRecv::Message(len, fds)) => (len, fds),
+                Ok(TryRecv::Empty | TryRecv::Closed) => return,
+                Err(error) => {
+                    drop(registry);
+                    return self.fail(format!("the zygote cannot be heard: {error}"));
+                }
+            };
+            let pidfd = fds.pop().map(PidFd::from);
+            if let Some(pidfd) = &pidfd {
+                use std::os::fd::AsFd;
+                registry.add(pidfd.as_fd());
+            }
+            drop(registry);
+            match Report::from_bytes(&bytes[..len]) {
+                Some(Report::Spawned { who, pid }) => self.spawned(who, pid, pidfd),
+                Some(Report::Refused { who, errno }) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    self.starting.retain(|(other, _)| *other != who);
+                    self.fail(format!("could not start worker {}: fork: {error}", who.station));
+                }
+                Some(Report::Ended { who, pid, status }) => self.ended(who, pid, status),
+                None => self.fail("the zygote spoke nonsense".to_owned()),
+            }
+        }
+    }
+
+    fn spawned(&mut self, who: Who, pid: u32, pidfd: Option<PidFd>) {
+        self.processes += 1;
+        let Some(pidfd) = pidfd else { return self.fail("the zygote sent no pidfd".to_owned()) };
+        let mut owned = self.core.stations[who.station].own(&self.core);
+        if owned.stage == Stage::Ending || owned.violation.is_some() {
+            let _ = pidfd.kill(nix::libc::SIGKILL);
+        }
+        owned.process = Some(Process { pid, pidfd });
+    }
+
+    /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.
+    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus) {
+        self.processes = self.processes.saturating_sub(1);
+        self.starting.retain(|(other, _)| *other != who);
+        let core = self.core.clone();
+        let mut owned = core.stations[who.station].own(&core);
+        owned.poll();
+        let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
+        let violation = owned.violation.take();
+        owned.generation += 1;
+        let process = owned.process.take();
+        let lane = owned.lane.take();
+        let mut failed_text = None;
+        let mut unwinding = false;
+        if let Some(lane) = lane {
+            if let Ok((state, text)) = lane.worker_state() {
+                failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);
+                unwinding = state == WorkerState::Unwinding;
+            }
+            let remains = lane.remains();
+            let loss = |attempts| {
+                let hint = match (violation, status) {
+                    (Some(violation), _) => Some(LossHint::Violation(violation.0)),
+                    (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
+                    _ => None,
+                };
+                worker_lost(who, pid, status, attempts, hint)
+            };
+            for (job, parcel) in remains.started {
+                owned.lose(job, parcel, loss(1));
+            }
+            // What broke the protocol cannot be asked what it has started.
+            let (again, lost) = match violation {
+                None if remains.valid => (remains.unstarted, Vec::new()),
+                _ => (Vec::new(), remains.unstarted),
+            };
+            for (job, parcel) in lost {
+                owned.lose(job, parcel, loss(1));
+            }
+            owned.give_back(again);
+        }
+        let pending = !owned.is_empty();
+        drop(owned);
+        release_pidfd(process);
+        self.report_end(who, pid, stage, status, violation);
+        if core.phase() >= Phase::Ending {
+            return;
+        }
+        if let Some(text) = failed_text {
+            return self.fail(text);
+        }
+        if stage == Stage::Ending && !pending {
+            return;
+        }
+        if stage == Stage::Starting {
+            self.start_failed(who, status, unwinding);
+        } else {
+            self.vacant.push_back((who.station, Instant::now()));
+        }
+    }
+
+    /// A worker died before it was ready, without saying why.
+    fn start_failed(&mut self, who: Who, status: ExitStatus, unwinding: bool) {
+        self.failed_starts += 1;
+        let first = self.core.phase() == Phase::Building;
+        if unwinding || first || self.failed_starts >= FAILED_STARTS_MAX {
+            let hint = if unwinding { UNWINDING_HINT } else { "" };
+            return self.fail(format!("worker {} {} before it was ready{hint}", who.station, describe(status)));
+        }
+        let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
+        self.vacant.push_back((who.station, Instant::now() + pause));
+    }
+
+    fn report_end(&self, who: Who, pid: u32, stage: Stage, status: ExitStatus, violation: Option<Violation>) {
+        let Who { station, generation } = who;
+        let how = describe(status);
+        let text = format_args!("worker {station} (generation {generation}, pid {pid}) {how}");
+        if stage == Stage::Ending {
+            events::info(&self.core, format_args!("{text}, as told"));
+        } else if let Some(Violation(what)) = violation {
+            events::error(&self.core, format_args!("{text} after it broke the protocol ({what}); it is replaced"));
+        } else {
+            events::error(&self.core, format_args!("{text}; it is replaced"));
+        }
+    }
+
+    /// Takes the pool down step by step. `true`: all that is left is to let go of what it held.
+    fn wind_down(&mut self) -> bool {
+        let core = self.core.clone();
+        if core.phase() == Phase::Closing && !self.orderly {
+            if !core.stations.iter().all(|station| station.own(&core).is_empty()) {
+                return false;
+            }
+            self.orderly = true;
+            self.vacant.clear();
+            for station in &core.stations {
+                let mut owned = station.own(&core);
+                if let Some(lane) = &mut owned.lane {
+                    lane.order(wire::Order::Exit);
+                    owned.stage = Stage::Ending;
+                }
+            }
+        }
+        // Workers that are still starting would run `init` for nothing, but are told and leave after it.
+        if core.phase() == Phase::Closing {
+            let asked = self.starting.len();
+            return self.processes == 0 && asked == 0;
+        }
+        true
+    }
+
+    /// The zygote has died, and its workers with it.
+    fn zygote_lost(&mut self) {
+        if self.core.phase() < Phase::Ending && !(self.orderly && self.processes == 0) {
+            let how = match self.zygote.wait_child() {
+                Ok(Some(status)) => describe(status),
+                _ => "ended".to_owned(),
+            };
+            self.fail(format!("the zygote process {how}"));
+        }
+    }
+
+    /// Lets go of processes, descriptors and memory.
+    fn finish(mut self) {
+        if self.core.phase() < Phase::Ending {
+            self.core.advance(Phase::Ending, None);
+        }
+        // Whatever is refused from here on is refused for the reason that is on record.
+        let core = self.core.clone();
+        for station in &core.stations {
+            let mut owned = station.own(&core);
+            let error = owned.refusal.clone().unwrap_or(TaskError::Closed);
+            owned.put_down(&error);
+        }
+        let _ = self.socket.send(&Order::Terminate.to_bytes(), &[]);
+        self.await_zygote();
+        if let Some(host) = core.service() {
+            host.stop();
+        }
+        drop(core.take_bell());
+        let mut bells = Vec::new();
+        for station in &core.stations {
+            let mut owned = station.own(&core);
+            let process = owned.process.take();
+            bells.extend(owned.request_bell.take());
+            let response = owned.response_bell.take();
+            drop(owned);
+            release_pidfd(process);
+            if let Some(bell) = response {
+                bell.0.ring();
+                let mut registry = registry::lock();
+                bell.0.fds().for_each(|fd| registry.remove(fd));
+                drop(bell);
+            }
+        }
+        {
+            use std::os::fd::AsFd;
+            let mut registry = registry::lock();
+            for bell in bells.iter().chain([&self.bell]) {
+                bell.fds().for_each(|fd| registry.remove(fd));
+            }
+            registry.remove(self.socket.as_fd());
+            registry.remove(self.zygote.as_fd());
+            let Self { bell, socket, zygote, epoll, .. } = self;
+            drop((bells, epoll, bell, socket, zygote));
+        }
+        core.advance(Phase::Ended, None);
+    }
+
+    /// Waits for the zygote to reap its workers and leave; reads what it says meanwhile.
+    fn await_zygote(&mut self) {
+        let deadline = Instant::now() + ZYGOTE_PATIENCE;
+        while !self.zygote.has_exited() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                events::error(&self.core, format_args!("the zygote does not leave; it is killed"));
+                let _ = self.zygote.kill(nix::libc::SIGKILL);
+                break;
+            }
+            use std::os::fd::AsFd;
+            let fds = [self.zygote.as_fd(), self.socket.as_fd()];
+            let _ = crate::ground::sys::poll::wait_readable(&fds, Some(left));
+            let mut bytes = [0; MESSAGE_BYTES];
+            while let Ok(TryRecv::Message(..)) = self.socket.try_recv(&mut bytes) {}
+        }
+        let _ = self.zygote.wait_child();
+    }
+}
+
+const UNWINDING_HINT: &str = ": start_worker() was unwinding towards StartWorker::catch, and something on the way \
+     catches panics or waits for threads that do not exist in a worker, such as catch_unwind, thread::scope, \
+     thread::spawn, tokio::spawn or the drop of a runtime; call build() outside of it";
+
+fn describe(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Exited(code) => format!("left with exit code {code}"),
+        ExitStatus::Signaled(signal, _) => format!("was ended by {}", signal_name(signal)),
+    }
+}
+
+fn worker_lost(who: Who, pid: u32, status: ExitStatus, attempts: u32, hint: Option<LossHint>) -> TaskError {
+    let (exit_code, signal) = match status {
+        ExitStatus::Exited(code) => (Some(code), None),
+        ExitStatus::Signaled(signal, _) => (None, Some(signal)),
+    };
+    let Who { station: worker, generation } = who;
+    let details = LostDetails { worker, generation, pid, exit_code, signal, attempts, hint };
+    TaskError::WorkerLost(WorkerLost { inner: Arc::new(details) })
+}
+
+fn release_pidfd(process: Option<Process>) {
+    if let Some(process) = process {
+        use std::os::fd::AsFd;
+        let mut registry = registry::lock();
+        registry.remove(process.pidfd.as_fd());
+        drop(process);
+    }
+}
+
+impl super::station::Owned<'_> {
+    /// The worker died while it ran this.
+    fn lose(&mut self, job: JobRef, parcel: Parcel, error: TaskError) {
+        let outcome = match parcel.batch {
+            Some(_) => Outcome::BatchLost(Box::new((parcel, error))),
+            None => Outcome::Failed(error),
+        };
+        self.finish(job, outcome);
+    }
+}

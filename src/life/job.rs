@@ -1,0 +1,468 @@
+//! A task's cell: what a `Task` and the pool share about it.
+//!
+//! Cells come from a slab of this process, are never unmapped and are used again, each time under another
+//! *generation*, so that a stale reference can tell. A cell is reached through plain `&'static` references.
+//!
+//! # Who may touch what
+//!
+//! * JOB-1: `stage` belongs to whoever holds the job on the pool's side (the submitting thread, then the owner of the
+//!   station that its `place` names) until DONE is set; from then on it belongs to the `Task`.
+//! * JOB-2: `waker` belongs to the `Task` while WAKER is clear and neither BUSY nor DONE is set, else to the pool's
+//!   side. The pool's side takes it by moving WAKER → BUSY, and sets DONE after it has taken it.
+//! * JOB-3: `core` is written only while the cell is free, by the thread that allocates it. A cell keeps its
+//!   reference to the pool when it is freed, so that a task costs no reference count as long as cells stay with one
+//!   pool.
+//! * JOB-4: a cell is freed once, by the `Task` after DONE, or by the pool's side when it finds GONE.
+//!
+//! | flag | set by | meaning |
+//! |---|---|---|
+//! | DONE | pool | `stage` holds the outcome |
+//! | WAKER | task | `waker` holds a waker that wants to be called |
+//! | BUSY | pool | the waker is being taken; DONE follows at once |
+//! | GONE | task | nobody will take the outcome |
+//! | CANCELLED | task | it must not start any more |
+//! | PINNED | submitter | it must run at its station |
+//! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
+
+#![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
+
+use std::cell::{RefCell, UnsafeCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+
+use super::core::Core;
+use crate::error::TaskError;
+use crate::memory::arena::ArenaReader;
+use crate::protocol::lane::{Parcel, Reply};
+
+pub(crate) const DONE: u64 = 1;
+const WAKER: u64 = 1 << 1;
+const BUSY: u64 = 1 << 2;
+const GONE: u64 = 1 << 3;
+const CANCELLED: u64 = 1 << 4;
+const PINNED: u64 = 1 << 5;
+const REPORT: u64 = 1 << 6;
+const GENERATION_SHIFT: u32 = 32;
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Reply(Reply),
+    Failed(TaskError),
+    /// A batch lost its worker: the request, and what its running item ends with.
+    BatchLost(Box<(Parcel, TaskError)>),
+}
+
+/// What the cell holds besides its flags.
+#[derive(Debug)]
+enum Stage {
+    /// In a ring, or free.
+    Empty,
+    /// In a queue.
+    Queued(Parcel),
+    Ended(Outcome),
+}
+
+/// Receives the records of a batch. Called by a station's owner.
+pub(crate) trait BatchSink: Send + Sync {
+    /// Records have come. The waker, if any, is to be called once the station is released.
+    fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
+    /// The batch's job is done.
+    fn ended(&self) -> Option<Waker>;
+}
+
+/// A task's cell.
+#[repr(align(64))]
+pub(crate) struct Job {
+    state: AtomicU64,
+    /// Link of the list that the job is in, if any.
+    next: AtomicPtr<Job>,
+    /// Station and index: see [`Place`].
+    place: AtomicU64,
+    stage: UnsafeCell<Stage>,
+    waker: UnsafeCell<Option<Waker>>,
+    core: UnsafeCell<Option<Arc<Core>>>,
+    batch: UnsafeCell<Option<Arc<dyn BatchSink>>>,
+}
+
+// SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
+unsafe impl Sync for Job {}
+
+/// A reference to a job on the pool's side. Not `Clone`: whoever holds it holds the job (JOB-1).
+#[derive(Debug)]
+pub(crate) struct JobRef(&'static Job);
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("state", &self.state).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// Where a job is: at a station, in its queue or under an index of its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) station: usize,
+    pub(crate) index: Option<u64>,
+}
+
+const STATION_BITS: u32 = 16;
+const QUEUED: u64 = (1 << (64 - STATION_BITS)) - 1;
+
+impl Place {
+    fn pack(self) -> u64 {
+        self.index.unwrap_or(QUEUED) << STATION_BITS | self.station as u64
+    }
+
+    fn unpack(word: u64) -> Self {
+        let index = word >> STATION_BITS;
+        Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, index: (index != QUEUED).then_some(index) }
+    }
+}
+
+/// The most stations that a place can name.
+pub(crate) const STATIONS_MAX: usize = 1 << STATION_BITS;
+
+impl Job {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            next: AtomicPtr::new(std::ptr::null_mut()),
+            place: AtomicU64::new(0),
+            stage: UnsafeCell::new(Stage::Empty),
+            waker: UnsafeCell::new(None),
+            core: UnsafeCell::new(None),
+            batch: UnsafeCell::new(None),
+        }
+    }
+
+    /// A job for a task of `core`: the pool's side of it, and the task's.
+    #[inline]
+    pub(crate) fn allocate(core: &Arc<Core>) -> (JobRef, &'static Job) {
+        let job = slab::take();
+        // SAFETY: JOB-3: the cell is free and this thread has just taken it.
+        let known = unsafe { &mut *job.core.get() };
+        if !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, core)) {
+            *known = Some(core.clone());
+        }
+        (JobRef(job), job)
+    }
+
+    /// The pool of the job.
+    #[inline]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        // SAFETY: JOB-3: written only while the cell is free, and the caller holds one side of a job in use.
+        let core = unsafe { &*self.core.get() };
+        core.as_ref().expect("set when the cell was allocated")
+    }
+
+    #[inline]
+    pub(crate) fn is_done(&self) -> bool {
+        self.state.load(Ordering::Acquire) & DONE != 0
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.state.load(Ordering::Acquire) >> GENERATION_SHIFT
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place::unpack(self.place.load(Ordering::Acquire))
+    }
+
+    /// Task: wants `waker` called when the job is done. `Ready`: it is.
+    pub(crate) fn register(&self, waker: &Waker) -> Poll<()> {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            if state & DONE != 0 {
+                return Poll::Ready(());
+            }
+            if state & BUSY != 0 {
+                std::hint::spin_loop();
+                state = self.state.load(Ordering::Acquire);
+                continue;
+            }
+            if state & WAKER != 0 {
+                // Takes the slot back first: the pool's side may be about to read it (JOB-2).
+                match self.change(state, state & !WAKER) {
+                    Ok(()) => state &= !WAKER,
+                    Err(seen) => {
+                        state = seen;
+                        continue;
+                    }
+                }
+            }
+            // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
+            let slot = unsafe { &mut *self.waker.get() };
+            if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                *slot = Some(waker.clone());
+            }
+            match self.change(state, state | WAKER) {
+                Ok(()) => return Poll::Pending,
+                Err(seen) => state = seen,
+            }
+        }
+    }
+
+    fn change(&self, from: u64, to: u64) -> Result<(), u64> {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+    }
+
+    /// Task: takes the outcome of a job that is done, and frees the cell.
+    #[inline]
+    pub(crate) fn take(&'static self) -> Outcome {
+        debug_assert!(self.is_done());
+        // SAFETY: JOB-1: DONE hands the stage to the task.
+        let stage = std::mem::replace(unsafe { &mut *self.stage.get() }, Stage::Empty);
+        self.free();
+        match stage {
+            Stage::Ended(outcome) => outcome,
+            Stage::Empty | Stage::Queued(_) => Outcome::Failed(TaskError::Terminated),
+        }
+    }
+
+    /// Task: will not take the outcome. `true`: the job is still the pool's.
+    pub(crate) fn abandon(&'static self, report: bool) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            if state & DONE != 0 {
+                drop(self.take());
+                return false;
+            }
+            if state & BUSY != 0 {
+                std::hint::spin_loop();
+                state = self.state.load(Ordering::Acquire);
+                continue;
+            }
+            let flags = if report { GONE | REPORT } else { GONE };
+            match self.change(state, state | flags) {
+                Ok(()) => return true,
+                Err(seen) => state = seen,
+            }
+        }
+    }
+
+    /// Task: the job must not start any more. `false`: it is done already.
+    pub(crate) fn mark_cancelled(&self) -> bool {
+        self.state.fetch_or(CANCELLED, Ordering::AcqRel) & DONE == 0
+    }
+
+    /// JOB-4.
+    fn free(&'static self) {
+        // SAFETY: JOB-2: the job is over, so the slot is whoever's frees the cell.
+        unsafe { *self.waker.get() = None };
+        // SAFETY: JOB-1, likewise.
+        unsafe { *self.batch.get() = None };
+        // The next generation, with no flags. Release: the cell's fields before its next use.
+        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
+        self.state.store((generation + 1 & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
+        slab::give(self);
+    }
+}
+
+impl JobRef {
+    pub(crate) fn job(&self) -> &'static Job {
+        self.0
+    }
+
+    /// The pool's side, recovered from a pointer that [`into_raw`](Self::into_raw) made.
+    ///
+    /// # Safety
+    ///
+    /// The pointer stands for a job that its maker gave up holding, and is used once.
+    pub(crate) unsafe fn from_raw(raw: *mut Job) -> Self {
+        // SAFETY: cells are never unmapped.
+        Self(unsafe { &*raw })
+    }
+
+    pub(crate) fn into_raw(self) -> *mut Job {
+        std::ptr::from_ref(self.0).cast_mut()
+    }
+
+    pub(crate) fn link(&self) -> &AtomicPtr<Job> {
+        &self.0.next
+    }
+
+    #[inline]
+    pub(crate) fn set_place(&self, place: Place) {
+        self.0.place.store(place.pack(), Ordering::Release);
+    }
+
+    /// As [`set_place`](Self::set_place), by the owner of the station whose ring holds the reference.
+    #[inline]
+    pub(crate) fn note_place(job: &'static Job, place: Place) {
+        job.place.store(place.pack(), Ordering::Release);
+    }
+
+    pub(crate) fn queue(&mut self, parcel: Parcel) {
+        // SAFETY: JOB-1.
+        unsafe { *self.0.stage.get() = Stage::Queued(parcel) };
+    }
+
+    pub(crate) fn unqueue(&mut self) -> Option<Parcel> {
+        // SAFETY: JOB-1.
+        let stage = unsafe { &mut *self.0.stage.get() };
+        match std::mem::replace(stage, Stage::Empty) {
+            Stage::Queued(parcel) => Some(parcel),
+            Stage::Empty | Stage::Ended(_) => None,
+        }
+    }
+
+    pub(crate) fn set_batch(&mut self, sink: Arc<dyn BatchSink>) {
+        // SAFETY: JOB-1.
+        unsafe { *self.0.batch.get() = Some(sink) };
+    }
+
+    pub(crate) fn batch(&self) -> Option<&Arc<dyn BatchSink>> {
+        // SAFETY: JOB-1: changed only by whoever holds the job.
+        unsafe { &*self.0.batch.get() }.as_ref()
+    }
+
+    /// The job must run at its station.
+    pub(crate) fn pin(&self) {
+        self.0.state.fetch_or(PINNED, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) & PINNED != 0
+    }
+
+    /// Whether the job is not to start: cancelled, or nobody wants it and it was not detached.
+    #[inline]
+    pub(crate) fn is_unwanted(&self) -> bool {
+        let state = self.0.state.load(Ordering::Acquire);
+        state & CANCELLED != 0 || state & (GONE | REPORT) == GONE
+    }
+
+    /// Ends the job. The waker, if there is one, is to be called once the station is released.
+    #[inline]
+    pub(crate) fn finish(self, outcome: Outcome) -> Option<Waker> {
+        match self.batch().cloned() {
+            None => self.settle(outcome),
+            Some(batch) => {
+                let waker = self.settle(outcome);
+                debug_assert!(waker.is_none(), "a batch is awaited through its sink");
+                batch.ended()
+            }
+        }
+    }
+
+    #[inline]
+    fn settle(self, outcome: Outcome) -> Option<Waker> {
+        let job = self.0;
+        // SAFETY: JOB-1: the job is ours until DONE.
+        unsafe { *job.stage.get() = Stage::Ended(outcome) };
+        let mut state = job.state.load(Ordering::Acquire);
+        loop {
+            if state & GONE != 0 {
+                if state & REPORT != 0 {
+                    Self::report(job);
+                }
+                // SAFETY: JOB-1, and nobody will take the outcome.
+                unsafe { *job.stage.get() = Stage::Empty };
+                job.free();
+                return None;
+            }
+            if state & WAKER == 0 {
+                match job.change(state, state | DONE) {
+                    Ok(()) => return None,
+                    Err(seen) => state = seen,
+                }
+                continue;
+            }
+            match job.change(state, state & !WAKER | BUSY) {
+                Ok(()) => break,
+                Err(seen) => state = seen,
+            }
+        }
+        // SAFETY: JOB-2: BUSY makes the slot the pool's.
+        let waker = unsafe { (*job.waker.get()).take() };
+        job.state.fetch_xor(BUSY | DONE, Ordering::AcqRel);
+        waker
+    }
+
+    fn report(job: &'static Job) {
+        // SAFETY: JOB-1: called by the pool's side before the cell is freed.
+        if let Stage::Ended(outcome) = unsafe { &*job.stage.get() } {
+            let error = match outcome {
+                Outcome::Failed(error) => Some(error.clone()),
+                Outcome::Reply(reply) => crate::task::failure_of(reply),
+                Outcome::BatchLost(_) => None,
+            };
+            if let Some(error) = error {
+                crate::hooks::error(format_args!("a detached task failed: {error}"));
+            }
+        }
+    }
+}
+
+/// Free cells: a small store for each thread, over one depot for all.
+mod slab {
+    use super::*;
+
+    /// A thread keeps at most this many free cells; half of them move to or from the depot at a time.
+    const STORE_MAX: usize = 1024;
+    const BLOCK: usize = 128;
+
+    pub(super) static DEPOT: Mutex<Vec<&'static Job>> = Mutex::new(Vec::new());
+
+    struct Store(Vec<&'static Job>);
+
+    impl Drop for Store {
+        fn drop(&mut self) {
+            DEPOT.lock().append(&mut self.0);
+        }
+    }
+
+    thread_local! {
+        static STORE: RefCell<Store> = const { RefCell::new(Store(Vec::new())) };
+    }
+
+    #[inline]
+    pub(super) fn take() -> &'static Job {
+        STORE
+            .try_with(|store| store.borrow_mut().0.pop())
+            .ok()
+            .flatten()
+            .unwrap_or_else(refill)
+    }
+
+    #[cold]
+    fn refill() -> &'static Job {
+        let mut cells = {
+            let mut depot = DEPOT.lock();
+            let keep = depot.len().saturating_sub(STORE_MAX / 2);
+            depot.split_off(keep)
+        };
+        if cells.is_empty() {
+            // Cells live as long as the process: that is what lets a stale handle look at one.
+            let block: &'static [Job] = Box::leak((0..BLOCK).map(|_| Job::new()).collect());
+            cells.extend(block);
+        }
+        let job = cells.pop().expect("a block is not empty");
+        if STORE.try_with(|store| store.borrow_mut().0.append(&mut cells)).is_err() {
+            DEPOT.lock().append(&mut cells);
+        }
+        job
+    }
+
+    #[inline]
+    pub(super) fn give(job: &'static Job) {
+        let kept = STORE.try_with(|store| {
+            let store = &mut store.borrow_mut().0;
+            store.push(job);
+            if store.len() > STORE_MAX {
+                DEPOT.lock().extend(store.drain(..STORE_MAX / 2));
+            }
+        });
+        if kept.is_err() {
+            DEPOT.lock().push(job);
+        }
+    }
+}
+
+/// Held across a fork, so that the child finds the depot whole.
+pub(crate) fn depot_lock() -> &'static Mutex<Vec<&'static Job>> {
+    &slab::DEPOT
+}

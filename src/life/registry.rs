@@ -1,0 +1,92 @@
+//! Which descriptors of this process belong to pools, so that the zygote of one pool can close those of the others.
+//!
+//! The registry's lock also covers every moment at which a descriptor of a pool exists that is not registered yet, and
+//! every fork of ours: a zygote therefore finds the list complete. Around forks of the host the lock is held by a
+//! `pthread_atfork` handler, so that a child finds it free.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::job::Job;
+use crate::ground::sys::{SysError, fork_generation};
+
+static REGISTRY: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+thread_local! {
+    /// Whether this thread holds the registry while it forks a zygote.
+    static FORKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The lock, held while descriptors are made, closed, or inherited.
+#[derive(Debug)]
+pub(crate) struct Registry(Option<MutexGuard<'static, BTreeSet<RawFd>>>);
+
+pub(crate) fn lock() -> Registry {
+    Registry(Some(REGISTRY.lock()))
+}
+
+impl Registry {
+    pub(crate) fn add(&mut self, fd: BorrowedFd<'_>) {
+        self.0.iter_mut().for_each(|fds| drop(fds.insert(fd.as_raw_fd())));
+    }
+
+    /// To be called before the descriptor is closed, under the same lock.
+    pub(crate) fn remove(&mut self, fd: BorrowedFd<'_>) {
+        self.0.iter_mut().for_each(|fds| drop(fds.remove(&fd.as_raw_fd())));
+    }
+
+    pub(crate) fn all(&self) -> Vec<RawFd> {
+        self.0.iter().flat_map(|fds| fds.iter().copied()).collect()
+    }
+
+    /// In a zygote: forgets what belongs to the master, and leaves the lock free for pools of the workers' own.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(mut fds) = self.0.take() {
+            fds.clear();
+        }
+    }
+
+    /// Runs `fork` with the registry held by this thread, so that our own handler does not wait for it.
+    pub(crate) fn around_fork<T>(&self, fork: impl FnOnce() -> T) -> T {
+        FORKING.set(true);
+        let result = fork();
+        FORKING.set(false);
+        result
+    }
+}
+
+static HOOKS: fork_generation::Hooks =
+    fork_generation::Hooks { prepare: before_fork, parent: after_fork, child: after_fork };
+
+/// Makes forks of this process count and leave our locks free in the child.
+pub(crate) fn install() -> Result<(), SysError> {
+    fork_generation::install_hooks(&HOOKS)
+}
+
+/// The locks that a fork of the host is made under.
+#[derive(Default)]
+struct Held {
+    _registry: Option<MutexGuard<'static, BTreeSet<RawFd>>>,
+    _depot: Option<MutexGuard<'static, Vec<&'static Job>>>,
+}
+
+thread_local! {
+    static HELD: RefCell<Held> = RefCell::default();
+}
+
+fn before_fork() {
+    let held = Held {
+        _registry: (!FORKING.get()).then(|| REGISTRY.lock()),
+        _depot: Some(super::job::depot_lock().lock()),
+    };
+    // A thread that forks while it is being destroyed lets go at once: its child cannot use pools.
+    let _ = HELD.try_with(|slot| *slot.borrow_mut() = held);
+}
+
+/// In the parent, and in the child, whose only thread is the copy of the one that holds the locks.
+fn after_fork() {
+    let _ = HELD.try_with(|slot| drop(slot.take()));
+}

@@ -1,0 +1,397 @@
+//! The master's service: where the requests of workers are answered.
+//!
+//! A request comes out of a lane whole and is queued here by whoever delivered it. Sync handlers run on service
+//! threads, grown on demand, at most one for each worker, since a worker has one call outstanding; so a handler that
+//! blocks keeps nobody waiting but its caller. Async handlers run where `service_on` puts them, or on an executor of
+//! one thread.
+//!
+//! # Deadlocks
+//!
+//! A handler may use the pool that it serves. If every worker is inside a call and every one of those handlers waits
+//! for a task of this pool, nobody is left to run it. A handler that is about to wait counts itself; the one that
+//! completes the circle gets an error instead.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::core::{Core, Phase};
+use super::events;
+use super::job::Job;
+use crate::error::{PoolFailure, TaskError};
+use crate::memory::codec::AlignedBytes;
+use crate::panics::{self, Caught};
+use crate::protocol::wire::AnswerKind;
+
+/// A boxed future, as [`Builder::service_on`](crate::Builder::service_on) hands it out.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A service call, whole.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) station: usize,
+    pub(crate) generation: u64,
+    pub(crate) number: u64,
+    pub(crate) bytes: AlignedBytes,
+}
+
+/// An answer's bytes, or what went wrong.
+pub(crate) type Answer = (AnswerKind, AlignedBytes);
+pub(crate) type SyncHandler = Arc<dyn Fn(&[u8]) -> Answer + Send + Sync>;
+pub(crate) type AsyncHandler = Arc<dyn Fn(AlignedBytes) -> BoxFuture<'static, Answer> + Send + Sync>;
+pub(crate) type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
+
+#[derive(Clone)]
+pub(crate) enum Handler {
+    Sync(SyncHandler),
+    Async(AsyncHandler, Option<Spawn>),
+}
+
+/// See the module's documentation.
+pub(crate) struct Host {
+    handler: Handler,
+    queue: Arc<Queue>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+/// Work for the service's threads.
+struct Queue {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Work {
+    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
+    threads: usize,
+    idle: usize,
+    stopped: bool,
+}
+
+impl Host {
+    pub(crate) fn new(handler: Handler) -> Self {
+        let queue = Queue { work: Mutex::new(Work::default()), changed: Condvar::new() };
+        Self { handler, queue: Arc::new(queue) }
+    }
+
+    /// Has a call answered. Called by whoever delivered it, without a station in hand.
+    pub(crate) fn serve(&self, core: &Core, call: Request) {
+        if core.phase() >= Phase::Ending {
+            return core.refuse_call(&call, "the pool is ending");
+        }
+        let Some(core) = core.shared() else { return };
+        match &self.handler {
+            Handler::Sync(handler) => {
+                let handler = handler.clone();
+                self.spawn(&core.clone(), Box::new(move || {
+                    let mark = Mark::new(&core);
+                    let answer = mark.within(|| guarded(|| handler(&call.bytes)));
+                    core.answer_call(&call, answer);
+                }));
+            }
+            Handler::Async(handler, spawn) => {
+                let future = Box::pin(Handling::new(core.clone(), handler.clone(), call));
+                match spawn {
+                    Some(spawn) => {
+                        let spawn = spawn.clone();
+                        // `spawn` is user code and may block or panic, so it does not run on the caller's thread.
+                        self.spawn(&core, Box::new(move || {
+                            let _ = panics::guard(|| spawn(future));
+                        }));
+                    }
+                    None => Turn::start(self.queue.clone(), core, future),
+                }
+            }
+        }
+    }
+
+    fn spawn(&self, core: &Arc<Core>, job: Box<dyn FnOnce() + Send>) {
+        let limit = if matches!(self.handler, Handler::Sync(_)) { core.stations.len() } else { 1 };
+        Queue::push(&self.queue, core, limit, job);
+    }
+
+    /// Lets the threads go once they have nothing to do. Handlers that run are not waited for.
+    pub(crate) fn stop(&self) {
+        self.queue.work.lock().stopped = true;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Queue {
+    fn push(self: &Arc<Self>, core: &Core, limit: usize, job: Box<dyn FnOnce() + Send>) {
+        let mut work = self.work.lock();
+        work.jobs.push_back(job);
+        if work.idle >= work.jobs.len() || work.threads >= limit {
+            drop(work);
+            self.changed.notify_one();
+            return;
+        }
+        work.threads += 1;
+        drop(work);
+        let queue = self.clone();
+        let started = super::threads::spawn(format!("{}-service", core.name), move || queue.run());
+        if let Err(error) = started {
+            self.work.lock().threads -= 1;
+            events::error(core, format_args!("a service thread could not be started: {error}"));
+        }
+    }
+
+    fn run(&self) {
+        let mut work = self.work.lock();
+        loop {
+            if let Some(job) = work.jobs.pop_front() {
+                drop(work);
+                job();
+                work = self.work.lock();
+            } else if work.stopped {
+                work.threads -= 1;
+                return;
+            } else {
+                work.idle += 1;
+                self.changed.wait(&mut work);
+                work.idle -= 1;
+            }
+        }
+    }
+}
+
+/// A panic in a handler becomes an error in the task.
+fn guarded(handler: impl FnOnce() -> Answer) -> Answer {
+    panics::guard(handler).unwrap_or_else(|Caught { message, location }| {
+        let at = if location.is_empty() { String::new() } else { format!(" (at {location})") };
+        (AnswerKind::Panicked, AlignedBytes::from(format!("{message}{at}").as_bytes()))
+    })
+}
+
+/// An async handler at work on one call.
+struct Handling {
+    core: Arc<Core>,
+    mark: Arc<Mark>,
+    call: Option<Request>,
+    state: HandlingState,
+}
+
+enum HandlingState {
+    Unstarted(AsyncHandler),
+    Running(BoxFuture<'static, Answer>),
+    Over,
+}
+
+impl Handling {
+    fn new(core: Arc<Core>, handler: AsyncHandler, call: Request) -> Self {
+        let mark = Mark::new(&core);
+        Self { core, mark, call: Some(call), state: HandlingState::Unstarted(handler) }
+    }
+
+    fn step(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        if let HandlingState::Unstarted(handler) = &self.state {
+            let bytes = self.call.as_mut().map(|call| std::mem::take(&mut call.bytes)).unwrap_or_default();
+            self.state = HandlingState::Running(handler(bytes));
+        }
+        match &mut self.state {
+            HandlingState::Running(future) => future.as_mut().poll(context),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Future for Handling {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let mark = this.mark.clone();
+        let step = mark.within(|| panics::guard(|| this.step(context)));
+        let answer = match step {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(answer)) => answer,
+            Err(caught) => guarded_text(caught),
+        };
+        this.state = HandlingState::Over;
+        if let Some(call) = this.call.take() {
+            this.core.answer_call(&call, answer);
+        }
+        Poll::Ready(())
+    }
+}
+
+fn guarded_text(Caught { message, location }: Caught) -> Answer {
+    (AnswerKind::Panicked, AlignedBytes::from(format!("{message} (at {location})").as_bytes()))
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        // The runtime that it was spawned on has gone, or dropped it: the worker must not wait for ever.
+        if let Some(call) = self.call.take()
+            && self.core.is_here()
+        {
+            self.core.refuse_call(&call, "the handler's future was dropped");
+        }
+    }
+}
+
+/// A future on the service's own thread: it is queued again whenever it is woken.
+struct Turn {
+    queue: Arc<Queue>,
+    core: Arc<Core>,
+    future: Mutex<Option<Pin<Box<Handling>>>>,
+    queued: AtomicBool,
+}
+
+impl Turn {
+    fn start(queue: Arc<Queue>, core: Arc<Core>, future: Pin<Box<Handling>>) {
+        let turn = Self { queue, core, future: Mutex::new(Some(future)), queued: AtomicBool::new(false) };
+        Arc::new(turn).schedule();
+    }
+
+    fn schedule(self: Arc<Self>) {
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (queue, core) = (self.queue.clone(), self.core.clone());
+        Queue::push(&queue, &core, 1, Box::new(move || self.run()));
+    }
+
+    fn run(self: Arc<Self>) {
+        self.queued.store(false, Ordering::Release);
+        let waker = Waker::from(self.clone());
+        let mut slot = self.future.lock();
+        if let Some(future) = slot.as_mut()
+            && future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
+        {
+            *slot = None;
+        }
+    }
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+}
+
+impl Core {
+    /// The pool's own reference to itself.
+    fn shared(&self) -> Option<Arc<Core>> {
+        self.me.get().and_then(Weak::upgrade)
+    }
+
+    /// Sends an answer to the worker, if it still waits for it.
+    fn answer_call(&self, call: &Request, (kind, bytes): Answer) {
+        let mut station = self.stations[call.station].own(self);
+        if station.generation != call.generation {
+            return;
+        }
+        let Some(lane) = &mut station.lane else { return };
+        if let Err(violation) = lane.answer(call.number, kind, bytes) {
+            station.break_off(violation);
+        }
+        // The rest of a long answer flows as the worker makes room, and the worker says so to whoever is armed.
+        station.disarm();
+    }
+
+    pub(crate) fn refuse_call(&self, call: &Request, why: &str) {
+        self.answer_call(call, (AnswerKind::Refused, AlignedBytes::from(why.as_bytes())));
+    }
+}
+
+/// A handler at work, for noticing that it waits for its own pool.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    core: Weak<Core>,
+    waiting: AtomicBool,
+}
+
+thread_local! {
+    static HANDLER: RefCell<Option<Arc<Mark>>> = const { RefCell::new(None) };
+}
+
+impl Mark {
+    fn new(core: &Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core: Arc::downgrade(core), waiting: AtomicBool::new(false) })
+    }
+
+    /// Runs part of the handler on this thread.
+    fn within<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> T {
+        self.set(false);
+        let before = HANDLER.replace(Some(self.clone()));
+        let result = f();
+        HANDLER.set(before);
+        result
+    }
+
+    /// Notes whether the handler waits; `true`: it completes the circle.
+    fn set(&self, waiting: bool) -> bool {
+        let Some(core) = self.core.upgrade() else { return false };
+        if self.waiting.swap(waiting, Ordering::AcqRel) == waiting {
+            return false;
+        }
+        if waiting {
+            core.nested.fetch_add(1, Ordering::AcqRel) + 1 == core.stations.len()
+        } else {
+            core.nested.fetch_sub(1, Ordering::AcqRel);
+            false
+        }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
+/// While it lives, the handler on this thread counts as waiting.
+#[derive(Debug)]
+pub(crate) struct NestedWait(Option<Arc<Mark>>);
+
+impl Drop for NestedWait {
+    fn drop(&mut self) {
+        if let Some(mark) = &self.0 {
+            mark.set(false);
+        }
+    }
+}
+
+/// To be called before a thread sleeps for a job. If this thread runs a handler of the same pool, it counts, and if
+/// with it every worker waits for a handler that waits, the job ends with an error.
+pub(crate) fn nested_wait(core: &Core, job: &'static Job) -> NestedWait {
+    NestedWait(note_wait(core, job))
+}
+
+/// As [`nested_wait`], until the handler is polled again.
+pub(crate) fn nested_poll(core: &Core, job: &'static Job) {
+    note_wait(core, job);
+}
+
+fn note_wait(core: &Core, job: &'static Job) -> Option<Arc<Mark>> {
+    let mark = HANDLER.try_with(|handler| handler.borrow().clone()).ok().flatten()?;
+    if !std::ptr::eq(mark.core.as_ptr(), core) {
+        return None;
+    }
+    if mark.set(true) {
+        let failure = PoolFailure::new(
+            "deadlock: every worker waits in a service call for a handler that waits for a task of this pool; use \
+             another pool in the handler",
+        );
+        core.call_off(job, job.generation(), &TaskError::PoolFailed(failure));
+    }
+    Some(mark)
+}

@@ -1,0 +1,615 @@
+//! A worker's place in the pool: the lane of its present process, and the queue in front of it.
+//!
+//! # Ownership
+//!
+//! A station is used by one thread at a time. Ownership is a flag, and **no user code runs while it is held**: inputs
+//! are encoded before, results decoded after, and wakers called after it. So it is held for as long as it takes to
+//! copy some bytes, and whoever has to may wait for it.
+//!
+//! A submitter does not even wait: if the station is owned, it pushes its job on the *inbox*, which is part of the
+//! same word, and the owner takes it in before it lets go. Nothing is left behind, because letting go is a
+//! compare-and-swap that fails while the inbox is not empty.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | 0 | free |
+//! | OWNED | owned, inbox empty |
+//! | pointer + OWNED | owned, inbox is a list of jobs, youngest first |
+//! | … + WANTED | somebody waits for the station; an owner that only looks for responses lets go |
+//!
+//! * STATION-1: `inner` is touched only between the compare-and-swap that sets OWNED and the one that clears it.
+//! * STATION-2: the word's pointer is null or a job that was pushed and not yet taken in.
+//! * STATION-3: while requests are in flight and nobody owns the station, the worker is armed to ring the driver or the
+//!   thread in the seat, and has either not rung since, or the one it rang is on its way and will own the station.
+
+#![allow(unsafe_code, reason = "a cell that is guarded by an ownership flag; an intrusive list")]
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake as TaskWake, Waker};
+
+use crossbeam_utils::{Backoff, CachePadded};
+
+use super::core::{Core, Phase};
+use super::job::{Job, JobRef, Outcome, Place};
+use super::service::Request;
+use crate::error::TaskError;
+use crate::ground::doorbell::Doorbell;
+use crate::ground::sys::process::PidFd;
+use crate::memory::arena::ArenaReader;
+use crate::memory::codec::AlignedBytes;
+use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::wire::{Status, Wake};
+
+const OWNED: usize = 1;
+const WANTED: usize = 2;
+const FLAGS: usize = OWNED | WANTED;
+
+/// A doorbell that can be a task's waker: how a thread that sleeps in a station's seat is woken by the pool.
+#[derive(Debug)]
+pub(crate) struct Bell(pub(crate) Doorbell);
+
+impl TaskWake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.ring();
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Station {
+    pub(crate) id: usize,
+    word: CachePadded<AtomicUsize>,
+    inner: UnsafeCell<Inner>,
+}
+
+// SAFETY: `inner` is guarded by the word (STATION-1), and everything in it may move between threads.
+unsafe impl Sync for Station {}
+
+/// The process that serves a station.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: PidFd,
+}
+
+/// How far the station's process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// There is none; the driver will ask for one.
+    Vacant,
+    /// Asked for, or running `init`.
+    Starting,
+    Ready,
+    /// Told to leave, or killed.
+    Ending,
+}
+
+/// What a station's owner may touch.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) stage: Stage,
+    pub(crate) generation: u64,
+    pub(crate) process: Option<Process>,
+    pub(crate) lane: Option<Lane<JobRef>>,
+    pub(crate) queue: VecDeque<JobRef>,
+    /// What a job is refused with: the pool is closing, has ended or failed.
+    pub(crate) refusal: Option<TaskError>,
+    /// Set when the worker broke the protocol: its lane is not read any more.
+    pub(crate) violation: Option<Violation>,
+    /// Service requests that have come whole.
+    pub(crate) calls: Vec<Request>,
+    pub(crate) response_bell: Option<Arc<Bell>>,
+    pub(crate) request_bell: Option<Arc<Doorbell>>,
+    /// Whether a thread sleeps on `response_bell`.
+    pub(crate) seat: bool,
+    pub(crate) tasks_done: u64,
+    wake: Wake,
+    is_idle: bool,
+    has_surplus: bool,
+    wakers: Vec<Waker>,
+}
+
+impl Station {
+    pub(crate) fn new(id: usize, request_bell: Arc<Doorbell>, response_bell: Arc<Bell>) -> Self {
+        Self {
+            id,
+            word: CachePadded::new(AtomicUsize::new(0)),
+            inner: UnsafeCell::new(Inner {
+                stage: Stage::Vacant,
+                generation: 0,
+                process: None,
+                lane: None,
+                queue: VecDeque::new(),
+                refusal: None,
+                violation: None,
+                calls: Vec::new(),
+                response_bell: Some(response_bell),
+                request_bell: Some(request_bell),
+                seat: false,
+                tasks_done: 0,
+                wake: Wake::Nobody,
+                is_idle: false,
+                has_surplus: false,
+                wakers: Vec::new(),
+            }),
+        }
+    }
+
+    /// The descriptors of both doorbells.
+    pub(crate) fn for_each_fd(&mut self, mut f: impl FnMut(BorrowedFd<'_>)) {
+        let inner = self.inner.get_mut();
+        inner.request_bell.iter().for_each(|bell| bell.fds().for_each(&mut f));
+        inner.response_bell.iter().for_each(|bell| bell.0.fds().for_each(&mut f));
+    }
+
+    /// Owns the station if nobody does.
+    #[inline]
+    pub(crate) fn try_own<'a>(&'a self, core: &'a Core) -> Option<Owned<'a>> {
+        let won = self.word.compare_exchange(0, OWNED, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        // Lazily: an `Owned` that is made and dropped would let go of somebody else's station.
+        won.then(|| Owned { station: self, core, quiet: false })
+    }
+
+    /// Waits until the station can be owned.
+    pub(crate) fn own<'a>(&'a self, core: &'a Core) -> Owned<'a> {
+        let backoff = Backoff::new();
+        loop {
+            if let Some(owned) = self.try_own(core) {
+                return owned;
+            }
+            // An owner that looks for responses in a loop sees this and lets go.
+            self.word.fetch_or(WANTED, Ordering::Relaxed);
+            // A WANTED that is set on a free word would keep it from being owned.
+            let _ = self.word.compare_exchange(WANTED, 0, Ordering::Relaxed, Ordering::Relaxed);
+            backoff.snooze();
+        }
+    }
+
+    /// Owns the station, or leaves the job with whoever does.
+    #[inline]
+    pub(crate) fn own_or_leave<'a>(
+        &'a self,
+        core: &'a Core,
+        mut job: JobRef,
+        parcel: Parcel,
+    ) -> Option<(Owned<'a>, JobRef, Parcel)> {
+        if let Some(owned) = self.try_own(core) {
+            return Some((owned, job, parcel));
+        }
+        job.queue(parcel);
+        // A place that names the station lets a canceller find the job once the station has taken it in.
+        job.set_place(Place { station: self.id, index: None });
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & OWNED == 0 {
+                match self.word.compare_exchange(word, OWNED, Ordering::Acquire, Ordering::Relaxed) {
+                    Ok(_) => {
+                        let owned = Owned { station: self, core, quiet: false };
+                        let parcel = job.unqueue()?;
+                        return Some((owned, job, parcel));
+                    }
+                    Err(seen) => word = seen,
+                }
+                continue;
+            }
+            job.link().store((word & !FLAGS) as *mut Job, Ordering::Relaxed);
+            let raw = job.into_raw();
+            // Release: the job's fields before its presence in the inbox (STATION-2).
+            match self.word.compare_exchange(word, raw as usize | word & FLAGS, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return None,
+                Err(seen) => {
+                    word = seen;
+                    // SAFETY: the exchange failed, so nobody has seen the pointer.
+                    job = unsafe { JobRef::from_raw(raw) };
+                }
+            }
+        }
+    }
+}
+
+/// Ownership of a station. Dropping it settles what is owed and lets go.
+#[derive(Debug)]
+pub(crate) struct Owned<'a> {
+    pub(crate) station: &'a Station,
+    pub(crate) core: &'a Core,
+    /// Whether this owner moves work itself, so that letting go does not start it again.
+    quiet: bool,
+}
+
+impl Deref for Owned<'_> {
+    type Target = Inner;
+    #[inline]
+    fn deref(&self) -> &Inner {
+        // SAFETY: STATION-1: an `Owned` exists only between the two exchanges.
+        unsafe { &*self.station.inner.get() }
+    }
+}
+
+impl DerefMut for Owned<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Inner {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { &mut *self.station.inner.get() }
+    }
+}
+
+impl Drop for Owned<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let mut rebalance = self.settle();
+        let mut after = Afterwards::default();
+        after.collect(self);
+        while self.station.word.compare_exchange(OWNED, 0, Ordering::Release, Ordering::Relaxed).is_err() {
+            self.take_inbox();
+            rebalance |= self.settle();
+            after.collect(self);
+        }
+        // The station is free; what follows touches only what was moved out of it.
+        if !after.is_empty() {
+            after.run(self.core);
+        }
+        if rebalance && !self.quiet {
+            self.core.rebalance();
+        }
+    }
+}
+
+/// What an owner takes along to do after it has let go.
+#[derive(Debug, Default)]
+struct Afterwards {
+    wakers: Vec<Waker>,
+    calls: Vec<Request>,
+}
+
+impl Afterwards {
+    #[inline]
+    fn collect(&mut self, inner: &mut Inner) {
+        if !inner.wakers.is_empty() {
+            self.wakers.append(&mut inner.wakers);
+        }
+        if !inner.calls.is_empty() {
+            self.calls.append(&mut inner.calls);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wakers.is_empty() && self.calls.is_empty()
+    }
+
+    /// Calls wakers, which is user code, and hands calls to the service.
+    #[cold]
+    fn run(self, core: &Core) {
+        for waker in self.wakers {
+            // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+        }
+        for call in self.calls {
+            core.serve(call);
+        }
+    }
+}
+
+impl Inner {
+    /// Requests in the ring, those that are being answered included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lane.as_ref().map_or(0, Lane::in_flight)
+    }
+
+    /// Whether the station holds no task.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.in_flight() == 0
+    }
+
+    fn can_send(&self) -> bool {
+        self.stage == Stage::Ready && self.violation.is_none()
+    }
+}
+
+impl<'a> Owned<'a> {
+    /// This owner moves work between stations itself.
+    pub(crate) fn keep_quiet(&mut self) {
+        self.quiet = true;
+    }
+
+    /// Whether an owner that only looks for responses should let go: somebody waits, or has left a job.
+    #[inline]
+    pub(crate) fn contended(&self) -> bool {
+        self.station.word.load(Ordering::Relaxed) != OWNED
+    }
+
+    fn take_inbox(&mut self) {
+        // Acquire: the fields of the jobs in it (STATION-2).
+        let word = self.station.word.swap(OWNED, Ordering::Acquire);
+        let mut next = (word & !FLAGS) as *mut Job;
+        let mut jobs = Vec::new();
+        while !next.is_null() {
+            // SAFETY: STATION-2, and the swap made the list ours.
+            let job = unsafe { JobRef::from_raw(next) };
+            next = job.link().load(Ordering::Relaxed);
+            jobs.push(job);
+        }
+        if !jobs.is_empty() {
+            self.leave_idle();
+        }
+        for mut job in jobs.into_iter().rev() {
+            if let Some(parcel) = job.unqueue() {
+                self.accept(job, parcel);
+            }
+        }
+    }
+
+    /// Takes a job: into the ring if it is next and fits, else into the queue.
+    #[inline]
+    pub(crate) fn accept(&mut self, job: JobRef, parcel: Parcel) {
+        if let Some(refusal) = &self.refusal {
+            let refusal = refusal.clone();
+            return self.finish(job, Outcome::Failed(refusal));
+        }
+        if self.queue.is_empty() && self.can_send() {
+            if let Some((job, parcel)) = self.send(job, parcel) {
+                self.enqueue(job, parcel);
+            }
+        } else {
+            self.enqueue(job, parcel);
+        }
+    }
+
+    fn enqueue(&mut self, mut job: JobRef, parcel: Parcel) {
+        job.queue(parcel);
+        job.set_place(Place { station: self.station.id, index: None });
+        self.queue.push_back(job);
+    }
+
+    /// Puts jobs in front of the queue: they were here before.
+    pub(crate) fn give_back(&mut self, jobs: Vec<(JobRef, Parcel)>) {
+        for (mut job, parcel) in jobs.into_iter().rev() {
+            job.queue(parcel);
+            job.set_place(Place { station: self.station.id, index: None });
+            self.queue.push_front(job);
+        }
+    }
+
+    /// Publishes a request. What does not fit comes back.
+    #[inline]
+    fn send(&mut self, job: JobRef, parcel: Parcel) -> Option<(JobRef, Parcel)> {
+        if job.is_unwanted() {
+            self.finish(job, Outcome::Failed(TaskError::Cancelled));
+            return None;
+        }
+        let id = self.station.id;
+        let inner = &mut **self;
+        let lane = inner.lane.as_mut()?;
+        // STATION-3. Arming before the request is published needs no fence: its response cannot come before it.
+        if inner.wake == Wake::Nobody {
+            inner.wake = Wake::Driver;
+            lane.arm(Wake::Driver);
+        }
+        let shared = job.job();
+        match lane.push(job, parcel) {
+            Ok(index) => {
+                // The job is in the ring under this index; only this thread, its owner, moves it.
+                JobRef::note_place(shared, Place { station: id, index: Some(index) });
+                lane.ring_if_asleep();
+                self.leave_idle();
+                None
+            }
+            Err((job, parcel, Refusal::Full)) => Some((job, parcel)),
+            Err((job, _, Refusal::Memory(error))) => {
+                let error = TaskError::Encode(crate::error::CodecError::new(format_args!(
+                    "no shared memory for the input: {error}"
+                )));
+                self.finish(job, Outcome::Failed(error));
+                None
+            }
+        }
+    }
+
+    /// Ends a job; its waker is called after the station is released.
+    #[inline]
+    pub(crate) fn finish(&mut self, job: JobRef, outcome: Outcome) {
+        if let Some(waker) = job.finish(outcome) {
+            self.wakers.push(waker);
+        }
+    }
+
+    /// Calls this waker after the station is released.
+    pub(crate) fn wake_later(&mut self, waker: Waker) {
+        self.wakers.push(waker);
+    }
+
+    /// Delivers what the worker has published. A violation ends the worker.
+    #[inline]
+    pub(crate) fn poll(&mut self) {
+        let id = self.station.id;
+        let inner = &mut **self;
+        let Some(lane) = &mut inner.lane else { return };
+        if inner.violation.is_some() {
+            return;
+        }
+        let mut delivery = Delivery {
+            wakers: &mut inner.wakers,
+            calls: &mut inner.calls,
+            station: id,
+            generation: inner.generation,
+        };
+        match lane.poll(&mut delivery) {
+            Ok(replies) => inner.tasks_done += replies as u64,
+            Err(violation) => self.break_off(violation),
+        }
+    }
+
+    /// The worker broke the protocol: it is killed, and its lane is not read any more.
+    #[cold]
+    pub(crate) fn break_off(&mut self, violation: Violation) {
+        self.violation = Some(violation);
+        if let Some(process) = &self.process {
+            let _ = process.pidfd.kill(nix::libc::SIGKILL);
+        }
+    }
+
+    /// Moves jobs from the queue to the ring while they fit.
+    fn refill(&mut self) {
+        if !self.can_send() {
+            return;
+        }
+        while let Some(mut job) = self.queue.pop_front() {
+            let Some(parcel) = job.unqueue() else { continue };
+            if let Some((mut job, parcel)) = self.send(job, parcel) {
+                job.queue(parcel);
+                self.queue.push_front(job);
+                return;
+            }
+        }
+    }
+
+    /// Brings the station into the state in which it may be left: STATION-3, and the pool's sets of idle stations and
+    /// of stations with more than they need. `true`: the pool has both, so work should move.
+    #[inline]
+    fn settle(&mut self) -> bool {
+        self.refill();
+        loop {
+            let inner = &mut **self;
+            let Some(lane) = &mut inner.lane else { break };
+            if inner.wake != Wake::Nobody || inner.violation.is_some() || inner.stage == Stage::Vacant {
+                break;
+            }
+            if lane.in_flight() == 0 {
+                break;
+            }
+            inner.wake = Wake::Driver;
+            lane.arm(Wake::Driver);
+            if !lane.fence_and_ready() {
+                break;
+            }
+            // Something came in between: the ring may be lost, so it is taken here.
+            self.disarm();
+            self.poll();
+            self.refill();
+        }
+        if self.core.phase() >= Phase::Closing && self.is_empty() {
+            // The driver waits for the last task.
+            self.core.ring_driver();
+        }
+        self.classify()
+    }
+
+    /// Takes the armed ring back: this owner is going to look.
+    #[inline]
+    pub(crate) fn disarm(&mut self) {
+        let inner = &mut **self;
+        if inner.wake != Wake::Nobody {
+            inner.wake = Wake::Nobody;
+            if let Some(lane) = &mut inner.lane {
+                lane.arm(Wake::Nobody);
+            }
+        }
+    }
+
+    /// Makes the worker ring the seat's bell. `false`: something has come already, look again instead of sleeping.
+    pub(crate) fn arm_seat(&mut self) -> bool {
+        let inner = &mut **self;
+        let Some(lane) = &mut inner.lane else { return true };
+        if inner.violation.is_some() {
+            return true;
+        }
+        inner.wake = Wake::Waiter;
+        lane.arm(Wake::Waiter);
+        if lane.fence_and_ready() {
+            self.disarm();
+            return false;
+        }
+        true
+    }
+
+    /// A fresh process: nothing is armed in its memory, and nothing is known against it.
+    pub(crate) fn reset(&mut self) {
+        self.wake = Wake::Nobody;
+        self.violation = None;
+    }
+
+    #[inline]
+    fn classify(&mut self) -> bool {
+        let (id, core) = (self.station.id, self.core);
+        if core.stations.len() == 1 {
+            return false;
+        }
+        let inner = &mut **self;
+        let in_flight = inner.in_flight();
+        let surplus = !inner.queue.is_empty() || in_flight > 1;
+        let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && inner.refusal.is_none();
+        let mut rebalance = false;
+        if surplus != inner.has_surplus {
+            inner.has_surplus = surplus;
+            if surplus {
+                core.surplus.set(id);
+                rebalance = core.idle.any();
+            } else {
+                core.surplus.clear(id);
+            }
+        }
+        if idle && !inner.is_idle {
+            inner.is_idle = true;
+            core.idle.set(id);
+            rebalance |= core.surplus.any();
+        } else if !idle && inner.is_idle {
+            inner.is_idle = false;
+            core.idle.clear(id);
+        }
+        rebalance
+    }
+
+    /// The station is about to be given work. [`settle`](Self::settle) puts it back if that comes to nothing.
+    #[inline]
+    pub(crate) fn leave_idle(&mut self) {
+        if self.is_idle {
+            self.is_idle = false;
+            self.core.idle.clear(self.station.id);
+        }
+    }
+
+    /// Nothing here can be moved to another station at present.
+    pub(crate) fn no_surplus(&mut self) {
+        if self.has_surplus {
+            self.has_surplus = false;
+            self.core.surplus.clear(self.station.id);
+        }
+    }
+}
+
+/// Where a lane's deliveries go.
+struct Delivery<'a> {
+    wakers: &'a mut Vec<Waker>,
+    calls: &'a mut Vec<Request>,
+    station: usize,
+    generation: u64,
+}
+
+impl Sink<JobRef> for Delivery<'_> {
+    #[inline]
+    fn reply(&mut self, job: JobRef, reply: Reply) {
+        let outcome = match reply.status {
+            Status::Skipped => Outcome::Failed(TaskError::Cancelled),
+            _ => Outcome::Reply(reply),
+        };
+        self.wakers.extend(job.finish(outcome));
+    }
+
+    fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {
+        if let Some(batch) = job.batch() {
+            self.wakers.extend(batch.append(arena, position, len));
+        }
+    }
+
+    fn call(&mut self, number: u64, bytes: AlignedBytes) {
+        self.calls.push(Request { station: self.station, generation: self.generation, number, bytes });
+    }
+}

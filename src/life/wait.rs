@@ -1,0 +1,192 @@
+//! Blocking waits. Whoever waits may drive: it looks at the worker's responses itself, and when it sleeps, the worker
+//! wakes it directly.
+//!
+//! A wait is a loop of three steps. *Look*: own the station of the task and poll it for as long as the spin budget
+//! says, letting go as soon as somebody else wants it. *Sit*: take the station's seat, arm the worker to ring the
+//! seat's bell, look once more, sleep. There is one seat; who finds it taken *parks* and is woken through the task's
+//! waker by whoever delivers its result: the thread in the seat, a submitter, or the driver.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use super::job::Job;
+use super::station::Station;
+
+/// A thread that can be woken as a task is.
+#[derive(Debug)]
+pub(crate) struct Parker {
+    thread: Thread,
+    woken: AtomicBool,
+}
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+impl Parker {
+    /// This thread's.
+    pub(crate) fn current() -> Arc<Self> {
+        thread_local! {
+            static PARKER: RefCell<Option<Arc<Parker>>> = const { RefCell::new(None) };
+        }
+        let make = || Arc::new(Self { thread: std::thread::current(), woken: AtomicBool::new(false) });
+        PARKER
+            .try_with(|parker| parker.borrow_mut().get_or_insert_with(make).clone())
+            .unwrap_or_else(|_| make())
+    }
+
+    /// Forgets a wake-up that was meant for an earlier wait.
+    pub(crate) fn reset(&self) {
+        self.woken.store(false, Ordering::Relaxed);
+    }
+
+    /// Sleeps until woken; `false` when the time is over first.
+    pub(crate) fn park(&self, deadline: Option<Instant>) -> bool {
+        while !self.woken.swap(false, Ordering::Acquire) {
+            match deadline {
+                None => std::thread::park(),
+                Some(deadline) => {
+                    let Some(left) = left(deadline) else { return false };
+                    std::thread::park_timeout(left);
+                }
+            }
+        }
+        true
+    }
+}
+
+fn left(deadline: Instant) -> Option<Duration> {
+    deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+}
+
+/// What a thread can wait for.
+pub(crate) trait Awaited {
+    fn is_done(&self) -> bool;
+    /// The station whose worker is expected to bring it.
+    fn station(&self) -> usize;
+    /// Wants `waker` called when it is done. `Ready`: it is.
+    fn register(&self, waker: &Waker) -> Poll<()>;
+    /// The job, if it is one.
+    fn job(&self) -> Option<&'static Job>;
+}
+
+impl Awaited for &'static Job {
+    #[inline]
+    fn is_done(&self) -> bool {
+        Job::is_done(self)
+    }
+
+    fn station(&self) -> usize {
+        self.place().station
+    }
+
+    fn register(&self, waker: &Waker) -> Poll<()> {
+        Job::register(self, waker)
+    }
+
+    fn job(&self) -> Option<&'static Job> {
+        Some(self)
+    }
+}
+
+/// What a look at a station ended with.
+enum Looked {
+    Done,
+    Again,
+    Nothing,
+}
+
+impl Core {
+    /// Waits for a job that is the caller's to take, or for whatever else comes from a worker. `false`: the time was over first.
+    pub(crate) fn wait(&self, job: &impl Awaited, deadline: Option<Instant>) -> bool {
+        loop {
+            if job.is_done() {
+                return true;
+            }
+            let station = &self.stations[job.station()];
+            match self.look(station, job) {
+                Looked::Done => return true,
+                Looked::Again => {}
+                Looked::Nothing => {
+                    if deadline.is_some_and(|deadline| left(deadline).is_none()) {
+                        return job.is_done();
+                    }
+                    let _nested = job.job().map(|job| super::service::nested_wait(self, job));
+                    if !self.sit(station, job, deadline) {
+                        self.park(job, deadline);
+                    }
+                }
+            }
+            if deadline.is_some_and(|deadline| left(deadline).is_none()) {
+                return job.is_done();
+            }
+        }
+    }
+
+    #[inline]
+    fn look(&self, station: &Station, job: &impl Awaited) -> Looked {
+        let Some(mut owned) = station.try_own(self) else {
+            // Whoever owns it will deliver; a moment's patience saves a sleep.
+            let found = self.spin.spin(|| job.is_done().then_some(()));
+            return if found.is_some() { Looked::Done } else { Looked::Nothing };
+        };
+        owned.disarm();
+        let found = self.spin.spin(|| {
+            owned.poll();
+            if job.is_done() {
+                Some(Looked::Done)
+            } else if owned.contended() || job.station() != station.id {
+                Some(Looked::Again)
+            } else {
+                None
+            }
+        });
+        found.unwrap_or(Looked::Nothing)
+    }
+
+    /// Sleeps in the station's seat until its bell rings. `false`: the seat is taken.
+    fn sit(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> bool {
+        let bell = {
+            let mut owned = station.own(self);
+            owned.poll();
+            if job.is_done() || job.station() != station.id {
+                return true;
+            }
+            let Some(bell) = owned.response_bell.clone().filter(|_| !owned.seat) else { return false };
+            if !owned.arm_seat() {
+                return true;
+            }
+            owned.seat = true;
+            bell
+        };
+        // From another station, or from the driver after a death, the result comes with a wake-up.
+        if job.register(&Waker::from(bell.clone())) == Poll::Pending {
+            bell.0.wait(deadline.map(|deadline| left(deadline).unwrap_or_default()));
+        }
+        let mut owned = station.own(self);
+        owned.seat = false;
+        owned.disarm();
+        owned.poll();
+        true
+    }
+
+    fn park(&self, job: &impl Awaited, deadline: Option<Instant>) {
+        let parker = Parker::current();
+        parker.reset();
+        if job.register(&Waker::from(parker.clone())) == Poll::Pending {
+            parker.park(deadline);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! A worker process: from the fork to its last request.
+//!
+//! # How it gets to its loop
+//!
+//! The zygote forks; [`run`] maps the region and runs `init` and `state`. If `init` returns, the loop runs on top of
+//! the inherited stack. If `init` calls `start_worker`, a *foreign exception* (not a Rust panic) unwinds the inherited
+//! stack, running its destructors, until it meets the guard that `StartWorker::catch` left there, whose destructor
+//! runs the loop and ends the process. Nothing catches the exception: a `catch_unwind` on its way, be it the user's
+//! or that of `thread::scope` or of a runtime's task, makes std abort the worker ("Rust cannot catch foreign
+//! exceptions"), which `build()` reports. So the program's own `main` never goes on in a worker.
+//!
+//! For that reason `init` runs under no `catch_unwind` of ours either: a guard's destructor tells a panic from the
+//! exception.
+
+#![allow(unsafe_code, reason = "raising an exception; a pointer to the process's only worker")]
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+
+use super::messages::Who;
+use super::seed::Seed;
+use crate::context::{Call, WorkerInfo};
+use crate::ground::sys::process;
+use crate::memory::region::WorkerRegion;
+use crate::panics::{self, Caught};
+use crate::protocol::code::{CodeId, Shim};
+use crate::protocol::port::{Bells, Port, Request};
+use crate::protocol::wire::{Status, WorkerState};
+
+/// Exit code of a worker that could not start. The master reads the reason from the region.
+const EXIT_NOT_STARTED: i32 = 70;
+
+/// What a worker process knows; leaked, since the process ends without returning.
+pub(crate) struct WorkerCore {
+    pub(crate) seed: &'static Seed,
+    pub(crate) info: WorkerInfo,
+    pub(crate) port: RefCell<Port>,
+    pub(crate) state: RefCell<Option<Box<dyn Any>>>,
+    /// Whether the running task has asked for the state.
+    pub(crate) state_used: Cell<bool>,
+    /// The request that is running.
+    pub(crate) request: Cell<Option<u64>>,
+    /// The function that was looked up last.
+    known: Cell<Option<(CodeId, Shim)>>,
+}
+
+impl std::fmt::Debug for WorkerCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerCore").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// The worker of this process, on its main thread.
+    static WORKER: Cell<Option<&'static WorkerCore>> = const { Cell::new(None) };
+    /// How many `StartWorker::catch` are active on this thread.
+    static CATCHING: Cell<usize> = const { Cell::new(0) };
+    /// Whether the exception of `start_worker` is on its way.
+    static UNWINDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Starts a worker in a process that the zygote has just forked.
+pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: Bells) -> ! {
+    super::zygote::name_process(&format!("w{}", who.station));
+    let Ok(region) = WorkerRegion::map(&a, &b) else { process::exit_now(EXIT_NOT_STARTED) };
+    drop((a, b));
+    let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin);
+    let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
+        seed,
+        info: WorkerInfo::new(who.station, who.generation),
+        port: RefCell::new(port),
+        state: RefCell::new(None),
+        state_used: Cell::new(false),
+        request: Cell::new(None),
+        known: Cell::new(None),
+    }));
+    WORKER.set(Some(core));
+    core.initialise();
+    core.serve()
+}
+
+impl WorkerCore {
+    /// Runs `init`. If it unwinds, the guard tells why.
+    fn initialise(&'static self) {
+        let Some(init) = &self.seed.init else { return };
+        panics::want_messages(true);
+        let guard = InitGuard(self);
+        let result = init(&self.info);
+        std::mem::forget(guard);
+        panics::want_messages(false);
+        if let Err(error) = result {
+            self.fail(&format!("init failed: {error}"));
+        }
+    }
+
+    /// Reports that this worker cannot start, and leaves.
+    fn fail(&self, text: &str) -> ! {
+        if let Ok(mut port) = self.port.try_borrow_mut() {
+            port.set_state(WorkerState::Failed, text);
+        }
+        process::exit_now(EXIT_NOT_STARTED)
+    }
+
+    /// Makes the state, serves until told to leave, and leaves.
+    fn serve(&'static self) -> ! {
+        let guard = LoopGuard;
+        if let Err(text) = self.make_state() {
+            self.fail(&text);
+        }
+        self.port.borrow_mut().set_state(WorkerState::Ready, "");
+        loop {
+            let next = self.port.borrow_mut().next_request();
+            match next {
+                Some(request) => self.execute(request),
+                None => break,
+            }
+        }
+        // The state goes first: it may refer to what `on_exit` tears down.
+        let leaving = panics::guard(|| {
+            drop(self.state.take());
+            if let Some(on_exit) = &self.seed.on_exit {
+                on_exit(&self.info);
+            }
+        });
+        if let Err(Caught { message, .. }) = leaving {
+            crate::hooks::error(format_args!("worker {}: on_exit panicked: {message}", self.info.id()));
+        }
+        std::mem::forget(guard);
+        process::exit_now(0)
+    }
+
+    fn make_state(&self) -> Result<(), String> {
+        let Some(make) = &self.seed.state else { return Ok(()) };
+        let made = panics::guard(|| make(&self.info, &*self.seed.env));
+        match made {
+            Ok(Ok(state)) => {
+                *self.state.borrow_mut() = Some(state);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(format!("state failed: {error}")),
+            Err(Caught { message, location }) => Err(format!("state panicked: {message} (at {location})")),
+        }
+    }
+
+    fn execute(&'static self, request: Request) {
+        let shim = match self.known.get() {
+            Some((code, shim)) if code == request.code => Some(shim),
+            _ => {
+                let found = request.code.resolve(&self.seed.objects);
+                self.known.set(found.map(|shim| (request.code, shim)));
+                found
+            }
+        };
+        let Some(shim) = shim else {
+            self.port.borrow_mut().answer(request.index, Status::UnknownTask, b"");
+            return;
+        };
+        let input = self.port.borrow_mut().input(&request);
+        let input = match input {
+            Ok(input) => input,
+            Err(error) => {
+                let text = error.to_string();
+                return self.port.borrow_mut().answer(request.index, Status::Decode, text.as_bytes());
+            }
+        };
+        self.request.set(Some(request.index));
+        let mut call = Call::new(self, request, &input);
+        // SAFETY: CODE-1: the shim was resolved from a `TaskCode`, all of which take a `Call`.
+        unsafe { shim(NonNull::from(&mut call).cast()) };
+        self.request.set(None);
+    }
+
+    /// After a panic: a state that the task had in its hands is made anew.
+    pub(crate) fn after_panic(&self) {
+        if !self.state_used.get() {
+            return;
+        }
+        // A task that leaked its borrow leaves a state that cannot be replaced: the worker starts afresh.
+        let Ok(mut state) = self.state.try_borrow_mut() else { self.fail("the state's borrow was leaked") };
+        let old = state.take();
+        drop(state);
+        let _ = panics::guard(|| drop(old));
+        if let Err(text) = self.make_state() {
+            self.fail(&text);
+        }
+    }
+}
+
+/// A panic of the pool's own code in a worker ends that worker.
+struct LoopGuard;
+
+impl Drop for LoopGuard {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// On the stack while `init` runs.
+struct InitGuard(&'static WorkerCore);
+
+impl Drop for InitGuard {
+    fn drop(&mut self) {
+        if UNWINDING.get() {
+            return;
+        }
+        // A destructor cannot see the payload, so the message comes from the hook's notes.
+        let (message, location) = (panics::take_message(), panics::take_location());
+        self.0.fail(&format!("init panicked: {message} (at {location})"));
+    }
+}
+
+/// What `StartWorker::catch` leaves on the stack.
+#[derive(Debug)]
+pub(crate) struct CatchGuard(());
+
+impl CatchGuard {
+    pub(crate) fn new() -> Self {
+        CATCHING.set(CATCHING.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for CatchGuard {
+    fn drop(&mut self) {
+        CATCHING.set(CATCHING.get() - 1);
+        if UNWINDING.get()
+            && let Some(core) = WORKER.get()
+        {
+            UNWINDING.set(false);
+            core.serve();
+        }
+    }
+}
+
+/// `WorkerInfo::start_worker`.
+pub(crate) fn unwind_to_catch() -> ! {
+    let Some(core) = WORKER.get() else {
+        panic!("start_worker() is for init, in a worker");
+    };
+    if cfg!(panic = "abort") {
+        core.fail("start_worker() needs unwinding, and this program is built with panic = \"abort\"");
+    }
+    if !core.seed.may_unwind {
+        core.fail(
+            "start_worker() cannot be used under iter_stream or bind, whose closures may borrow from the stack that \
+             it unwinds; use build()",
+        );
+    }
+    if CATCHING.get() == 0 {
+        core.fail("start_worker() found no StartWorker::catch on the thread that built the pool");
+    }
+    if let Ok(mut port) = core.port.try_borrow_mut() {
+        port.set_state(WorkerState::Unwinding, "");
+    }
+    UNWINDING.set(true);
+    exception::raise();
+    // Raising returns only if no handler exists up the stack.
+    UNWINDING.set(false);
+    core.fail("start_worker() could not unwind the stack: it does not end in Rust code")
+}
+
+/// Just enough of the Itanium C++ ABI's unwinder, which std links and uses itself.
+mod exception {
+    use std::mem::MaybeUninit;
+
+    /// `_Unwind_Exception`. The private part is larger on some targets; what is too large is not touched.
+    #[repr(C, align(16))]
+    struct Exception {
+        class: u64,
+        cleanup: Option<extern "C" fn(i32, *mut Exception)>,
+        private: [MaybeUninit<u64>; 20],
+    }
+
+    unsafe extern "C-unwind" {
+        fn _Unwind_RaiseException(exception: *mut Exception) -> i32;
+    }
+
+    /// Unwinds the stack with an exception that is not a Rust panic. Returns if nothing up the stack handles any.
+    pub(super) fn raise() {
+        let exception = Box::new(Exception {
+            class: u64::from_be_bytes(*b"FORKRING"),
+            cleanup: None,
+            private: [MaybeUninit::zeroed(); 20],
+        });
+        // SAFETY: a well-formed exception that outlives the unwinding, since it is leaked. Foreign exceptions may
+        // unwind Rust frames and run their destructors ("C-unwind", RFC 2945).
+        unsafe { _Unwind_RaiseException(Box::leak(exception)) };
+    }
+}

@@ -1,0 +1,203 @@
+//! The zygote: the single-threaded process that forks all workers of a pool, the first ones and every replacement.
+//!
+//! It is forked inside `build()` and never changes afterwards, so a replacement sees the same environment as its
+//! siblings, and no fork ever happens in a process with threads but that one. It reaps the workers and reports how
+//! they ended. It leaves when the master says so, closes its socket, or dies, and takes all workers with it: they are
+//! killed here, and PR_SET_PDEATHSIG kills them if this process itself is killed.
+
+#![allow(unsafe_code, reason = "fork, and closing inherited descriptors")]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::sys::signal::Signal;
+
+use super::messages::{MESSAGE_BYTES, Order, Report, Who};
+use super::seed::Seed;
+use super::worker;
+use crate::ground::doorbell::Doorbell;
+use crate::ground::sys::process::{self, Fork, Pid, PidFd};
+use crate::ground::sys::signals::{self, SigchldFd};
+use crate::ground::sys::socket::{Socket, TryRecv};
+use crate::ground::sys::{SysError, descriptors, poll};
+use crate::protocol::port::Bells;
+
+/// What the zygote is given by the process that forks it. Leaked there before the fork: see [`Seed`].
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) seed: Seed,
+    /// The zygote's end.
+    pub(crate) socket: Socket,
+    pub(crate) driver_bell: Doorbell,
+    /// The master, by a descriptor that it opened itself: it cannot be mistaken.
+    pub(crate) master: PidFd,
+    /// Descriptors of the master's pools, this one's ends included.
+    pub(crate) foreign: Vec<RawFd>,
+}
+
+/// The zygote's own state.
+#[derive(Debug)]
+struct Zygote {
+    launch: &'static Launch,
+    children: Vec<(Pid, Who)>,
+    deaths: SigchldFd,
+    pid: Pid,
+}
+
+/// Runs the zygote in the forked child. Returns only by the end of the process.
+pub(crate) fn run(launch: &'static Launch) -> ! {
+    signals::reset_in_child();
+    let own = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+    let mut keep = vec![own(launch.socket.as_fd()), own(launch.master.as_fd())];
+    keep.extend(launch.driver_bell.fds().map(own));
+    if launch.seed.close_inherited_fds {
+        // SAFETY: everything inherited is leaked in this process: what owns a closed descriptor is on frames that
+        // are never returned to, except for what the user's own stack drops in `start_worker`, which is documented.
+        unsafe { descriptors::close_all_except(&keep) };
+    } else {
+        for &fd in launch.foreign.iter().filter(|fd| !keep.contains(fd)) {
+            let _ = nix::unistd::close(fd);
+        }
+    }
+    name_process("zygote");
+    let Ok(deaths) = signals::sigchld_fd() else { process::exit_now(71) };
+    let mut zygote = Zygote { launch, children: Vec::new(), deaths, pid: process::own_pid() };
+    zygote.serve();
+    zygote.end()
+}
+
+/// Names this process for `ps` and `top`.
+pub(crate) fn name_process(role: &str) {
+    let name = std::ffi::CString::new(format!("forkring-{role}")).unwrap_or_default();
+    // At most 15 bytes are kept (PR_SET_NAME(2const)). Best effort.
+    let _ = nix::sys::prctl::set_name(&name);
+}
+
+impl Zygote {
+    fn serve(&mut self) {
+        loop {
+            let fds = [self.launch.socket.as_fd(), self.deaths.as_fd(), self.launch.master.as_fd()];
+            let Ok(ready) = poll::wait_readable(&fds, None) else { return };
+            if ready & 0b100 != 0 {
+                return;
+            }
+            if ready & 0b010 != 0 && self.reap().is_err() {
+                return;
+            }
+            if ready & 0b001 != 0 && !self.obey() {
+                return;
+            }
+        }
+    }
+
+    /// Reads one order. `false`: it is time to go.
+    fn obey(&mut self) -> bool {
+        let mut bytes = [0; MESSAGE_BYTES];
+        let (len, fds) = match self.launch.socket.try_recv(&mut bytes) {
+            Ok(TryRecv::Message(len, fds)) => (len, fds),
+            Ok(TryRecv::Empty) => return true,
+            Ok(TryRecv::Closed) | Err(_) => return false,
+        };
+        match Order::from_bytes(&bytes[..len]) {
+            Some(Order::Spawn(who)) => self.spawn(who, fds),
+            Some(Order::Terminate) | None => false,
+        }
+    }
+
+    fn spawn(&mut self, who: Who, fds: Vec<OwnedFd>) -> bool {
+        // Descriptors move to the child and are closed here; leaked while both exist, so that nothing on this stack
+        // closes them in the child.
+        let fds = Box::leak(Box::new(fds));
+        // SAFETY: this process has one thread.
+        let report = match unsafe { process::fork() } {
+            Ok(Fork::Child) => {
+                // SAFETY: the child never returns to this frame, so it is the only one to use the box here.
+                let fds = unsafe { std::ptr::read(fds) };
+                self.become_worker(who, fds)
+            }
+            Ok(Fork::Parent(pid)) => self.adopt(who, pid),
+            Err(error) => Err((who, error)),
+        };
+        // SAFETY: made by `Box::leak` above; the child has its own copy of it.
+        drop(unsafe { Box::from_raw(fds) });
+        let sent = match report {
+            Ok((report, pidfd)) => self.launch.socket.send(&report.to_bytes(), &[pidfd.as_fd()]),
+            Err((who, error)) => {
+                self.launch.socket.send(&Report::Refused { who, errno: error.errno() }.to_bytes(), &[])
+            }
+        };
+        sent.is_ok()
+    }
+
+    fn adopt(&mut self, who: Who, pid: Pid) -> Result<(Report, PidFd), (Who, SysError)> {
+        match PidFd::open(pid) {
+            Ok(pidfd) => {
+                self.children.push((pid, who));
+                Ok((Report::Spawned { who, pid: pid as u32 }, pidfd))
+            }
+            Err(error) => {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+                let _ = process::wait_child(pid);
+                Err((who, error))
+            }
+        }
+    }
+
+    /// The first steps of a worker: it must not outlive the zygote, nor hold what belongs to others.
+    fn become_worker(&self, who: Who, fds: Vec<OwnedFd>) -> ! {
+        let armed = process::set_parent_death_signal(Signal::SIGKILL);
+        // The zygote may have died before the signal was armed.
+        if armed.is_err() || process::parent_pid() != self.pid {
+            process::exit_now(71);
+        }
+        signals::reset_in_child();
+        let launch = self.launch;
+        for fd in [launch.socket.as_fd(), launch.master.as_fd(), self.deaths.as_fd()] {
+            let _ = nix::unistd::close(fd.as_raw_fd());
+        }
+        let mut fds = fds.into_iter();
+        let (Some(a), Some(b)) = (fds.next(), fds.next()) else { process::exit_now(71) };
+        let mut bells: Vec<OwnedFd> = fds.collect();
+        let second = bells.split_off(bells.len() / 2);
+        let (Ok(request), Ok(response)) = (Doorbell::from_fds(bells), Doorbell::from_fds(second)) else {
+            process::exit_now(71)
+        };
+        let Ok(driver) = launch
+            .driver_bell
+            .fds()
+            .map(|fd| fd.try_clone_to_owned())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| SysError::new("dup", error))
+            .and_then(Doorbell::from_fds)
+        else {
+            process::exit_now(71)
+        };
+        for fd in launch.driver_bell.fds() {
+            let _ = nix::unistd::close(fd.as_raw_fd());
+        }
+        worker::run(&launch.seed, who, a, b, Bells { request, response, driver })
+    }
+
+    /// Reaps what has ended, and reports it.
+    fn reap(&mut self) -> Result<(), SysError> {
+        self.deaths.drain()?;
+        while let Some(exit) = process::wait4_any_nohang()? {
+            let Some(at) = self.children.iter().position(|&(pid, _)| pid == exit.pid) else { continue };
+            let (pid, who) = self.children.swap_remove(at);
+            let report = Report::Ended { who, pid: pid as u32, status: exit.status };
+            self.launch.socket.send(&report.to_bytes(), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Kills and reaps the workers, and leaves.
+    fn end(&mut self) -> ! {
+        for &(pid, _) in &self.children {
+            // Unreaped children of this process: their numbers cannot have been used again.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        for &(pid, _) in &self.children {
+            let _ = process::wait_child(pid);
+        }
+        process::exit_now(0)
+    }
+}

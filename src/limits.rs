@@ -1,0 +1,42 @@
+//! All limits in one place.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::stream::Granularity;
+
+/// Workers of one pool.
+pub(crate) const WORKERS_MAX: usize = 4096;
+/// Bytes of one payload.
+pub(crate) const MAX_PAYLOAD_DEFAULT: usize = 4 << 30;
+/// The most that `max_payload` may be: sizes and positions stay far from overflow.
+pub(crate) const MAX_PAYLOAD_MAX: usize = 1 << 46;
+/// Until a worker must be ready.
+pub(crate) const INIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// Items in one message.
+pub(crate) const GRANULARITY_MAX: usize = 1 << 24;
+
+pub(crate) fn check_workers(workers: usize) -> Result<(), Error> {
+    match workers {
+        0 => Err(Error::new("a pool needs at least one worker; leave Builder::workers out for one a core")),
+        n if n > WORKERS_MAX => Err(Error::new(format!("{n} workers are too many; the limit is {WORKERS_MAX}"))),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_max_payload(bytes: usize) -> Result<(), Error> {
+    if bytes > MAX_PAYLOAD_MAX {
+        return Err(Error::new(format!("max_payload is {bytes} bytes; the limit is {MAX_PAYLOAD_MAX}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_granularity(granularity: Granularity) -> Result<usize, Error> {
+    match granularity {
+        Granularity::Fixed(0) => Err(Error::new("a granularity of 0 would send empty messages for ever; use 1 or more")),
+        Granularity::Fixed(n) if n > GRANULARITY_MAX => {
+            Err(Error::new(format!("a granularity of {n} is too large; the limit is {GRANULARITY_MAX}")))
+        }
+        Granularity::Fixed(n) => Ok(n),
+    }
+}

@@ -1,0 +1,127 @@
+//! [`AlignedBytes`]: the heap memory that archives live in.
+
+#![allow(unsafe_code, reason = "appends from memory that no slice may be made of")]
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr;
+
+use rkyv::util::AlignedVec;
+
+/// What the start of every buffer is aligned to: a cache line, and no archived type asks for more
+/// unless its author did.
+const ALIGN: usize = 64;
+
+/// Room kept for a root behind a large write, so that a `Vec` of numbers takes one allocation.
+const SLACK: usize = 64;
+
+/// A growing byte buffer whose first byte is aligned to 64.
+#[derive(Clone, Default)]
+pub(crate) struct AlignedBytes {
+    inner: AlignedVec<ALIGN>,
+}
+
+impl AlignedBytes {
+    /// An empty buffer, without memory yet.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self { inner: AlignedVec::with_capacity(bytes) }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.inner.capacity()
+    }
+
+    /// Makes room for exactly `additional` more bytes or, where that is less than doubling, for twice
+    /// as much as before.
+    #[inline]
+    pub(crate) fn reserve(&mut self, additional: usize) {
+        if self.inner.capacity() - self.inner.len() < additional {
+            self.grow(additional);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, additional: usize) {
+        let needed = additional.saturating_add(SLACK);
+        self.inner.reserve_exact(needed.max(self.inner.len()));
+    }
+
+    #[inline]
+    pub(crate) fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.inner.extend_from_slice(bytes);
+    }
+
+    /// Appends `len` bytes starting at `src`, which may be memory that another process writes at the
+    /// same time and that therefore must not be made a slice.
+    ///
+    /// # Safety
+    ///
+    /// `src .. src + len` is mapped, readable, and not part of this buffer.
+    pub(crate) unsafe fn extend_from_raw(&mut self, src: *const u8, len: usize) {
+        self.reserve(len);
+        let at = self.inner.len();
+        let end = self.inner.as_mut_ptr().wrapping_add(at);
+        // SAFETY: the caller vouches for `src`; `reserve` made room for `len` bytes behind `at`.
+        unsafe { ptr::copy_nonoverlapping(src, end, len) };
+        // SAFETY: the bytes up to `at + len` lie within the capacity and have just been written.
+        unsafe { self.inner.set_len(at + len) };
+    }
+
+    /// Shortens to `len` bytes, keeping the memory; nothing happens if there are no more than that.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if len < self.inner.len() {
+            self.inner.resize(len, 0);
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.inner.clear();
+    }
+
+    /// Appends zeros until the length is a multiple of `align`, a power of two, and returns it.
+    #[inline]
+    pub(crate) fn pad_to(&mut self, align: usize) -> usize {
+        let len = self.inner.len().next_multiple_of(align);
+        if len > self.inner.len() {
+            self.reserve(len - self.inner.len());
+            self.inner.resize(len, 0);
+        }
+        len
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.inner.as_slice()
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.inner.as_mut_slice()
+    }
+}
+
+impl From<&[u8]> for AlignedBytes {
+    fn from(bytes: &[u8]) -> Self {
+        let mut inner = AlignedVec::with_capacity(bytes.len());
+        inner.extend_from_slice(bytes);
+        Self { inner }
+    }
+}
+
+impl fmt::Debug for AlignedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBytes({} bytes)", self.inner.len())
+    }
+}

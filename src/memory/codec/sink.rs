@@ -1,0 +1,186 @@
+//! Where archives are written: [`Sink`], and what comes out of it: [`Encoded`].
+
+use std::fmt;
+
+use rkyv::ser::{Positional, Writer};
+
+use super::bytes::AlignedBytes;
+use crate::error::CodecError;
+
+/// Archives up to this size never touch the heap.
+pub(crate) const INLINE_MAX: usize = 32;
+
+/// An encoded value.
+#[derive(Clone, Debug)]
+pub(crate) enum Encoded {
+    /// Short enough for a slot: the first `len` bytes.
+    Inline {
+        len: u8,
+        bytes: [u8; INLINE_MAX],
+    },
+    Heap(AlignedBytes),
+}
+
+impl Encoded {
+    /// `bytes` must not be longer than [`INLINE_MAX`].
+    #[inline]
+    pub(super) fn inline(bytes: &[u8]) -> Self {
+        let mut inline = [0; INLINE_MAX];
+        inline[..bytes.len()].copy_from_slice(bytes);
+        Self::Inline { len: bytes.len() as u8, bytes: inline }
+    }
+
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Heap(bytes) => bytes,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    /// The same bytes in memory that is aligned for reading, which the inline ones are not.
+    pub(crate) fn into_aligned(self) -> AlignedBytes {
+        match self {
+            Self::Inline { .. } => AlignedBytes::from(self.as_bytes()),
+            Self::Heap(bytes) => bytes,
+        }
+    }
+}
+
+/// Why a value was not encoded.
+#[derive(Clone, Debug)]
+pub(crate) enum EncodeError {
+    /// The archive would have `size` bytes.
+    TooLarge { size: usize, limit: usize },
+    /// The value's own `Serialize` failed.
+    Codec(CodecError),
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { size, limit } => write!(f, "{size} bytes exceed the limit of {limit}"),
+            Self::Codec(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for EncodeError {}
+
+/// A writer that starts in itself, moves to the heap when that is full, and past the limit only counts.
+///
+/// Positions start at 0 wherever the bytes end up.
+#[derive(Debug)]
+pub struct Sink {
+    stage: Stage,
+    /// Bytes written, including those that were only counted.
+    len: usize,
+    limit: usize,
+    inline: [u8; INLINE_MAX],
+    heap: AlignedBytes,
+    /// Bytes in `heap` that were there before and belong to others.
+    base: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Inline,
+    Heap,
+    /// Nothing is kept any more, but the error shall name the whole size.
+    Counting,
+}
+
+impl Sink {
+    #[inline]
+    pub(super) fn new(limit: usize) -> Self {
+        let heap = AlignedBytes::new();
+        Self { stage: Stage::Inline, len: 0, limit, inline: [0; INLINE_MAX], heap, base: 0 }
+    }
+
+    /// Appends to `heap`, without the inline stage. `limit` counts what is appended.
+    #[inline]
+    pub(super) fn append_to(heap: AlignedBytes, limit: usize) -> Self {
+        let base = heap.len();
+        Self { stage: Stage::Heap, len: 0, limit, inline: [0; INLINE_MAX], heap, base }
+    }
+
+    /// The size, unless it is beyond the limit.
+    #[inline]
+    pub(super) fn checked_len(&self) -> Result<usize, EncodeError> {
+        match self.stage {
+            Stage::Counting => Err(EncodeError::TooLarge { size: self.len, limit: self.limit }),
+            Stage::Inline | Stage::Heap => Ok(self.len),
+        }
+    }
+
+    #[inline]
+    pub(super) fn finish(self) -> Result<Encoded, EncodeError> {
+        let len = self.checked_len()?;
+        Ok(match self.stage {
+            Stage::Heap => Encoded::Heap(self.heap),
+            _ => Encoded::Inline { len: len as u8, bytes: self.inline },
+        })
+    }
+
+    /// The buffer, with whatever has been appended.
+    #[inline]
+    pub(super) fn take_heap(&mut self) -> AlignedBytes {
+        std::mem::take(&mut self.heap)
+    }
+
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.len.saturating_add(bytes.len());
+        if self.stage == Stage::Inline && end <= INLINE_MAX && end <= self.limit {
+            self.inline[self.len..end].copy_from_slice(bytes);
+        } else {
+            self.put_outside(bytes, end);
+        }
+        self.len = end;
+    }
+
+    fn put_outside(&mut self, bytes: &[u8], end: usize) {
+        if self.stage == Stage::Counting {
+            return;
+        }
+        if end > self.limit {
+            self.stage = Stage::Counting;
+            self.discard();
+            return;
+        }
+        if self.stage == Stage::Inline {
+            self.stage = Stage::Heap;
+            self.heap.reserve(end);
+            self.heap.extend_from_slice(&self.inline[..self.len]);
+        }
+        self.heap.extend_from_slice(bytes);
+    }
+
+    fn discard(&mut self) {
+        if self.base == 0 {
+            self.heap = AlignedBytes::new();
+        } else {
+            self.heap.truncate(self.base);
+        }
+    }
+}
+
+impl Positional for Sink {
+    #[inline]
+    fn pos(&self) -> usize {
+        self.len
+    }
+}
+
+impl<E> Writer<E> for Sink {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), E> {
+        self.put(bytes);
+        Ok(())
+    }
+}

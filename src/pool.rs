@@ -1,0 +1,375 @@
+//! [`Pool`]: the handle through which tasks are submitted, and what ends a pool.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::builder::{Builder, NoService};
+use crate::context::{self, Named, Worker};
+use crate::error::{Error, TaskError};
+use crate::life::core::{Core, Phase};
+use crate::life::driver;
+use crate::life::job::Job;
+use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
+use crate::protocol::code::CodeId;
+use crate::protocol::lane::Parcel;
+use crate::stream::Granularity;
+use crate::task::Task;
+
+/// How long the end of a pool may take before a thread that drops or terminates it stops waiting for it. The pool's
+/// own thread goes on.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A pool of worker processes, or rather a handle of one: clone it freely, use it from any thread.
+///
+/// `E` is the type of the environment, `S` the service's, `W` that of the workers' state; all have defaults.
+///
+/// Dropping the last handle terminates the pool: tasks that have not ended end with [`TaskError::Terminated`].
+/// [`close`](Self::close) lets them finish first. A handle that a worker or a fork of the program inherits is inert
+/// there: its tasks end with [`TaskError::NotInThisProcess`].
+///
+/// ```
+/// use forkring::Pool;
+///
+/// let pool = Pool::new(2)?;
+/// let squares: Vec<_> = (0..4_u64).map(|n| pool.submit(|n: u64| n * n, &n)).collect();
+/// let sum: u64 = squares.into_iter().map(|task| task.wait().unwrap()).sum();
+/// assert_eq!(sum, 14);
+/// pool.close().wait();
+/// # Ok::<(), forkring::Error>(())
+/// ```
+pub struct Pool<E = (), S = NoService, W = ()> {
+    handle: Handle,
+    granularity: Granularity,
+    _types: PhantomData<fn() -> (E, S, W)>,
+}
+
+impl<E, S, W> Clone for Pool<E, S, W> {
+    fn clone(&self) -> Self {
+        Self { handle: self.handle.clone(), granularity: self.granularity, _types: PhantomData }
+    }
+}
+
+impl<E, S, W> fmt::Debug for Pool<E, S, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.handle.core.name).finish_non_exhaustive()
+    }
+}
+
+/// A counted reference to a pool: when the last one goes, the pool is terminated.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    core: Arc<Core>,
+}
+
+impl Handle {
+    /// The first one: the core starts with a count of one.
+    pub(crate) fn first(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        self.core.add_handle();
+        Self { core: self.core.clone() }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.core.is_here() && self.core.drop_handle() && self.core.phase() < Phase::Ended {
+            end(&self.core);
+        }
+    }
+}
+
+/// Terminates a pool and waits, but not for long, until nothing of it is left.
+fn end(core: &Core) {
+    core.end(TaskError::Terminated);
+    if !driver::is_this_thread() {
+        core.wait_for(Phase::Ended, Some(END_PATIENCE));
+    }
+}
+
+impl Pool {
+    /// A pool of `workers` processes with the defaults of [`Builder`].
+    ///
+    /// # Errors
+    ///
+    /// Where the processes or their memory cannot be had, or `workers` is 0 or absurd.
+    pub fn new(workers: usize) -> Result<Pool, Error> {
+        Self::builder().workers(workers).build()
+    }
+
+    /// Everything that can be said about a pool before it is built.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
+impl<E, S, W> Pool<E, S, W> {
+    pub(crate) fn from_handle(handle: Handle, granularity: Granularity) -> Self {
+        Self { handle, granularity, _types: PhantomData }
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub(crate) fn granularity(&self) -> Granularity {
+        self.granularity
+    }
+
+    #[inline]
+    fn core(&self) -> &Arc<Core> {
+        &self.handle.core
+    }
+
+    /// Submits a task: `f` runs in a worker with a copy of `input`, and its result comes back through the [`Task`].
+    ///
+    /// `f` captures nothing: a worker has the code but not this process's present memory. Data goes into the argument
+    /// or the pool's environment; [`Builder::bind`] takes a closure that captures.
+    ///
+    /// ```compile_fail,E0080
+    /// let pool = forkring::Pool::new(1).unwrap();
+    /// let factor = 3;
+    /// let _ = pool.submit(move |n: i32| n * factor, &5).wait(); // captures `factor`
+    /// ```
+    ///
+    /// Never blocks, and does not fail by itself: a closed pool, an input that cannot be encoded or is too large give
+    /// a task that ends with that error.
+    ///
+    /// # Panics
+    ///
+    /// If the input's own serializer panics; the pool is none the worse for it.
+    #[inline]
+    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> Task<R>
+    where
+        I: Payload,
+        R: Payload,
+    {
+        let named = context::plain_task(&f);
+        self.start(named, input)
+    }
+
+    /// Submits a task that sees its worker and reads its input in place, without deserializing it.
+    ///
+    /// ```
+    /// use forkring::{Pool, View, Worker};
+    ///
+    /// let pool = Pool::new(1)?;
+    /// let words = pool.submit_with(|_: &Worker, text: &View<str>| text.split(' ').count(), "to be or not");
+    /// assert_eq!(words.wait()?, 4);
+    /// let sum = pool.submit_with(|_: &Worker, v: &View<[u32]>| v.iter().map(|n| n.to_native()).sum::<u32>(), &[1, 2][..]);
+    /// assert_eq!(sum.wait()?, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// What the view borrows cannot leave the task:
+    ///
+    /// ```compile_fail
+    /// use forkring::{Pool, View, Worker};
+    /// # let pool = Pool::new(1).unwrap();
+    /// static KEPT: std::sync::Mutex<Option<&'static str>> = std::sync::Mutex::new(None);
+    /// let _ = pool.submit_with(|_: &Worker, text: &View<str>| *KEPT.lock().unwrap() = Some(text), "x");
+    /// ```
+    #[inline]
+    pub fn submit_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) -> Task<R>
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        let named = context::context_task::<_, E, S, W, I, R>(&f);
+        self.start(named, input)
+    }
+
+    #[inline]
+    pub(crate) fn start<I: Input + ?Sized, R>(&self, named: Named, input: &I) -> Task<R> {
+        start(self.core(), named, input)
+    }
+
+    /// Submits a task that nobody waits for. A failure goes to the log hook.
+    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
+    where
+        I: Payload,
+        R: Payload,
+    {
+        self.detach(self.submit(f, input));
+    }
+
+    /// As [`spawn`](Self::spawn), with the worker and the input in place.
+    pub fn spawn_with<I, R>(&self, f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static, input: &I)
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        self.detach(self.submit_with(f, input));
+    }
+
+    fn detach<R>(&self, task: Task<R>) {
+        if let Some(error) = task.early_failure() {
+            crate::hooks::error(format_args!("{}: a detached task failed: {error}", self.core().name));
+        }
+        task.detach();
+    }
+
+    /// Runs `f` once in every worker, and waits for all of them. The results are in the order of the workers' ids.
+    ///
+    /// ```
+    /// use forkring::{Pool, Worker};
+    ///
+    /// let pool = Pool::new(3)?;
+    /// let ids: Vec<usize> = pool.broadcast(|w: &Worker| w.id()).into_iter().map(Result::unwrap).collect();
+    /// assert_eq!(ids, [0, 1, 2]);
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn broadcast<R: Payload>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>) -> R + Copy + Send + 'static,
+    ) -> Vec<Result<R, TaskError>> {
+        let named = context::broadcast_task::<_, E, S, W, R>(&f);
+        let core = self.core();
+        let tasks: Vec<Task<R>> = (0..core.stations.len()).map(|station| start_at(core, named, station)).collect();
+        tasks.into_iter().map(Task::wait).collect()
+    }
+
+    /// Takes no more tasks and lets those that were submitted finish; then the workers leave. Awaiting or
+    /// [`wait`](Close::wait)ing for the result is optional. Idempotent.
+    ///
+    /// The result counts as a handle of the pool.
+    pub fn close(&self) -> Close {
+        if self.core().is_here() {
+            self.core().close();
+        }
+        Close { handle: self.handle.clone() }
+    }
+
+    /// Kills the workers at once. Tasks that have not ended end with [`TaskError::Terminated`]. Returns when nothing of
+    /// the pool is left, or after a few seconds. Idempotent.
+    pub fn terminate(&self) {
+        if self.core().is_here() && self.core().phase() < Phase::Ended {
+            end(self.core());
+        }
+    }
+
+    /// A future that ends when the pool has closed, for whatever reason: no process, descriptor or memory of it is left.
+    pub fn closed(&self) -> Closed {
+        Closed { core: self.core().clone() }
+    }
+
+    /// How many workers the pool has.
+    pub fn workers(&self) -> usize {
+        self.core().stations.len()
+    }
+
+    /// The process ids of the workers that run at the moment, in the order of their ids. For looking at them from
+    /// outside; a pid may belong to another process by the time it is used.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        let core = self.core();
+        if !core.is_here() {
+            return Vec::new();
+        }
+        let pid = |station: &crate::life::station::Station| station.own(core).process.as_ref().map(|p| p.pid);
+        core.stations.iter().filter_map(pid).collect()
+    }
+}
+
+/// Encodes an input and hands the task to a station.
+#[inline]
+pub(crate) fn start<I: Input + ?Sized, R>(core: &Arc<Core>, named: Named, input: &I) -> Task<R> {
+    if !core.is_here() {
+        return Task::failed(TaskError::NotInThisProcess);
+    }
+    match codec::encode(input, core.max_payload) {
+        Ok(input) => {
+            let code = CodeId::of(named.code, named.types, &core.objects);
+            let (held, job) = Job::allocate(core);
+            core.submit(held, Parcel { code, batch: None, input });
+            Task::submitted(job)
+        }
+        Err(error) => Task::failed(encode_error(error)),
+    }
+}
+
+fn start_at<R>(core: &Arc<Core>, named: Named, station: usize) -> Task<R> {
+    if !core.is_here() {
+        return Task::failed(TaskError::NotInThisProcess);
+    }
+    let code = CodeId::of(named.code, named.types, &core.objects);
+    let (held, job) = Job::allocate(core);
+    held.pin();
+    core.submit_at(station, held, Parcel { code, batch: None, input: Encoded::Inline { len: 0, bytes: [0; 32] } });
+    Task::submitted(job)
+}
+
+#[cold]
+pub(crate) fn encode_error(error: EncodeError) -> TaskError {
+    match error {
+        EncodeError::TooLarge { size, limit } => TaskError::TooLarge { size, limit },
+        EncodeError::Codec(error) => TaskError::Encode(error),
+    }
+}
+
+/// A pool that is closing. See [`Pool::close`]. Dropping it does not take the closing back.
+#[derive(Debug)]
+pub struct Close {
+    handle: Handle,
+}
+
+impl Close {
+    /// Blocks until all tasks have ended and nothing of the pool is left.
+    pub fn wait(self) {
+        if self.handle.core.is_here() {
+            self.handle.core.wait_for(Phase::Ended, None);
+        }
+    }
+}
+
+impl Future for Close {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        poll_ended(&self.handle.core, context)
+    }
+}
+
+/// A future that ends when the pool has closed. See [`Pool::closed`]. Not a handle: it keeps no pool alive.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    core: Arc<Core>,
+}
+
+impl Closed {
+    /// Blocks until the pool has closed.
+    pub fn wait(self) {
+        if self.core.is_here() {
+            self.core.wait_for(Phase::Ended, None);
+        }
+    }
+}
+
+impl Future for Closed {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        poll_ended(&self.core, context)
+    }
+}
+
+fn poll_ended(core: &Core, context: &Context<'_>) -> Poll<()> {
+    if !core.is_here() || core.poll_ended(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+}

@@ -1,0 +1,140 @@
+//! How a request names its function: by the place of a constant, checked before it is believed.
+//!
+//! Workers are forked, so code lies at the same addresses everywhere; still no address travels. For each combination
+//! of function, argument and result the compiler makes one [`TaskCode`] constant in read-only data, and a request
+//! carries *(object, offset)* of it: which loaded ELF object, and how far from its base. The worker looks that up
+//! among the objects that were loaded when the zygote was forked, and believes it only if the place is aligned,
+//! wholly inside that object's read-only data, starts with the magic number, and belongs to the types that the
+//! request says. So a function from a library that was loaded later is an error and not a jump into nowhere, and a
+//! damaged word cannot make a worker jump.
+//!
+//! # Invariants
+//!
+//! * CODE-1: a `TaskCode` is made only by [`TaskCode::new`], in a constant; its `shim` is called only with the
+//!   pointer type that the façade built it for ([`crate::context::Call`]), which `magic` stands for.
+
+#![allow(unsafe_code, reason = "a checked place in read-only data is read as a constant")]
+
+use std::any::TypeId;
+use std::hash::{Hash, Hasher};
+use std::ptr::NonNull;
+
+use crate::ground::sys::objects::Objects;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"forkring");
+
+/// Runs the requests of one (function, argument, result) in a worker. The pointer is to the worker's call.
+pub(crate) type Shim = unsafe fn(NonNull<()>);
+
+/// The constant that names a function. Its bytes are only ever read in place.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub(crate) struct TaskCode {
+    magic: u64,
+    shim: Shim,
+    types: fn() -> u64,
+}
+
+impl TaskCode {
+    /// `types` tells apart what was compiled at this place from what another library put there after a reload.
+    pub(crate) const fn new(shim: Shim, types: fn() -> u64) -> Self {
+        Self { magic: MAGIC, shim, types }
+    }
+}
+
+/// A hash of the types `T` (a tuple of them), which the compiler folds to a constant.
+pub(crate) fn hash_of<T: 'static>() -> u64 {
+    struct Folded(u64);
+    impl Hasher for Folded {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for &byte in bytes {
+                self.write_u64(u64::from(byte));
+            }
+        }
+        fn write_u64(&mut self, word: u64) {
+            self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
+    }
+    let mut hasher = Folded(0);
+    TypeId::of::<T>().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The name of a function as it travels: two words of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CodeId {
+    /// Object in the upper 16 bits, offset from its base in the lower 48.
+    pub(crate) place: u64,
+    pub(crate) types: u64,
+}
+
+const OFFSET_BITS: u32 = 48;
+
+impl CodeId {
+    /// A place that no worker accepts: what stands for a function outside all objects that the workers have.
+    const NOWHERE: u64 = u64::MAX;
+
+    /// Names `code` for workers that have `objects`.
+    #[inline]
+    pub(crate) fn of(code: &'static TaskCode, types: u64, objects: &Objects) -> Self {
+        let place = match objects.locate(std::ptr::from_ref(code).addr(), size_of::<TaskCode>()) {
+            Some((object, offset)) if offset >> OFFSET_BITS == 0 => u64::from(object) << OFFSET_BITS | offset,
+            _ => Self::NOWHERE,
+        };
+        Self { place, types }
+    }
+
+    /// Looks the function up in this process. `None`: this process does not have it.
+    pub(crate) fn resolve(self, objects: &Objects) -> Option<Shim> {
+        let object = (self.place >> OFFSET_BITS) as u16;
+        let offset = self.place & ((1 << OFFSET_BITS) - 1);
+        let address = objects.resolve(object, offset, size_of::<TaskCode>(), align_of::<TaskCode>())?;
+        let magic = NonNull::new(address as *mut u64)?;
+        // SAFETY: `resolve` vouches for aligned, readable memory of that size that nobody writes.
+        if unsafe { magic.read() } != MAGIC {
+            return None;
+        }
+        // SAFETY: as above, and the magic number stands for a `TaskCode` (CODE-1).
+        let code = unsafe { magic.cast::<TaskCode>().as_ref() };
+        ((code.types)() == self.types).then_some(code.shim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe fn shim(_: NonNull<()>) {}
+
+    fn code_of<T: 'static>() -> &'static TaskCode {
+        const { &TaskCode::new(shim, hash_of::<T>) }
+    }
+
+    #[test]
+    fn a_function_is_found_again_by_its_name() {
+        let objects = Objects::load();
+        let id = CodeId::of(code_of::<u8>(), hash_of::<u8>(), &objects);
+        assert!(id.resolve(&objects).is_some());
+    }
+
+    #[test]
+    fn wrong_types_and_wrong_places_are_refused() {
+        let objects = Objects::load();
+        let id = CodeId::of(code_of::<u8>(), hash_of::<u8>(), &objects);
+        assert!(CodeId { types: id.types ^ 1, ..id }.resolve(&objects).is_none());
+        for bit in 0..64 {
+            assert!(CodeId { place: id.place ^ 1 << bit, ..id }.resolve(&objects).is_none(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn closures_of_one_function_have_different_types() {
+        fn hash<F: 'static>(_: F) -> u64 {
+            hash_of::<F>()
+        }
+        assert_ne!(hash(|x: u64| x + 1), hash(|x: u64| x + 2));
+    }
+}

@@ -1,0 +1,768 @@
+//! The master's end of a lane: one worker process, its rings and its arenas.
+//!
+//! A `Lane` is used by one thread at a time (its owner, see [`crate::life::station`]) and runs no user code. It carries
+//! tokens of type `T`, one for each request, without knowing what they are, so it runs on the heap in tests.
+//!
+//! Everything that is read from side `B` is fetched once into a local and checked; what cannot be is a
+//! [`Violation`], after which the worker is retired. Side `A` is written by this process alone and is believed.
+
+use std::sync::Arc;
+
+use crate::ground::doorbell::Doorbell;
+use crate::ground::ring::Head;
+use crate::ground::sys::SysError;
+use crate::memory::arena::{ArenaReader, place};
+use crate::memory::codec::{AlignedBytes, Encoded};
+use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
+use crate::memory::region::Region;
+use crate::protocol::code::CodeId;
+use crate::protocol::wire::{
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+};
+use crate::sync::{Ordering, fence};
+
+/// Something in side `B` that no worker which keeps the protocol writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) &'static str);
+
+/// Items of a batch, and how many of them are done already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub(crate) items: u32,
+    pub(crate) done: u32,
+}
+
+/// A request outside the ring.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    pub(crate) code: CodeId,
+    pub(crate) batch: Option<Batch>,
+    pub(crate) input: Encoded,
+}
+
+/// A response, copied to private memory.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: Status,
+    pub(crate) body: Encoded,
+}
+
+/// Why a request was not taken. It comes back whole.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The ring or the arena is full.
+    Full,
+    /// There is no memory to back the arena.
+    Memory(SysError),
+}
+
+/// Where a lane delivers what it receives. Called by the lane's owner; must not run user code.
+pub(crate) trait Sink<T> {
+    /// The request of `token` is answered.
+    fn reply(&mut self, token: T, reply: Reply);
+    /// More records of the batch of `token` have come.
+    fn records(&mut self, token: &mut T, from: ArenaReader<'_>, position: u64, len: usize);
+    /// The worker asks the service something.
+    fn call(&mut self, number: u64, request: AlignedBytes);
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    /// `None`: nobody wants the response.
+    token: Option<T>,
+    /// Taken back: the worker does not touch the slot any more, and no response comes.
+    taken: bool,
+    /// Where the arena's tail goes once this entry and all before it are answered.
+    span_end: u64,
+    batch: bool,
+}
+
+/// A request larger than the arena, on its way. There is one at most, and no span behind it.
+#[derive(Debug)]
+struct Outgoing {
+    index: u64,
+    start: u64,
+    bytes: AlignedBytes,
+}
+
+/// A response that is flowing in.
+#[derive(Debug)]
+struct Incoming {
+    at: u64,
+    bytes: AlignedBytes,
+}
+
+/// A service answer on its way.
+#[derive(Debug)]
+struct Answer {
+    bytes: AlignedBytes,
+    at: usize,
+}
+
+/// The state of the worker's service calls.
+#[derive(Debug, Default)]
+struct Calls {
+    /// Calls received whole.
+    received: u64,
+    /// Bytes of calls copied, and of answers written, over all calls.
+    in_bytes: u64,
+    out_bytes: u64,
+    incoming: Option<AlignedBytes>,
+    outgoing: Option<Answer>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    region: Region,
+    bell: Arc<Doorbell>,
+    entries: Box<[Option<Entry<T>>]>,
+    /// Requests published, and requests that are answered or retired.
+    sent: u64,
+    answered: u64,
+    head: u64,
+    tail: u64,
+    out_tail: u64,
+    wake_epoch: u64,
+    max_payload: usize,
+    outgoing: Option<Outgoing>,
+    incoming: Option<Incoming>,
+    calls: Calls,
+}
+
+impl<T> Lane<T> {
+    /// `bell` is the one that the worker sleeps on.
+    pub(crate) fn new(region: Region, bell: Arc<Doorbell>, max_payload: usize) -> Self {
+        Self {
+            region,
+            bell,
+            entries: (0..RING_SLOTS).map(|_| None).collect(),
+            sent: 0,
+            answered: 0,
+            head: 0,
+            tail: 0,
+            out_tail: 0,
+            wake_epoch: 0,
+            max_payload,
+            outgoing: None,
+            incoming: None,
+            calls: Calls::default(),
+        }
+    }
+
+    /// Requests published and not answered, taken back ones included until they are retired.
+    #[inline]
+    pub(crate) fn in_flight(&self) -> usize {
+        (self.sent - self.answered) as usize
+    }
+
+    /// Publishes a request; its index.
+    #[inline]
+    pub(crate) fn push(&mut self, token: T, parcel: Parcel) -> Result<u64, (T, Parcel, Refusal)> {
+        if self.in_flight() >= RING_SLOTS {
+            return Err((token, parcel, Refusal::Full));
+        }
+        let index = self.sent;
+        let slot = self.region.request(index);
+        let head = match &parcel.input {
+            Encoded::Inline { len, bytes } => {
+                slot.set_bytes(INLINE_WORD, &bytes[..usize::from(*len)]);
+                Head::new(Place::Inline as u8, *len)
+            }
+            Encoded::Heap(_) => match self.place_payload(index, parcel.input) {
+                Ok(head) => {
+                    return Ok(self.publish(token, parcel.code, parcel.batch, head));
+                }
+                Err((input, refusal)) => return Err((token, Parcel { input, ..parcel }, refusal)),
+            },
+        };
+        Ok(self.publish(token, parcel.code, parcel.batch, head))
+    }
+
+    #[inline]
+    fn publish(&mut self, token: T, code: CodeId, batch: Option<Batch>, mut head: Head) -> u64 {
+        let index = self.sent;
+        let slot = self.region.request(index);
+        slot.set(0, code.place);
+        slot.set(1, code.types);
+        if let Some(Batch { items, done }) = batch {
+            slot.set(2, u64::from(items) | u64::from(done) << 32);
+            head.extra |= BATCH;
+        }
+        self.entries[slot_of(index)] =
+            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch: batch.is_some() });
+        slot.publish(index, head);
+        self.sent += 1;
+        index
+    }
+
+    /// Puts a payload that does not fit the slot into the arena, or starts to stream it.
+    fn place_payload(&mut self, index: u64, input: Encoded) -> Result<Head, (Encoded, Refusal)> {
+        let Encoded::Heap(bytes) = input else { return Err((input, Refusal::Full)) };
+        if self.outgoing.is_some() {
+            return Err((Encoded::Heap(bytes), Refusal::Full));
+        }
+        let len = bytes.len();
+        let (start, place) = if len > ARENA_BYTES {
+            (self.head.next_multiple_of(ARENA_BYTES as u64), Place::Stream)
+        } else {
+            match place(self.tail, self.head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64) {
+                Some(start) => (start, Place::Span),
+                None => return Err((Encoded::Heap(bytes), Refusal::Full)),
+            }
+        };
+        let end = if place == Place::Stream { ARENA_BYTES } else { start as usize % ARENA_BYTES + len };
+        if let Err(error) = self.region.reserve(end) {
+            return Err((Encoded::Heap(bytes), Refusal::Memory(error)));
+        }
+        let slot = self.region.request(index);
+        slot.set(INLINE_WORD, start);
+        slot.set(INLINE_WORD + 1, len as u64);
+        if self.head == self.tail {
+            self.tail = start;
+        }
+        self.head = start + len as u64;
+        if place == Place::Stream {
+            self.region.a().in_sent.0.store(start, Ordering::Relaxed);
+            self.outgoing = Some(Outgoing { index, start, bytes });
+        } else {
+            self.region.arena().copy_in(start, &bytes);
+        }
+        Ok(Head::new(place as u8, 0))
+    }
+
+    /// Wakes the worker if it sleeps, after something was published for it.
+    #[inline]
+    pub(crate) fn ring_if_asleep(&self) {
+        // Edge BELL: the publication, a fence, this look; the worker sets the flag, fences, and looks again.
+        fence(Ordering::SeqCst);
+        if self.region.b().sleeping.0.load(Ordering::Relaxed) != 0 {
+            self.bell.ring();
+        }
+    }
+
+    /// Whether the next response is there.
+    #[inline]
+    pub(crate) fn ready(&self) -> bool {
+        self.sent != self.answered && self.region.response(self.answered).poll(self.answered).is_some()
+    }
+
+    /// Delivers what has come and moves on what is on its way. Never blocks.
+    #[inline]
+    pub(crate) fn poll(&mut self, sink: &mut impl Sink<T>) -> Result<usize, Violation> {
+        let mut replies = 0;
+        loop {
+            let index = self.answered;
+            if index == self.sent {
+                break;
+            }
+            let Some(entry) = &self.entries[slot_of(index)] else {
+                return Err(Violation("an entry is missing"));
+            };
+            if entry.taken {
+                self.retire();
+                continue;
+            }
+            let Some(head) = self.region.response(index).poll(index) else { break };
+            if entry.batch {
+                self.finish_batch(index, head, sink)?;
+            } else {
+                let reply = self.read_reply(index, head)?;
+                if let Some(token) = self.retire() {
+                    sink.reply(token, reply);
+                }
+            }
+            replies += 1;
+        }
+        self.move_streams(sink)?;
+        Ok(replies)
+    }
+
+    /// Ends the oldest entry.
+    #[inline]
+    fn retire(&mut self) -> Option<T> {
+        let entry = self.entries[slot_of(self.answered)].take()?;
+        self.answered += 1;
+        // An empty ring restarts at its beginning; `span_end` is then the head.
+        self.tail = entry.span_end;
+        if self.outgoing.as_ref().is_some_and(|o| o.index < self.answered) {
+            self.outgoing = None;
+        }
+        entry.token
+    }
+
+    #[inline]
+    fn read_reply(&mut self, index: u64, head: Head) -> Result<Reply, Violation> {
+        let status = u8::try_from(head.extra).ok().and_then(Status::from_wire);
+        let Some(status) = status.filter(|&s| s != Status::BatchDone && s != Status::SizedValue) else {
+            return Err(Violation("a response's status is unknown"));
+        };
+        let slot = self.region.response(index);
+        let body = match Place::from_wire(head.kind) {
+            Some(Place::Inline) => {
+                if usize::from(head.len) > RESPONSE_INLINE_BYTES {
+                    return Err(Violation("an inline response is longer than its slot"));
+                }
+                let mut bytes = [0; 32];
+                slot.get_bytes(0, &mut bytes[..RESPONSE_INLINE_BYTES]);
+                Encoded::Inline { len: head.len, bytes }
+            }
+            Some(Place::Span) => {
+                let (start, len) = (slot.get(0), slot.get(1));
+                let len = self.check_extent(start, len)?;
+                if start as usize % ARENA_BYTES + len > ARENA_BYTES {
+                    return Err(Violation("a response's span wraps"));
+                }
+                let mut bytes = AlignedBytes::with_capacity(len);
+                self.region.peer_arena().append_to(start, len, &mut bytes);
+                self.release(start + len as u64);
+                Encoded::Heap(bytes)
+            }
+            Some(Place::Stream) => {
+                let (start, len) = (slot.get(0), slot.get(1));
+                self.receive_stream(start, len)?
+            }
+            None => return Err(Violation("a response's place is unknown")),
+        };
+        Ok(Reply { status, body })
+    }
+
+    /// Checks a span that a response claims to occupy in the arena of `B`.
+    fn check_extent(&self, start: u64, len: u64) -> Result<usize, Violation> {
+        self.check_start(start)?;
+        if len > ARENA_BYTES as u64 {
+            return Err(Violation("a response is longer than the arena"));
+        }
+        Ok(len as usize)
+    }
+
+    /// A response starts where the last one ended, or in the lap after it.
+    fn check_start(&self, start: u64) -> Result<(), Violation> {
+        match start.checked_sub(self.out_tail) {
+            Some(skip) if skip < 2 * ARENA_BYTES as u64 && start < u64::MAX / 2 => Ok(()),
+            _ => Err(Violation("a response's position is out of range")),
+        }
+    }
+
+    /// Gives the bytes up to `position` of the arena of `B` back to the worker.
+    fn release(&mut self, position: u64) {
+        self.out_tail = position;
+        self.region.a().out_received.0.store(position, Ordering::Release);
+        // The worker may be waiting for room.
+        self.ring_if_asleep();
+    }
+
+    /// The last part of a result that is larger than the arena.
+    fn receive_stream(&mut self, start: u64, len: u64) -> Result<Encoded, Violation> {
+        let incoming = match self.incoming.take() {
+            Some(incoming) => incoming,
+            None => self.open_incoming(start, len)?,
+        };
+        let Some(end) = start.checked_add(len) else { return Err(Violation("a response is too long")) };
+        let mut bytes = incoming.bytes;
+        let mut at = incoming.at;
+        self.copy_stream(&mut at, end, |region, at, n| region.append_to(at, n, &mut bytes))?;
+        if bytes.len() as u64 != len {
+            return Err(Violation("a streamed response has the wrong length"));
+        }
+        Ok(Encoded::Heap(bytes))
+    }
+
+    fn open_incoming(&mut self, start: u64, total: u64) -> Result<Incoming, Violation> {
+        self.check_start(start)?;
+        if total > self.max_payload as u64 {
+            return Err(Violation("a response exceeds max_payload"));
+        }
+        // The hint is bounded by `max_payload`, but memory is taken only as bytes arrive.
+        let bytes = AlignedBytes::with_capacity((total as usize).min(4 * ARENA_BYTES));
+        Ok(Incoming { at: start, bytes })
+    }
+
+    /// Copies what a stream holds between `at` and `sent`, and gives the room back.
+    fn copy_stream(
+        &mut self,
+        at: &mut u64,
+        sent: u64,
+        copy: impl FnOnce(ArenaReader<'_>, u64, usize),
+    ) -> Result<(), Violation> {
+        match sent.checked_sub(*at) {
+            Some(0) => return Ok(()),
+            Some(n) if n <= ARENA_BYTES as u64 => copy(self.region.peer_arena(), *at, n as usize),
+            _ => return Err(Violation("a stream's position is out of range")),
+        }
+        *at = sent;
+        self.release(sent);
+        Ok(())
+    }
+
+    /// The end of a batch: its last records.
+    fn finish_batch(&mut self, index: u64, head: Head, sink: &mut impl Sink<T>) -> Result<(), Violation> {
+        if head.extra == Status::BatchDone as u16 && head.kind == Place::Stream as u8 {
+            let slot = self.region.response(index);
+            let (start, len) = (slot.get(0), slot.get(1));
+            let Some(end) = start.checked_add(len) else { return Err(Violation("a batch is too long")) };
+            self.deliver_records(index, start, end, sink)?;
+            self.incoming = None;
+            let status = Status::BatchDone;
+            if let Some(token) = self.retire() {
+                sink.reply(token, Reply { status, body: Encoded::Inline { len: 0, bytes: [0; 32] } });
+            }
+            return Ok(());
+        }
+        // The whole batch failed for one cause: skipped, an unknown function, input that is not valid.
+        if self.incoming.is_some() {
+            return Err(Violation("a batch ended in the middle"));
+        }
+        let reply = self.read_reply(index, head)?;
+        if let Some(token) = self.retire() {
+            sink.reply(token, reply);
+        }
+        Ok(())
+    }
+
+    fn deliver_records(
+        &mut self,
+        index: u64,
+        start: u64,
+        sent: u64,
+        sink: &mut impl Sink<T>,
+    ) -> Result<(), Violation> {
+        let mut incoming = match self.incoming.take() {
+            Some(incoming) => incoming,
+            None => self.open_incoming(start, 0)?,
+        };
+        let Some(mut entry) = self.entries[slot_of(index)].take() else {
+            return Err(Violation("an entry is missing"));
+        };
+        let copied = self.copy_stream(&mut incoming.at, sent, |arena, at, len| {
+            if let Some(token) = &mut entry.token {
+                sink.records(token, arena, at, len);
+            }
+        });
+        self.entries[slot_of(index)] = Some(entry);
+        self.incoming = Some(incoming);
+        copied
+    }
+
+    /// Moves on whatever flows: a long request, an unfinished response, service calls and answers.
+    fn move_streams(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
+        if self.outgoing.is_some() {
+            self.send_outgoing()?;
+        }
+        self.receive_open_stream(sink)?;
+        self.receive_call(sink)?;
+        if self.calls.outgoing.is_some() {
+            self.send_answer()?;
+        }
+        Ok(())
+    }
+
+    /// Copies the part of the oldest response that is there, if it flows.
+    fn receive_open_stream(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
+        let index = self.answered;
+        if index == self.sent {
+            return Ok(());
+        }
+        let out = &self.region.b().out.0;
+        if out.tag.load(Ordering::Acquire) != index + 1 {
+            return Ok(());
+        }
+        let (start, sent) = (out.start.load(Ordering::Relaxed), out.sent.load(Ordering::Acquire));
+        let total = out.total_bytes.load(Ordering::Relaxed);
+        // Edge OUT-OPEN: if the tag is still the same, the words belong to it. If not, this response is complete and
+        // the next look finds it in its slot.
+        fence(Ordering::Acquire);
+        if out.tag.load(Ordering::Relaxed) != index + 1 {
+            return Ok(());
+        }
+        if self.entries[slot_of(index)].as_ref().is_some_and(|e| e.batch) {
+            return self.deliver_records(index, start, sent, sink);
+        }
+        let mut incoming = match self.incoming.take() {
+            Some(incoming) => incoming,
+            None => self.open_incoming(start, total)?,
+        };
+        let mut bytes = incoming.bytes;
+        self.copy_stream(&mut incoming.at, sent, |arena, at, n| arena.append_to(at, n, &mut bytes))?;
+        if bytes.len() > self.max_payload {
+            return Err(Violation("a response exceeds max_payload"));
+        }
+        incoming.bytes = bytes;
+        self.incoming = Some(incoming);
+        Ok(())
+    }
+
+    /// Fills the arena of `A` with the next part of a long request, once the worker has claimed it.
+    fn send_outgoing(&mut self) -> Result<(), Violation> {
+        let Some(outgoing) = &self.outgoing else { return Ok(()) };
+        if self.region.b().claim.0.load().count <= outgoing.index {
+            return Ok(());
+        }
+        let sent = self.region.a().in_sent.0.load(Ordering::Relaxed);
+        let received = self.region.b().in_received.0.load(Ordering::Acquire);
+        // The word keeps its value from an earlier stream until the worker opens this one.
+        let received = received.max(outgoing.start);
+        if received > sent {
+            return Err(Violation("the worker received more than was sent"));
+        }
+        let done = (sent - outgoing.start) as usize;
+        let room = ARENA_BYTES - (sent - received) as usize;
+        let part = &outgoing.bytes[done..];
+        let part = &part[..part.len().min(room)];
+        if !part.is_empty() {
+            self.region.arena().copy_in(sent, part);
+            self.region.a().in_sent.0.store(sent + part.len() as u64, Ordering::Release);
+            self.ring_if_asleep();
+        }
+        Ok(())
+    }
+
+    fn receive_call(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
+        let words = &self.region.b().call.0;
+        let number = words.number.load(Ordering::Acquire);
+        if number == self.calls.received {
+            return Ok(());
+        }
+        if number != self.calls.received + 1 || self.calls.outgoing.is_some() {
+            return Err(Violation("a service call is out of turn"));
+        }
+        let total = words.total_bytes.load(Ordering::Relaxed);
+        if total > self.max_payload as u64 {
+            return Err(Violation("a service request exceeds max_payload"));
+        }
+        let sent = words.sent.load(Ordering::Acquire);
+        let total = total as usize;
+        let mut bytes =
+            self.calls.incoming.take().unwrap_or_else(|| AlignedBytes::with_capacity(total.min(ARENA_BYTES)));
+        let len = match sent.checked_sub(self.calls.in_bytes) {
+            Some(len) if len <= WINDOW_BYTES as u64 && len as usize <= total.saturating_sub(bytes.len()) => len,
+            _ => return Err(Violation("a service call's position is out of range")),
+        };
+        self.region.call_window().append_to(self.calls.in_bytes, len as usize, &mut bytes);
+        self.calls.in_bytes += len;
+        self.region.a().call_received.0.store(self.calls.in_bytes, Ordering::Release);
+        self.ring_if_asleep();
+        if bytes.len() < total {
+            self.calls.incoming = Some(bytes);
+        } else {
+            self.calls.received = number;
+            sink.call(number, bytes);
+        }
+        Ok(())
+    }
+
+    /// Starts to answer service call `number`.
+    pub(crate) fn answer(&mut self, number: u64, kind: AnswerKind, bytes: AlignedBytes) -> Result<(), Violation> {
+        if number != self.calls.received {
+            return Ok(());
+        }
+        let words = &self.region.a().answer.0;
+        words.kind.store(kind as u64, Ordering::Relaxed);
+        words.total_bytes.store(bytes.len() as u64, Ordering::Relaxed);
+        // Edge CALL-OPEN, the way back.
+        words.number.store(number, Ordering::Release);
+        self.calls.outgoing = Some(Answer { bytes, at: 0 });
+        self.ring_if_asleep();
+        self.send_answer()
+    }
+
+    fn send_answer(&mut self) -> Result<(), Violation> {
+        let Some(answer) = &mut self.calls.outgoing else { return Ok(()) };
+        let received = self.region.b().answer_received.0.load(Ordering::Acquire);
+        let in_window = match self.calls.out_bytes.checked_sub(received) {
+            Some(n) if n <= WINDOW_BYTES as u64 => n as usize,
+            _ => return Err(Violation("an answer's position is out of range")),
+        };
+        let rest = &answer.bytes[answer.at..];
+        let part = &rest[..rest.len().min(WINDOW_BYTES - in_window)];
+        self.region.answer_window().copy_in(self.calls.out_bytes, part);
+        answer.at += part.len();
+        self.calls.out_bytes += part.len() as u64;
+        self.region.a().answer.0.sent.store(self.calls.out_bytes, Ordering::Release);
+        if answer.at == answer.bytes.len() {
+            self.calls.outgoing = None;
+        }
+        self.ring_if_asleep();
+        Ok(())
+    }
+
+    /// Says whom the worker is to ring. Publishing a request afterwards needs no fence: its response cannot come
+    /// before it. Otherwise the caller fences ([`fence_and_ready`](Self::fence_and_ready)) and looks again.
+    #[inline]
+    pub(crate) fn arm(&mut self, wake: Wake) {
+        self.wake_epoch += 1;
+        self.region.a().wake.0.store(wake.word(self.wake_epoch), Ordering::Release);
+    }
+
+    /// The second look before a sleep (edge SLEEP): whether something has come since.
+    pub(crate) fn fence_and_ready(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.ready() || self.stream_pending()
+    }
+
+    /// Whether a stream can be moved on.
+    fn stream_pending(&self) -> bool {
+        if self.region.b().call.0.number.load(Ordering::Acquire) != self.calls.received {
+            let sent = self.region.b().call.0.sent.load(Ordering::Acquire);
+            if self.calls.incoming.is_none() || sent != self.calls.in_bytes {
+                return true;
+            }
+        }
+        if self.calls.outgoing.is_some()
+            && self.region.b().answer_received.0.load(Ordering::Acquire) + (WINDOW_BYTES as u64)
+                > self.calls.out_bytes
+        {
+            return true;
+        }
+        if let Some(outgoing) = &self.outgoing {
+            let sent = self.region.a().in_sent.0.load(Ordering::Relaxed);
+            let received = self.region.b().in_received.0.load(Ordering::Acquire).max(outgoing.start);
+            let unsent = sent - outgoing.start < outgoing.bytes.len() as u64;
+            if unsent
+                && sent.saturating_sub(received) < ARENA_BYTES as u64
+                && self.region.b().claim.0.load().count > outgoing.index
+            {
+                return true;
+            }
+        }
+        let out = &self.region.b().out.0;
+        if self.sent != self.answered && out.tag.load(Ordering::Acquire) == self.answered + 1 {
+            let sent = out.sent.load(Ordering::Acquire);
+            return self.incoming.as_ref().is_none_or(|incoming| incoming.at != sent);
+        }
+        false
+    }
+
+    /// Requests that the worker has not claimed.
+    pub(crate) fn unclaimed(&self) -> Result<u64, Violation> {
+        let count = self.region.b().claim.0.load().count;
+        self.sent.checked_sub(count).filter(|_| count >= self.answered_claims()).ok_or(CLAIM_RANGE)
+    }
+
+    /// A lower bound of what the claim word must say: all that is answered or retired was claimed or taken back.
+    fn answered_claims(&self) -> u64 {
+        self.answered
+    }
+
+    /// Takes back at most `max` of the oldest requests that have not started.
+    pub(crate) fn take_back(&mut self, max: u64) -> Result<Vec<(T, Parcel)>, Violation> {
+        let range = self.region.b().claim.0.take_back(self.sent, max);
+        if range.start > self.sent || range.start < self.answered {
+            return Err(CLAIM_RANGE);
+        }
+        Ok(range.filter_map(|index| self.reclaim(index)).collect())
+    }
+
+    /// Takes the token and the request out of a slot that is the master's again.
+    fn reclaim(&mut self, index: u64) -> Option<(T, Parcel)> {
+        let entry = self.entries[slot_of(index)].as_mut()?;
+        entry.taken = true;
+        let token = entry.token.take()?;
+        Some((token, self.parcel(index)))
+    }
+
+    /// Reads a request back from side `A`, which only this process writes.
+    fn parcel(&mut self, index: u64) -> Parcel {
+        let slot = self.region.request(index);
+        let head = slot.poll(index).unwrap_or(Head::new(Place::Inline as u8, 0));
+        let items = slot.get(2);
+        let batch =
+            (head.extra & BATCH != 0).then_some(Batch { items: items as u32, done: (items >> 32) as u32 });
+        let code = CodeId { place: slot.get(0), types: slot.get(1) };
+        let (position, len) = (slot.get(INLINE_WORD), slot.get(INLINE_WORD + 1));
+        let input = match Place::from_wire(head.kind) {
+            Some(Place::Span) => {
+                let mut bytes = AlignedBytes::with_capacity(len as usize);
+                self.region.arena().reader().append_to(position, len as usize, &mut bytes);
+                Encoded::Heap(bytes)
+            }
+            Some(Place::Stream) if self.outgoing.as_ref().is_some_and(|o| o.index == index) => {
+                Encoded::Heap(self.outgoing.take().map(|o| o.bytes).unwrap_or_default())
+            }
+            _ => {
+                let mut bytes = [0; 32];
+                slot.get_bytes(INLINE_WORD, &mut bytes);
+                Encoded::Inline { len: head.len, bytes }
+            }
+        };
+        Parcel { code, batch, input }
+    }
+
+    /// Marks a request as cancelled. The token comes back if it had not started: then it never does, and the worker's
+    /// response, which comes in its turn, is dropped.
+    pub(crate) fn cancel(&mut self, index: u64) -> Option<T> {
+        if index < self.answered || index >= self.sent {
+            return None;
+        }
+        let slot = self.region.request(index);
+        if let Some(mut head) = slot.poll(index) {
+            head.extra |= CANCELLED;
+            slot.publish(index, head);
+        }
+        // Edge CANCEL: the mark, a fence, the claim word; the worker claims with a full barrier, then looks for it.
+        fence(Ordering::SeqCst);
+        if self.region.b().claim.0.load().count > index {
+            return None;
+        }
+        self.entries[slot_of(index)].as_mut()?.token.take()
+    }
+
+    /// Seals the claim word: nothing more starts in this worker.
+    pub(crate) fn seal(&mut self) {
+        self.region.b().claim.0.seal();
+    }
+
+    /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
+    /// not started. `Err`: the claim word is nonsense; all of them are given as running then, since each may have
+    /// started.
+    pub(crate) fn remains(mut self) -> Remains<T> {
+        let claimed = self.region.b().claim.0.load().count;
+        let valid = (self.answered..=self.sent).contains(&claimed);
+        let mut remains = Remains { started: Vec::new(), unstarted: Vec::new(), valid };
+        for index in self.answered..self.sent {
+            if let Some(parcel) = self.reclaim(index) {
+                let started = !valid || index < claimed;
+                if started { &mut remains.started } else { &mut remains.unstarted }.push(parcel);
+            }
+        }
+        remains
+    }
+
+    /// The worker's state and, where it failed, why.
+    pub(crate) fn worker_state(&self) -> Result<(WorkerState, String), Violation> {
+        let words = &self.region.b().state.0;
+        let state = WorkerState::from_wire(words.state.load(Ordering::Acquire));
+        let state = state.ok_or(Violation("a worker's state is unknown"))?;
+        let mut text = String::new();
+        if state == WorkerState::Failed {
+            let len = words.text_bytes.load(Ordering::Relaxed).min(ARENA_BYTES as u64 / 2) as usize;
+            let mut bytes = vec![0; len];
+            self.region.peer_arena().copy_out(0, &mut bytes);
+            text = String::from_utf8_lossy(&bytes).into_owned();
+        }
+        Ok((state, text))
+    }
+
+    /// Gives the standing order and makes sure that the worker looks at it.
+    pub(crate) fn order(&mut self, order: Order) {
+        self.region.a().order.0.store(order as u64, Ordering::Release);
+        self.ring_if_asleep();
+    }
+
+    /// Whether the worker is inside a service call that has not been answered whole.
+    pub(crate) fn in_call(&self) -> bool {
+        self.calls.outgoing.is_some()
+            || self.region.b().call.0.number.load(Ordering::Acquire) != self.region.a().answer.0.number.load(Ordering::Relaxed)
+    }
+}
+
+const CLAIM_RANGE: Violation = Violation("the claim word is out of range");
+
+/// What a dead worker leaves.
+#[derive(Debug)]
+pub(crate) struct Remains<T> {
+    pub(crate) started: Vec<(T, Parcel)>,
+    pub(crate) unstarted: Vec<(T, Parcel)>,
+    /// Whether the claim word could be believed.
+    pub(crate) valid: bool,
+}

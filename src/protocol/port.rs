@@ -1,0 +1,468 @@
+//! The worker's end of a lane.
+//!
+//! Everything in here runs in a worker process, which is single-threaded until user code says otherwise. The worker
+//! claims requests in order, runs one at a time and answers each in its slot. It may block on room in `B`, which the
+//! master always drains, and on nothing else but its doorbell.
+
+#![allow(unsafe_code, reason = "requests are read in place")]
+
+use crate::ground::claim::Claim;
+use crate::ground::doorbell::Doorbell;
+use crate::ground::ring::Head;
+use crate::ground::spin::SpinBudget;
+use crate::ground::sys::SysError;
+use crate::memory::arena::place;
+use crate::memory::codec::AlignedBytes;
+use crate::memory::layout::{ARENA_BYTES, SPAN_ALIGN, WINDOW_BYTES};
+use crate::memory::region::WorkerRegion;
+use crate::protocol::code::CodeId;
+use crate::protocol::records::sized_header;
+use crate::protocol::wire::{
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+};
+use crate::sync::{Ordering, fence};
+
+/// A request that the worker has claimed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) index: u64,
+    pub(crate) code: CodeId,
+    /// Items and how many of them are done already.
+    pub(crate) batch: Option<(u32, u32)>,
+    place: Place,
+    len: usize,
+    position: u64,
+}
+
+/// The bytes of a request: in place, or copied together from a stream.
+#[derive(Debug)]
+pub(crate) enum Input<'a> {
+    InPlace(&'a [u8]),
+    Streamed(AlignedBytes),
+}
+
+impl std::ops::Deref for Input<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::InPlace(bytes) => bytes,
+            Self::Streamed(bytes) => bytes,
+        }
+    }
+}
+
+/// The three doorbells that a worker holds.
+#[derive(Debug)]
+pub(crate) struct Bells {
+    /// The one it sleeps on.
+    pub(crate) request: Doorbell,
+    /// The one of a thread that waits for this lane.
+    pub(crate) response: Doorbell,
+    /// The driver's.
+    pub(crate) driver: Doorbell,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Port {
+    region: &'static mut WorkerRegion,
+    bells: Bells,
+    spin: SpinBudget,
+    /// The request to look at next.
+    next: u64,
+    /// End of the youngest bytes in the arena of `B`, and a lower bound of the oldest that are still in use.
+    head: u64,
+    tail: u64,
+    /// The wake word that was last obeyed.
+    rung: u64,
+    /// Bytes of the calls made so far, and of the answers received.
+    calls: u64,
+    call_sent: u64,
+    answer_received: u64,
+    in_received: u64,
+    /// Position up to which an open stream has been published.
+    stream: Option<u64>,
+}
+
+impl Port {
+    pub(crate) fn new(region: &'static mut WorkerRegion, bells: Bells, spin: SpinBudget) -> Self {
+        Self {
+            region,
+            bells,
+            spin,
+            next: 0,
+            head: 0,
+            tail: 0,
+            rung: 0,
+            calls: 0,
+            call_sent: 0,
+            answer_received: 0,
+            in_received: 0,
+            stream: None,
+        }
+    }
+
+    /// Tells the master how far this worker is.
+    pub(crate) fn set_state(&mut self, state: WorkerState, text: &str) {
+        let text = &text.as_bytes()[..text.len().min(ARENA_BYTES / 2)];
+        if !text.is_empty() && self.region.reserve(text.len()).is_ok() {
+            self.region.arena().copy_in(0, text);
+            self.region.b().state.0.text_bytes.store(text.len() as u64, Ordering::Relaxed);
+        }
+        // Edge STATE: the text before the state that it explains.
+        self.region.b().state.0.state.store(state as u64, Ordering::Release);
+        self.bells.driver.ring();
+    }
+
+    /// Blocks until there is a request to run. `None`: the worker is to leave.
+    pub(crate) fn next_request(&mut self) -> Option<Request> {
+        loop {
+            let spin = self.spin;
+            let found = spin.spin(|| self.look());
+            match found.or_else(|| self.sleep_until(Self::look)) {
+                Some(Look::Start(request)) => return Some(request),
+                Some(Look::Leave) => return None,
+                None => {}
+            }
+        }
+    }
+
+    fn look(&mut self) -> Option<Look> {
+        loop {
+            let Some(head) = self.region.request(self.next).poll(self.next) else {
+                let claimed = self.region.b().claim.0.load();
+                if claimed.count != self.next && !claimed.sealed {
+                    // Requests were taken back while this worker was busy with an earlier one.
+                    self.next = claimed.count;
+                    continue;
+                }
+                return self.ordered_to_leave().then_some(Look::Leave);
+            };
+            match self.region.b().claim.0.claim(self.next) {
+                Claim::Won => {
+                    let index = self.next;
+                    self.next += 1;
+                    if let Some(request) = self.open(index, head) {
+                        return Some(Look::Start(request));
+                    }
+                }
+                Claim::Moved(to) => self.next = to,
+                Claim::Sealed => return self.ordered_to_leave().then_some(Look::Leave),
+            }
+        }
+    }
+
+    fn ordered_to_leave(&self) -> bool {
+        self.region.a().order.0.load(Ordering::Acquire) == Order::Exit as u64
+    }
+
+    /// Reads a claimed request, or answers it at once if it was cancelled before it started.
+    fn open(&mut self, index: u64, head: Head) -> Option<Request> {
+        // The claim is a full barrier: either this load sees the mark, or the master, which marks, fences and then
+        // reads the claim word, sees that the request had started (edge CANCEL).
+        let slot = self.region.request(index);
+        let head = slot.poll(index).unwrap_or(head);
+        if head.extra & CANCELLED != 0 {
+            self.answer(index, Status::Skipped, &[]);
+            return None;
+        }
+        let place = Place::from_wire(head.kind).unwrap_or(Place::Inline);
+        let (position, len) = match place {
+            Place::Inline => (0, usize::from(head.len)),
+            Place::Span | Place::Stream => (slot.get(INLINE_WORD), slot.get(INLINE_WORD + 1) as usize),
+        };
+        let items = slot.get(2);
+        Some(Request {
+            index,
+            code: CodeId { place: slot.get(0), types: slot.get(1) },
+            batch: (head.extra & BATCH != 0).then_some((items as u32, (items >> 32) as u32)),
+            place,
+            len,
+            position,
+        })
+    }
+
+    /// The bytes of the request that is running.
+    pub(crate) fn input(&mut self, request: &Request) -> Result<Input<'static>, SysError> {
+        match request.place {
+            // SAFETY: the master leaves a slot alone until its request is answered, and the slice is used only
+            // before that; the region is never unmapped in this process.
+            Place::Inline => Ok(Input::InPlace(unsafe { self.static_inline(request) })),
+            Place::Span => {
+                // SAFETY: the same holds for spans in `A`, which only the master writes.
+                let span = unsafe { self.region.peer_arena().span(request.position, request.len) };
+                let span = span.ok_or_else(|| SysError::new("span", std::io::ErrorKind::InvalidData))?;
+                // SAFETY: as above; the region is never unmapped in this process.
+                Ok(Input::InPlace(unsafe { std::slice::from_raw_parts(span.as_ptr(), span.len()) }))
+            }
+            Place::Stream => Ok(Input::Streamed(self.receive(request))),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The slice is not used after the request has been answered.
+    unsafe fn static_inline(&self, request: &Request) -> &'static [u8] {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { self.region.inline_payload(request.index, request.len) };
+        // SAFETY: the region is never unmapped in this process.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// Copies a request together that flows through the arena of `A`.
+    fn receive(&mut self, request: &Request) -> AlignedBytes {
+        let mut bytes = AlignedBytes::with_capacity(request.len);
+        self.in_received = request.position;
+        self.region.b().in_received.0.store(self.in_received, Ordering::Release);
+        self.notify();
+        while bytes.len() < request.len {
+            let sent = self.wait_for(|port| {
+                let sent = port.region.a().in_sent.0.load(Ordering::Acquire);
+                (sent > port.in_received).then_some(sent)
+            });
+            let len = usize::try_from(sent - self.in_received).unwrap_or(0).min(request.len - bytes.len());
+            self.region.peer_arena().append_to(self.in_received, len, &mut bytes);
+            self.in_received += len as u64;
+            self.region.b().in_received.0.store(self.in_received, Ordering::Release);
+            self.notify();
+        }
+        bytes
+    }
+
+    /// Answers request `index`: inline, as a span, or streamed.
+    pub(crate) fn answer(&mut self, index: u64, status: Status, bytes: &[u8]) {
+        let slot_head = |place: Place, len| Head { kind: place as u8, len, extra: status as u16 };
+        if bytes.len() <= RESPONSE_INLINE_BYTES {
+            let slot = self.region.response(index);
+            slot.set_bytes(0, bytes);
+            slot.publish(index, slot_head(Place::Inline, bytes.len() as u8));
+        } else if bytes.len() <= ARENA_BYTES {
+            let Some(start) = self.room_for_span(bytes.len()) else {
+                return self.answer_no_memory(index);
+            };
+            self.region.arena().copy_in(start, bytes);
+            let slot = self.region.response(index);
+            slot.set(0, start);
+            slot.set(1, bytes.len() as u64);
+            slot.publish(index, slot_head(Place::Span, 0));
+        } else {
+            if self.region.reserve(ARENA_BYTES).is_err() {
+                return self.answer_no_memory(index);
+            }
+            let start = self.open_stream(index, bytes.len() as u64);
+            self.append(bytes);
+            self.commit();
+            self.stream = None;
+            let slot = self.region.response(index);
+            slot.set(0, start);
+            slot.set(1, self.head - start);
+            slot.publish(index, slot_head(Place::Stream, 0));
+        }
+        self.notify();
+    }
+
+    fn answer_no_memory(&mut self, index: u64) {
+        let slot = self.region.response(index);
+        slot.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
+        self.notify();
+    }
+
+    /// Waits for contiguous room in the arena of `B`. `None`: there is no memory to back it.
+    fn room_for_span(&mut self, len: usize) -> Option<u64> {
+        let start = self.wait_for(|port| {
+            let fits = |tail, head| place(tail, head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64);
+            fits(port.tail, port.head).filter(|_| port.head != port.tail).or_else(|| {
+                port.refresh_tail();
+                fits(port.tail, port.head)
+            })
+        });
+        let at = start as usize & (ARENA_BYTES - 1);
+        self.region.reserve(at + len).ok()?;
+        if self.head == self.tail {
+            self.tail = start;
+        }
+        self.head = start + len as u64;
+        Some(start)
+    }
+
+    /// The peer's index is read only when the copy of it that is at hand seems to leave no room.
+    fn refresh_tail(&mut self) {
+        self.tail = self.tail.max(self.region.a().out_received.0.load(Ordering::Acquire)).min(self.head);
+    }
+
+    /// Starts a response that flows: the items of a batch, or a result larger than the arena.
+    pub(crate) fn open_stream(&mut self, index: u64, total_bytes: u64) -> u64 {
+        self.refresh_tail();
+        if self.head == self.tail {
+            self.head = self.head.next_multiple_of(ARENA_BYTES as u64);
+            self.tail = self.head;
+        } else {
+            self.head = self.head.next_multiple_of(SPAN_ALIGN as u64);
+        }
+        let out = &self.region.b().out.0;
+        // Edge OUT-OPEN, first half: who sees any of the words below does not see the old tag after them.
+        out.tag.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        out.start.store(self.head, Ordering::Relaxed);
+        out.sent.store(self.head, Ordering::Relaxed);
+        out.total_bytes.store(total_bytes, Ordering::Relaxed);
+        // Edge OUT-OPEN, second half: the words above before the tag that announces them.
+        out.tag.store(index + 1, Ordering::Release);
+        self.stream = Some(self.head);
+        self.head
+    }
+
+    /// Backs the arena for a stream of about this many bytes.
+    pub(crate) fn reserve_stream(&mut self, bytes: usize) -> Result<(), SysError> {
+        self.region.reserve(bytes.min(ARENA_BYTES))
+    }
+
+    /// Adds bytes to the open stream; they become visible with [`commit`](Self::commit), or before if room runs out.
+    #[inline]
+    pub(crate) fn append(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = (self.tail + ARENA_BYTES as u64).saturating_sub(self.head) as usize;
+            if room == 0 {
+                self.commit();
+                self.wait_for(|port| {
+                    port.refresh_tail();
+                    (port.tail + ARENA_BYTES as u64 > port.head).then_some(())
+                });
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.region.arena().copy_in(self.head, now);
+            self.head += now.len() as u64;
+            bytes = later;
+        }
+    }
+
+    /// One record of a batch with a length in front.
+    pub(crate) fn append_sized(&mut self, status: Status, bytes: &[u8]) {
+        self.append(&sized_header(status, bytes.len()));
+        self.append(bytes);
+    }
+
+    /// Makes the stream visible up to here.
+    #[inline]
+    pub(crate) fn commit(&mut self) {
+        // Edge OUT-SENT: the bytes before the position behind them.
+        self.region.b().out.0.sent.store(self.head, Ordering::Release);
+        self.notify();
+    }
+
+    /// Ends a batch.
+    pub(crate) fn close_stream(&mut self, index: u64, start: u64) {
+        self.stream = None;
+        let slot = self.region.response(index);
+        slot.set(0, start);
+        slot.set(1, self.head - start);
+        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: Status::BatchDone as u16 });
+        self.notify();
+    }
+
+    /// Rings whoever on the master's side asked for it, once for each time it was asked.
+    #[inline]
+    pub(crate) fn notify(&mut self) {
+        // Edge SLEEP: what was published comes before this look at the wake word; the master writes the word,
+        // fences, and looks at what is published before it sleeps. One of the two sees the other.
+        fence(Ordering::SeqCst);
+        let wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        if wake != self.rung {
+            self.rung = wake;
+            match Wake::of(wake) {
+                Wake::Nobody => {}
+                Wake::Driver => self.bells.driver.ring(),
+                Wake::Waiter => self.bells.response.ring(),
+            }
+        }
+    }
+
+    /// Sends a service request and waits for the answer.
+    pub(crate) fn call(&mut self, request: &[u8]) -> (AnswerKind, AlignedBytes) {
+        self.calls += 1;
+        let words = &self.region.b().call.0;
+        words.total_bytes.store(request.len() as u64, Ordering::Relaxed);
+        // Edge CALL-OPEN.
+        words.number.store(self.calls, Ordering::Release);
+        let mut rest = request;
+        loop {
+            let received = self.region.a().call_received.0.load(Ordering::Acquire);
+            let room = (received + WINDOW_BYTES as u64).saturating_sub(self.call_sent) as usize;
+            let (now, later) = rest.split_at(rest.len().min(room));
+            self.region.call_window().copy_in(self.call_sent, now);
+            self.call_sent += now.len() as u64;
+            self.region.b().call.0.sent.store(self.call_sent, Ordering::Release);
+            self.notify();
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+            self.wait_for(|port| {
+                let received = port.region.a().call_received.0.load(Ordering::Acquire);
+                (received + WINDOW_BYTES as u64 > port.call_sent).then_some(())
+            });
+        }
+        self.receive_answer()
+    }
+
+    fn receive_answer(&mut self) -> (AnswerKind, AlignedBytes) {
+        let total = self.wait_for(|port| {
+            let words = &port.region.a().answer.0;
+            (words.number.load(Ordering::Acquire) == port.calls)
+                .then(|| words.total_bytes.load(Ordering::Relaxed) as usize)
+        });
+        let kind = self.region.a().answer.0.kind.load(Ordering::Relaxed);
+        let mut bytes = AlignedBytes::with_capacity(total);
+        while bytes.len() < total {
+            let sent = self.wait_for(|port| {
+                let sent = port.region.a().answer.0.sent.load(Ordering::Acquire);
+                (sent > port.answer_received).then_some(sent)
+            });
+            let len = ((sent - self.answer_received) as usize).min(total - bytes.len());
+            self.region.answer_window().append_to(self.answer_received, len, &mut bytes);
+            self.answer_received += len as u64;
+            self.region.b().answer_received.0.store(self.answer_received, Ordering::Release);
+            self.notify();
+        }
+        (AnswerKind::from_wire(kind).unwrap_or(AnswerKind::Refused), bytes)
+    }
+
+    /// Whether the request that is running has been cancelled.
+    pub(crate) fn cancelled(&self, index: u64) -> bool {
+        self.region.request(index).poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
+    }
+
+    fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
+        if let Some(found) = look(self) {
+            return found;
+        }
+        // Whatever this waits for, the master may have to be told first what is there already.
+        self.notify();
+        let spin = self.spin;
+        loop {
+            if let Some(found) = spin.spin(|| look(self)).or_else(|| self.sleep_until(&mut look)) {
+                return found;
+            }
+        }
+    }
+
+    /// One sleep on the doorbell, unless `look` finds something first. May return early with nothing.
+    fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
+        self.region.b().sleeping.0.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let found = look(self);
+        if found.is_none() {
+            // The master's death ends this process, so the wait needs no limit.
+            self.bells.request.wait(None);
+        }
+        self.region.b().sleeping.0.store(0, Ordering::Relaxed);
+        found
+    }
+}
+
+enum Look {
+    Start(Request),
+    Leave,
+}

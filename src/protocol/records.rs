@@ -1,0 +1,138 @@
+//! The items of a batch on their way back, and what a panic looks like in bytes.
+//!
+//! A batch's results flow through the arena as one stream of records, in item order. A record is a status byte and
+//! then, for [`Status::Value`], the fixed-size archive of the result; for every other status, a length (8 bytes,
+//! little-endian) and that many bytes. Records are packed: a `u64` costs nine bytes.
+
+use super::wire::Status;
+
+/// What [`parse`] found at the start of some bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed<'a> {
+    /// A record, and the number of bytes it takes.
+    Record { status: Status, payload: &'a [u8], bytes: usize },
+    /// The record is not whole yet.
+    Partial,
+    /// No worker that keeps the protocol writes this.
+    Invalid,
+}
+
+/// Reads the first record. `stride` is the size of a fixed-size result.
+#[inline]
+pub(crate) fn parse(bytes: &[u8], stride: Option<usize>) -> Parsed<'_> {
+    let Some((&status, rest)) = bytes.split_first() else { return Parsed::Partial };
+    if status == Status::Value as u8 {
+        let Some(stride) = stride else { return Parsed::Invalid };
+        return match rest.get(..stride) {
+            Some(payload) => Parsed::Record { status: Status::Value, payload, bytes: 1 + stride },
+            None => Parsed::Partial,
+        };
+    }
+    let status = match Status::from_wire(status) {
+        Some(Status::BatchDone | Status::Skipped) | None => return Parsed::Invalid,
+        Some(status) => status,
+    };
+    let Some((len, rest)) = rest.split_first_chunk::<8>() else { return Parsed::Partial };
+    let Ok(len) = usize::try_from(u64::from_le_bytes(*len)) else { return Parsed::Invalid };
+    match rest.get(..len) {
+        Some(payload) => Parsed::Record { status, payload, bytes: 9 + len },
+        None => Parsed::Partial,
+    }
+}
+
+/// The bytes in front of a record's payload, if it carries a length.
+pub(crate) fn sized_header(status: Status, len: usize) -> [u8; 9] {
+    let mut header = [status as u8; 9];
+    header[1..].copy_from_slice(&(len as u64).to_le_bytes());
+    header
+}
+
+/// A panic's message and place, as the payload of [`Status::Panicked`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Panic<'a> {
+    pub(crate) message: std::borrow::Cow<'a, str>,
+    pub(crate) location: std::borrow::Cow<'a, str>,
+}
+
+impl<'a> Panic<'a> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(8 + self.message.len() + self.location.len());
+        bytes.extend_from_slice(&(self.message.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(self.message.as_bytes());
+        bytes.extend_from_slice(self.location.as_bytes());
+        bytes
+    }
+
+    /// Reads what a worker wrote; whatever the bytes, there is a text.
+    pub(crate) fn from_bytes(bytes: &'a [u8]) -> Self {
+        let (message, location) = bytes
+            .split_first_chunk::<8>()
+            .and_then(|(len, rest)| rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?))
+            .unwrap_or((bytes, b""));
+        Self { message: String::from_utf8_lossy(message), location: String::from_utf8_lossy(location) }
+    }
+}
+
+/// Two sizes, as the payload of [`Status::TooLarge`].
+pub(crate) fn sizes_to_bytes(size: usize, limit: usize) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&(size as u64).to_le_bytes());
+    bytes[8..].copy_from_slice(&(limit as u64).to_le_bytes());
+    bytes
+}
+
+/// Reads [`sizes_to_bytes`]; zeros where bytes are missing.
+pub(crate) fn sizes_from_bytes(bytes: &[u8]) -> (usize, usize) {
+    let word = |at: usize| {
+        let word = bytes.get(at..at + 8).and_then(|b| <[u8; 8]>::try_from(b).ok()).unwrap_or_default();
+        usize::try_from(u64::from_le_bytes(word)).unwrap_or(usize::MAX)
+    };
+    (word(0), word(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_back_and_partial_ones_wait() {
+        let mut stream = vec![Status::Value as u8];
+        stream.extend_from_slice(&7_u64.to_le_bytes());
+        let sized_at = stream.len();
+        stream.extend_from_slice(&sized_header(Status::SizedValue, 3));
+        stream.extend_from_slice(b"abc");
+
+        for cut in 0..sized_at {
+            assert_eq!(parse(&stream[..cut], Some(8)), Parsed::Partial);
+        }
+        let first = Parsed::Record { status: Status::Value, payload: &7_u64.to_le_bytes(), bytes: 9 };
+        assert_eq!(parse(&stream, Some(8)), first);
+        for cut in sized_at..stream.len() {
+            assert_eq!(parse(&stream[sized_at..cut], Some(8)), Parsed::Partial);
+        }
+        let second = Parsed::Record { status: Status::SizedValue, payload: b"abc", bytes: 12 };
+        assert_eq!(parse(&stream[sized_at..], Some(8)), second);
+    }
+
+    #[test]
+    fn what_no_worker_writes_is_invalid() {
+        assert_eq!(parse(&[0; 9], None), Parsed::Invalid);
+        assert_eq!(parse(&[200; 20], Some(8)), Parsed::Invalid);
+        assert_eq!(parse(&[Status::BatchDone as u8; 20], Some(8)), Parsed::Invalid);
+        assert_eq!(parse(&sized_header(Status::SizedValue, usize::MAX), None), Parsed::Partial);
+    }
+
+    #[test]
+    fn a_panic_survives_and_garbage_has_a_text() {
+        let panic = Panic { message: "no".into(), location: "src/x.rs:3:5".into() };
+        assert_eq!(Panic::from_bytes(&panic.to_bytes()), panic);
+        assert_eq!(Panic::from_bytes(b"abc").message, "abc");
+        assert_eq!(Panic::from_bytes(&[0xFF; 9]).location, "");
+    }
+
+    #[test]
+    fn sizes_survive() {
+        assert_eq!(sizes_from_bytes(&sizes_to_bytes(5, usize::MAX)), (5, usize::MAX));
+        assert_eq!(sizes_from_bytes(b"12"), (0, 0));
+    }
+}

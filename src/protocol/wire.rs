@@ -1,0 +1,149 @@
+//! What the words of slots and headers mean.
+//!
+//! | request slot | |
+//! |---|---|
+//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`] and [`BATCH`] |
+//! | word 0, 1 | the function: [`crate::protocol::code::CodeId`] |
+//! | word 2 | batch: items (low half) and how many of them are already done (high half) |
+//! | words 3–6 | up to 32 bytes inline, or position and length of a span or stream |
+//!
+//! | response slot | |
+//! |---|---|
+//! | head | index, [`Place`] as kind, inline length, [`Status`] as extra |
+//! | words 0–2 | up to 24 bytes inline, or position and length of a span or stream |
+
+/// First word of a request's inline payload; at byte 32 of the slot, so that it is aligned for any view.
+pub(crate) const INLINE_WORD: usize = 3;
+pub(crate) const REQUEST_INLINE_BYTES: usize = 32;
+pub(crate) const RESPONSE_INLINE_BYTES: usize = 24;
+
+/// Request flag: the task was cancelled. Unstarted, it never runs; running, it can see it.
+pub(crate) const CANCELLED: u16 = 1;
+/// Request flag: the payload is a batch of items.
+pub(crate) const BATCH: u16 = 2;
+
+macro_rules! wire_enum {
+    ($(#[$meta:meta])* $name:ident: $repr:ty { $($(#[$doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr($repr)]
+        pub(crate) enum $name { $($(#[$doc])* $variant = $value,)+ }
+
+        impl $name {
+            /// The variant, if the word is one: it may come from a peer.
+            #[inline]
+            pub(crate) fn from_wire(word: $repr) -> Option<Self> {
+                match word {
+                    $($value => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+wire_enum! {
+    /// Where a payload is.
+    Place: u8 {
+        /// In the slot.
+        Inline = 1,
+        /// Contiguous in the arena.
+        Span = 2,
+        /// Flowing through the arena.
+        Stream = 3,
+    }
+}
+
+wire_enum! {
+    /// What a response is, or one item of a batch.
+    Status: u8 {
+        /// The archive of the result; in a batch of fixed-size results, without a length.
+        Value = 0,
+        /// In a batch: the archive of the result, after its length.
+        SizedValue = 1,
+        /// The task panicked: [`crate::protocol::records::Panic`].
+        Panicked = 2,
+        /// The result's serializer failed; the text.
+        Encode = 3,
+        /// The result exceeds `max_payload`: size and limit.
+        TooLarge = 4,
+        /// The input's archive is not valid; the text.
+        Decode = 5,
+        /// The worker does not have the function; the text.
+        UnknownTask = 6,
+        /// Cancelled before it started.
+        Skipped = 7,
+        /// All items of a batch have been sent.
+        BatchDone = 8,
+        /// The worker could not get memory for the result; the text.
+        Memory = 9,
+    }
+}
+
+wire_enum! {
+    /// How far a worker has come.
+    WorkerState: u64 {
+        /// Mapping its region, running `init`.
+        Starting = 0,
+        /// In `start_worker`, unwinding the inherited stack.
+        Unwinding = 1,
+        /// Serving requests.
+        Ready = 2,
+        /// `init` failed; the text says why. The worker leaves.
+        Failed = 3,
+    }
+}
+
+wire_enum! {
+    /// The master's standing order.
+    Order: u64 {
+        /// Serve.
+        Run = 0,
+        /// Leave once there is nothing to start.
+        Exit = 1,
+    }
+}
+
+wire_enum! {
+    /// How a service call ended.
+    AnswerKind: u64 {
+        /// The archive of the answer.
+        Value = 0,
+        /// The handler panicked; the text.
+        Panicked = 1,
+        /// The request was not valid, or the answer could not be encoded; the text.
+        Codec = 2,
+        /// The pool is closing or has no handler; the text.
+        Refused = 3,
+    }
+}
+
+/// Whom a worker rings after it has published something. The upper bits count the arming, so that the worker rings
+/// once for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// Somebody on the master's side is looking anyway, or nothing is expected.
+    Nobody,
+    /// The pool's driver.
+    Driver,
+    /// A thread that sleeps on this lane's own doorbell.
+    Waiter,
+}
+
+impl Wake {
+    pub(crate) const fn word(self, epoch: u64) -> u64 {
+        match self {
+            Self::Nobody => 0,
+            Self::Driver => epoch << 2 | 1,
+            Self::Waiter => epoch << 2 | 2,
+        }
+    }
+
+    pub(crate) const fn of(word: u64) -> Self {
+        match word & 3 {
+            1 => Self::Driver,
+            2 => Self::Waiter,
+            _ => Self::Nobody,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! [`Map`]: a stream as an iterator.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::time::Instant;
+
+use super::engine::{Engine, Item};
+use super::{Granularity, StreamSummary};
+use crate::context::{self, Named, Worker};
+use crate::error::{Error, TaskError};
+use crate::limits::check_granularity;
+use crate::memory::codec::{Payload, View};
+use crate::pool::{Handle, Pool};
+
+/// The results of a function on the items of a source: an iterator of `Result<R, TaskError>`.
+///
+/// Lazy: nothing happens before the first `next`, and the source is never pulled further ahead than the window. In
+/// the order of the items, unless [`unordered`](Self::unordered). It keeps the pool alive. Dropping it calls off what
+/// has not started.
+///
+/// ```
+/// let pool = forkring::Pool::new(2)?;
+/// let squares: Vec<u64> = pool.map(0..5, |n: u64| n * n).map(Result::unwrap).collect();
+/// assert_eq!(squares, [0, 1, 4, 9, 16]);
+/// # Ok::<(), forkring::Error>(())
+/// ```
+#[must_use = "a Map is lazy: iterate over it, or call .run(g)"]
+pub struct Map<T, R> {
+    source: Option<T>,
+    handle: Handle,
+    named: Named,
+    granularity: Granularity,
+    window: Option<usize>,
+    ordered: bool,
+    /// Made at the first pull, when the options are final.
+    engine: Option<Engine<R>>,
+    pushes: fn(&mut Engine<R>, &mut T) -> bool,
+}
+
+impl<T, R> fmt::Debug for Map<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("granularity", &self.granularity)
+            .field("ordered", &self.ordered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<E, S, W> Pool<E, S, W> {
+    /// Applies `f` to each item. See [`Map`].
+    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map_named(items, context::plain_task(&f))
+    }
+
+    /// Applies `f` to each item, which it reads in place, with the worker at hand. See [`Map`].
+    pub fn map_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+    ) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map_named(items, context::context_task::<_, E, S, W, I, R>(&f))
+    }
+
+    /// Applies `f` to items that are borrowed. See [`Map`].
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(2)?;
+    /// let words = ["a".to_owned(), "bc".to_owned()];
+    /// let lengths: Vec<usize> = pool.map_ref(&words, |word: String| word.len()).map(Result::unwrap).collect();
+    /// assert_eq!(lengths, [1, 2]);
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn map_ref<'a, I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = &'a I>,
+    {
+        Map::new(self.handle().clone(), items.into_iter(), context::plain_task(&f), self.granularity(), |engine, source| {
+            source.next().map(|item| engine.push(item)).is_some()
+        })
+    }
+
+    /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
+    /// pull from the source, `g` gets everything that is there.
+    ///
+    /// A panic in `g` stops the stream and goes on in the caller.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn iter_stream<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+        g: impl FnMut(Result<R, TaskError>),
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map(items, f).unordered().run(g)
+    }
+
+    /// As [`iter_stream`](Self::iter_stream), with the worker and the item in place.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn iter_stream_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        g: impl FnMut(Result<R, TaskError>),
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map_with(items, f).unordered().run(g)
+    }
+
+    pub(crate) fn map_named<I: Payload, R: Payload, T: IntoIterator<Item = I>>(
+        &self,
+        items: T,
+        named: Named,
+    ) -> Map<T::IntoIter, R> {
+        Map::new(self.handle().clone(), items.into_iter(), named, self.granularity(), |engine, source| {
+            source.next().map(|item| engine.push(&item)).is_some()
+        })
+    }
+}
+
+impl<T, R: Payload> Map<T, R> {
+    fn new(
+        handle: Handle,
+        source: T,
+        named: Named,
+        granularity: Granularity,
+        pushes: fn(&mut Engine<R>, &mut T) -> bool,
+    ) -> Self {
+        Self { source: Some(source), handle, named, granularity, window: None, ordered: true, engine: None, pushes }
+    }
+
+    /// Results as they come, instead of in the order of the items.
+    pub fn unordered(mut self) -> Self {
+        self.ordered = false;
+        self
+    }
+
+    /// How many items share a message. An invalid one is reported by [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// `next` panics if the granularity is out of range.
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
+        self
+    }
+
+    /// At most about this many items are on their way, or wait for their turn, at a time; rounded up to whole
+    /// messages. Default: a few messages for each worker.
+    pub fn window(mut self, items: usize) -> Self {
+        self.window = Some(items);
+        self
+    }
+
+    /// Results together with the positions of their items.
+    pub fn indexed(self) -> Indexed<T, R> {
+        Indexed(self)
+    }
+
+    /// Hands every result to `g`, here. A panic in `g` stops the stream and goes on in the caller.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn run(mut self, mut g: impl FnMut(Result<R, TaskError>)) -> Result<StreamSummary, Error> {
+        let start = Instant::now();
+        self.open()?;
+        let (mut ok, mut failed) = (0, 0);
+        while let Some((_, item)) = self.advance(true) {
+            match &item {
+                Ok(_) => ok += 1,
+                Err(_) => failed += 1,
+            }
+            g(item);
+        }
+        let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.batches));
+        Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped: false })
+    }
+
+    fn open(&mut self) -> Result<(), Error> {
+        if self.engine.is_none() {
+            let granularity = check_granularity(self.granularity)?;
+            let handle = self.handle.clone();
+            self.engine = Some(Engine::new(handle, self.named, granularity, self.window, self.ordered));
+        }
+        Ok(())
+    }
+
+    /// The next result. `eager`: whatever is there goes out before the source is pulled.
+    fn advance(&mut self, eager: bool) -> Option<(u64, Item<R>)> {
+        loop {
+            let engine = self.engine.as_mut()?;
+            if engine.arrivals().any() {
+                engine.collect();
+            }
+            if (eager || !engine.is_low())
+                && let Some(item) = engine.pop()
+            {
+                return Some(item);
+            }
+            while engine.wants_items()
+                && let Some(source) = &mut self.source
+            {
+                if !(self.pushes)(engine, source) {
+                    self.source = None;
+                    engine.flush();
+                }
+                if engine.arrivals().any() {
+                    break;
+                }
+            }
+            if let Some(item) = engine.pop() {
+                return Some(item);
+            }
+            if engine.arrivals().any() {
+                continue;
+            }
+            if self.source.is_none() && engine.is_empty() {
+                return None;
+            }
+            engine.wait();
+        }
+    }
+}
+
+impl<T, R: Payload> Iterator for Map<T, R> {
+    type Item = Result<R, TaskError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Err(error) = self.open() {
+            panic!("{error}");
+        }
+        self.advance(false).map(|(_, item)| item)
+    }
+}
+
+impl<T, R: Payload> FusedIterator for Map<T, R> {}
+
+/// A [`Map`] whose results carry the positions of their items.
+///
+/// ```
+/// let pool = forkring::Pool::new(2)?;
+/// for (index, result) in pool.map(10..20, |n: usize| n).unordered().indexed() {
+///     assert_eq!(result.unwrap(), index as usize + 10);
+/// }
+/// # Ok::<(), forkring::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "it is lazy: iterate over it"]
+pub struct Indexed<T, R>(Map<T, R>);
+
+impl<T, R: Payload> Iterator for Indexed<T, R> {
+    type Item = (u64, Result<R, TaskError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Err(error) = self.0.open() {
+            panic!("{error}");
+        }
+        self.0.advance(false)
+    }
+}
+
+impl<T, R: Payload> FusedIterator for Indexed<T, R> {}

@@ -1,0 +1,100 @@
+//! Where the results of a stream's batches arrive.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::life::job::BatchSink;
+use crate::memory::arena::ArenaReader;
+
+/// What a stream and the deliverers of its results share.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    state: Mutex<State>,
+    /// Whether `ready` has something: a hint that costs a load.
+    any: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Batches with records that nobody has looked at.
+    ready: Vec<usize>,
+    waker: Option<Waker>,
+}
+
+impl Arrivals {
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    /// Takes the batches that have something to look at.
+    pub(super) fn take(&self, into: &mut Vec<usize>) {
+        let mut state = self.state.lock();
+        into.append(&mut state.ready);
+        self.any.store(false, Ordering::Release);
+    }
+
+    /// Wants `waker` called when a batch has something. `Ready`: one has.
+    pub(super) fn register(&self, waker: &Waker) -> Poll<()> {
+        let mut state = self.state.lock();
+        if !state.ready.is_empty() {
+            return Poll::Ready(());
+        }
+        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
+        }
+        Poll::Pending
+    }
+
+    fn announce(&self, batch: usize) -> Option<Waker> {
+        let mut state = self.state.lock();
+        state.ready.push(batch);
+        self.any.store(true, Ordering::Release);
+        state.waker.take()
+    }
+}
+
+/// The records of one batch, from the lane that receives them to the stream that reads them.
+#[derive(Debug)]
+pub(super) struct Records {
+    /// Number of the batch in the stream's window.
+    batch: usize,
+    arrivals: Arc<Arrivals>,
+    bytes: Mutex<Vec<u8>>,
+    announced: AtomicBool,
+}
+
+impl Records {
+    pub(super) fn new(batch: usize, arrivals: Arc<Arrivals>) -> Self {
+        Self { batch, arrivals, bytes: Mutex::new(Vec::new()), announced: AtomicBool::new(false) }
+    }
+
+    /// Takes what has come, adding it to `into`. What comes later is announced again.
+    pub(super) fn take(&self, into: &mut Vec<u8>) {
+        // Before the bytes: records that come in between are announced once too often rather than not at all.
+        self.announced.store(false, Ordering::Release);
+        let mut bytes = self.bytes.lock();
+        if into.is_empty() {
+            std::mem::swap(into, &mut bytes);
+        } else {
+            into.append(&mut bytes);
+        }
+    }
+
+    fn announce(&self) -> Option<Waker> {
+        if self.announced.swap(true, Ordering::AcqRel) { None } else { self.arrivals.announce(self.batch) }
+    }
+}
+
+impl BatchSink for Records {
+    fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
+        arena.append_to(position, len, &mut *self.bytes.lock());
+        self.announce()
+    }
+
+    fn ended(&self) -> Option<Waker> {
+        self.announce()
+    }
+}

@@ -1,0 +1,362 @@
+//! [`Task`]: the handle of one submitted task.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::error::{CodecError, Panicked, TaskError};
+use crate::life::core::Core;
+use crate::life::job::{Job, Outcome};
+use crate::life::service::nested_poll;
+use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
+use crate::panics::{self, Caught};
+use crate::protocol::lane::Reply;
+use crate::protocol::records::{Panic, sizes_from_bytes};
+use crate::protocol::wire::Status;
+
+/// One submitted task: a future of its outcome, on any runtime or on none.
+///
+/// Every task ends with exactly one outcome. Dropping the handle cancels the task if it has not started; one that is
+/// running goes on, can see that it is cancelled ([`Worker::cancelled`](crate::Worker::cancelled)), and its result is
+/// thrown away.
+///
+/// Awaiting is cancellation-safe: a `Task` that is polled through a reference (`&mut task`) and abandoned in between
+/// loses nothing.
+///
+/// ```
+/// use forkring::Pool;
+///
+/// let pool = Pool::new(1)?;
+/// let task = pool.submit(|n: u64| n * n, &12);
+/// assert_eq!(futures::executor::block_on(task)?, 144);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping a Task cancels it if it has not started; use .detach() to let it run"]
+pub struct Task<R> {
+    state: State,
+    _result: PhantomData<Box<R>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Submitted(&'static Job),
+    /// It never got as far as a worker.
+    Failed(TaskError),
+    Taken,
+}
+
+impl<R> fmt::Debug for Task<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("state", &self.state).finish()
+    }
+}
+
+/// Names a task within this process. Ids are unique among the tasks that exist at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TaskId(usize, u64);
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}.{}", self.0, self.1)
+    }
+}
+
+impl<R> Task<R> {
+    pub(crate) fn submitted(job: &'static Job) -> Self {
+        Self { state: State::Submitted(job), _result: PhantomData }
+    }
+
+    pub(crate) fn failed(error: TaskError) -> Self {
+        Self { state: State::Failed(error), _result: PhantomData }
+    }
+
+    /// The error of a task that never got as far as a worker.
+    pub(crate) fn early_failure(&self) -> Option<&TaskError> {
+        match &self.state {
+            State::Failed(error) => Some(error),
+            State::Submitted(_) | State::Taken => None,
+        }
+    }
+
+    /// The job, if the handle is used in the process that it belongs to.
+    fn job(&self) -> Option<&'static Job> {
+        match self.state {
+            State::Submitted(job) if job.core().is_here() => Some(job),
+            _ => None,
+        }
+    }
+
+    /// Whether the outcome is there. Once true, it stays true.
+    pub fn is_finished(&self) -> bool {
+        match &self.state {
+            State::Submitted(_) => self.job().is_none_or(Job::is_done),
+            State::Failed(_) | State::Taken => true,
+        }
+    }
+
+    /// Cancels the task. `true`: it had not started and never will; it ends with [`TaskError::Cancelled`]. `false`: it
+    /// is running, and can see that it is cancelled, or it is over.
+    pub fn cancel(&self) -> bool {
+        self.job().is_some_and(|job| cancel(job.core(), job, job.generation()))
+    }
+
+    /// Lets the task run to its end without a handle. A failure goes to the log hook.
+    pub fn detach(mut self) {
+        if let State::Submitted(job) = std::mem::replace(&mut self.state, State::Taken)
+            && job.core().is_here()
+        {
+            job.abandon(true);
+        }
+    }
+
+    /// A handle that can watch and cancel the task while somebody else waits for it.
+    pub fn handle(&self) -> TaskHandle {
+        match self.state {
+            State::Submitted(job) => TaskHandle {
+                job: Some((job, job.generation(), job.core().clone())),
+            },
+            State::Failed(_) | State::Taken => TaskHandle { job: None },
+        }
+    }
+
+    /// The task's name.
+    pub fn id(&self) -> TaskId {
+        match self.state {
+            State::Submitted(job) => TaskId(std::ptr::from_ref(job).addr(), job.generation()),
+            State::Failed(_) | State::Taken => TaskId(0, 0),
+        }
+    }
+
+    /// Blocks until the outcome is there and takes it.
+    fn block(&mut self, deadline: Option<Instant>) -> Option<Result<Reply, TaskError>> {
+        if let Some(job) = self.job() {
+            // The job's own reference to its pool holds while this handle has the job.
+            if !job.core().wait(&job, deadline) {
+                return None;
+            }
+        }
+        Some(self.take())
+    }
+
+    /// Takes an outcome that is there.
+    fn take(&mut self) -> Result<Reply, TaskError> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Submitted(job) if job.core().is_here() => reply_of(job.take()),
+            State::Submitted(_) => Err(TaskError::NotInThisProcess),
+            State::Failed(error) => Err(error),
+            State::Taken => panic!("a task's outcome was taken already"),
+        }
+    }
+
+    fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply, TaskError>> {
+        if let Some(job) = self.job() {
+            if !job.is_done() && job.register(context.waker()).is_pending() {
+                nested_poll(job.core(), job);
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(self.take())
+    }
+}
+
+impl<R: Payload> Task<R> {
+    /// Blocks this thread until the task has ended.
+    ///
+    /// # Errors
+    ///
+    /// See [`TaskError`].
+    pub fn wait(mut self) -> Result<R, TaskError> {
+        let reply = self.block(None).expect("a wait without a limit ends with an outcome");
+        value_of(reply?)
+    }
+
+    /// Waits no longer than `limit`. `None`: the task goes on; waiting is not killing. A zero limit takes what is
+    /// there.
+    ///
+    /// # Panics
+    ///
+    /// If the outcome was taken by an earlier call.
+    pub fn wait_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
+        let deadline = Instant::now().checked_add(limit);
+        Some(self.block(deadline)?.and_then(value_of))
+    }
+
+    /// Leaves the result in the form in which it arrives, validated and never deserialized.
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(1)?;
+    /// let words = pool.submit(|text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>(), &"a b".into());
+    /// let archived = words.archived().wait()?;
+    /// assert_eq!(archived.len(), 2);
+    /// assert_eq!(archived[1], "b");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn archived(self) -> ArchivedTask<R> {
+        ArchivedTask(self)
+    }
+}
+
+impl<R: Payload> Future for Task<R> {
+    type Output = Result<R, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().poll_reply(context).map(|reply| value_of(reply?))
+    }
+}
+
+impl<R> Drop for Task<R> {
+    fn drop(&mut self) {
+        if let State::Submitted(job) = self.state
+            && job.core().is_here()
+        {
+            if job.is_done() {
+                drop(job.take());
+                return;
+            }
+            // Once abandoned, the cell may be somebody else's, so what is needed of it is taken before.
+            let (core, generation) = (job.core().clone(), job.generation());
+            if job.abandon(false) {
+                core.call_off(job, generation, &TaskError::Cancelled);
+            }
+        }
+    }
+}
+
+fn cancel(core: &Core, job: &'static Job, generation: u64) -> bool {
+    core.call_off(job, generation, &TaskError::Cancelled)
+}
+
+/// A task whose result is left in its archived form. See [`Task::archived`].
+#[derive(Debug)]
+#[must_use = "dropping it cancels the task if it has not started"]
+pub struct ArchivedTask<R>(Task<R>);
+
+impl<R: Payload> ArchivedTask<R> {
+    /// Blocks this thread until the task has ended.
+    ///
+    /// # Errors
+    ///
+    /// See [`TaskError`].
+    pub fn wait(mut self) -> Result<OwnedArchive<R>, TaskError> {
+        let reply = self.0.block(None).expect("a wait without a limit ends with an outcome");
+        archive_of(reply?)
+    }
+}
+
+impl<R: Payload> Future for ArchivedTask<R> {
+    type Output = Result<OwnedArchive<R>, TaskError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().0.poll_reply(context).map(|reply| archive_of(reply?))
+    }
+}
+
+/// Watches and cancels a task while somebody else waits for it.
+#[derive(Clone, Debug)]
+pub struct TaskHandle {
+    job: Option<(&'static Job, u64, Arc<Core>)>,
+}
+
+impl TaskHandle {
+    /// Whether the task is over, or its outcome has been taken. Once true, it stays true.
+    pub fn is_finished(&self) -> bool {
+        match &self.job {
+            Some((job, generation, core)) if core.is_here() => job.generation() != *generation || job.is_done(),
+            _ => true,
+        }
+    }
+
+    /// As [`Task::cancel`].
+    pub fn cancel(&self) -> bool {
+        match &self.job {
+            Some((job, generation, core)) if core.is_here() => cancel(core, job, *generation),
+            _ => false,
+        }
+    }
+}
+
+fn reply_of(outcome: Outcome) -> Result<Reply, TaskError> {
+    match outcome {
+        Outcome::Reply(reply) => match failure_of(&reply) {
+            None => Ok(reply),
+            Some(error) => Err(error),
+        },
+        Outcome::Failed(error) => Err(error),
+        Outcome::BatchLost(lost) => Err(lost.1),
+    }
+}
+
+/// The error that a reply stands for, if it does.
+#[inline]
+pub(crate) fn failure_of(reply: &Reply) -> Option<TaskError> {
+    match reply.status {
+        Status::Value | Status::SizedValue | Status::BatchDone => None,
+        status => Some(error_of(status, reply.body.as_bytes())),
+    }
+}
+
+/// The error that a status other than a value stands for.
+#[cold]
+pub(crate) fn error_of(status: Status, bytes: &[u8]) -> TaskError {
+    let text = || CodecError::new(String::from_utf8_lossy(bytes));
+    match status {
+        Status::Panicked => {
+            let panic = Panic::from_bytes(bytes);
+            TaskError::Panicked(Panicked::new(&panic.message, &panic.location))
+        }
+        Status::Encode => TaskError::Encode(text()),
+        Status::Memory => TaskError::Encode(CodecError::new(format_args!(
+            "no shared memory for the result: {}",
+            String::from_utf8_lossy(bytes)
+        ))),
+        Status::TooLarge => {
+            let (size, limit) = sizes_from_bytes(bytes);
+            TaskError::TooLarge { size, limit }
+        }
+        Status::Decode => TaskError::Decode(text()),
+        Status::UnknownTask => TaskError::UnknownTask,
+        Status::Skipped => TaskError::Cancelled,
+        Status::Value | Status::SizedValue | Status::BatchDone => {
+            TaskError::Decode(CodecError::new("a value in the place of an error"))
+        }
+    }
+}
+
+#[inline]
+fn value_of<R: Payload>(reply: Reply) -> Result<R, TaskError> {
+    decode(&reply.body)
+}
+
+/// Brings a result back. User code: a panic of its deserializer is an error of this task.
+#[inline]
+pub(crate) fn decode<R: Payload>(body: &Encoded) -> Result<R, TaskError> {
+    if codec::plain_size::<R>().is_some() {
+        return codec::decode(body.as_bytes()).map_err(TaskError::Decode);
+    }
+    let result = panics::guard(|| match body {
+        Encoded::Inline { len, bytes } => {
+            let aligned = Aligned(*bytes);
+            codec::decode(&aligned.0[..usize::from(*len)])
+        }
+        Encoded::Heap(bytes) => codec::decode(bytes),
+    });
+    match result {
+        Ok(decoded) => decoded.map_err(TaskError::Decode),
+        Err(Caught { message, .. }) => {
+            Err(TaskError::Decode(CodecError::new(format_args!("deserializing panicked: {message}"))))
+        }
+    }
+}
+
+/// Inline bytes where any view may read them.
+#[repr(align(64))]
+struct Aligned([u8; codec::INLINE_MAX]);
+
+fn archive_of<R: Payload>(reply: Reply) -> Result<OwnedArchive<R>, TaskError> {
+    let bytes: AlignedBytes = reply.body.into_aligned();
+    OwnedArchive::new(bytes).map_err(TaskError::Decode)
+}
