@@ -104,6 +104,9 @@ impl Core {
 impl Owned<'_> {
     /// Tasks that have not started here and may as well run elsewhere: about half of them.
     fn spare(&mut self) -> Vec<(JobRef, Parcel)> {
+        // What is answered already is no surplus.
+        self.disarm();
+        self.poll();
         let queued = self.queue.len().div_ceil(2).min(MOVE_MAX as usize);
         let mut spare = Vec::with_capacity(queued);
         let mut pinned = Vec::new();
@@ -115,10 +118,10 @@ impl Owned<'_> {
         if spare.is_empty() && pinned.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
             self.take_back_half(&mut spare, &mut pinned);
         }
+        self.give_back(pinned);
         if spare.is_empty() {
             self.no_surplus();
         }
-        self.give_back(pinned);
         spare
     }
 

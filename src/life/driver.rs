@@ -157,6 +157,7 @@ impl Driver {
                 self.starting.push((who, until));
             }
         }
+        self.check_open();
     }
 
     /// Whether a starting worker has become ready or failed.
@@ -167,14 +168,18 @@ impl Driver {
             return true;
         }
         let Some(lane) = &owned.lane else { return true };
+        if owned.process.is_none() {
+            // It was quicker than the zygote's report, which brings it here again.
+            return false;
+        }
         match lane.worker_state() {
             Ok((WorkerState::Ready, _)) => {
                 owned.stage = Stage::Ready;
                 let pid = owned.process.as_ref().map_or(0, |process| process.pid);
                 drop(owned);
                 self.failed_starts = 0;
-                events::info(&core, format_args!("worker {} is ready (generation {}, pid {pid})", who.station, who.generation));
-                self.check_open();
+                let Who { station, generation } = who;
+                events::info(&core, format_args!("worker {station} is ready (generation {generation}, pid {pid})"));
                 true
             }
             Ok((WorkerState::Failed, text)) => {
@@ -317,6 +322,11 @@ impl Driver {
             let _ = pidfd.kill(nix::libc::SIGKILL);
         }
         owned.process = Some(Process { pid, pidfd });
+        drop(owned);
+        if self.check_start(who) {
+            self.starting.retain(|(other, _)| *other != who);
+            self.check_open();
+        }
     }
 
     /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.

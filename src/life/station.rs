@@ -115,6 +115,8 @@ pub(crate) struct Inner {
     wake: Wake,
     is_idle: bool,
     has_surplus: bool,
+    /// Whether something was added since it was last found that nothing here can move.
+    may_spare: bool,
     wakers: Vec<Waker>,
 }
 
@@ -139,6 +141,7 @@ impl Station {
                 wake: Wake::Nobody,
                 is_idle: false,
                 has_surplus: false,
+                may_spare: false,
                 wakers: Vec::new(),
             }),
         }
@@ -366,6 +369,7 @@ impl<'a> Owned<'a> {
     fn enqueue(&mut self, mut job: JobRef, parcel: Parcel) {
         job.queue(parcel);
         job.set_place(Place { station: self.station.id, index: None });
+        self.may_spare |= !job.is_pinned();
         self.queue.push_back(job);
     }
 
@@ -374,6 +378,7 @@ impl<'a> Owned<'a> {
         for (mut job, parcel) in jobs.into_iter().rev() {
             job.queue(parcel);
             job.set_place(Place { station: self.station.id, index: None });
+            self.may_spare |= !job.is_pinned();
             self.queue.push_front(job);
         }
     }
@@ -393,12 +398,13 @@ impl<'a> Owned<'a> {
             inner.wake = Wake::Driver;
             lane.arm(Wake::Driver);
         }
-        let shared = job.job();
+        let (shared, spare) = (job.job(), !job.is_pinned());
         match lane.push(job, parcel) {
             Ok(index) => {
                 // The job is in the ring under this index; only this thread, its owner, moves it.
                 JobRef::note_place(shared, Place { station: id, index: Some(index) });
                 lane.ring_if_asleep();
+                inner.may_spare |= spare;
                 self.leave_idle();
                 None
             }
@@ -429,6 +435,20 @@ impl<'a> Owned<'a> {
     /// Delivers what the worker has published. A violation ends the worker.
     #[inline]
     pub(crate) fn poll(&mut self) {
+        self.poll_with(true);
+    }
+
+    /// As [`poll`](Self::poll), for a loop: looks at finished responses only, not at how far unfinished ones are, which
+    /// would take the worker's line away from it time and again.
+    #[inline]
+    pub(crate) fn peek(&mut self) {
+        if self.lane.as_ref().is_some_and(Lane::ready) {
+            self.poll_with(false);
+        }
+    }
+
+    #[inline]
+    fn poll_with(&mut self, streams: bool) {
         let id = self.station.id;
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return };
@@ -441,7 +461,7 @@ impl<'a> Owned<'a> {
             station: id,
             generation: inner.generation,
         };
-        match lane.poll(&mut delivery) {
+        match lane.poll(&mut delivery, streams) {
             Ok(replies) => inner.tasks_done += replies as u64,
             Err(violation) => self.break_off(violation),
         }
@@ -544,7 +564,7 @@ impl<'a> Owned<'a> {
         }
         let inner = &mut **self;
         let in_flight = inner.in_flight();
-        let surplus = !inner.queue.is_empty() || in_flight > 1;
+        let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > 1);
         let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && inner.refusal.is_none();
         let mut rebalance = false;
         if surplus != inner.has_surplus {
@@ -578,6 +598,7 @@ impl<'a> Owned<'a> {
 
     /// Nothing here can be moved to another station at present.
     pub(crate) fn no_surplus(&mut self) {
+        self.may_spare = false;
         if self.has_surplus {
             self.has_surplus = false;
             self.core.surplus.clear(self.station.id);

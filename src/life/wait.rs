@@ -101,6 +101,9 @@ impl Awaited for &'static Job {
     }
 }
 
+/// One look in so many also asks how far unfinished responses are.
+const LOOKS_PER_POLL: u32 = 64;
+
 /// What a look at a station ended with.
 enum Looked {
     Done,
@@ -143,8 +146,14 @@ impl Core {
             return if found.is_some() { Looked::Done } else { Looked::Nothing };
         };
         owned.disarm();
+        let mut looks = 0_u32;
         let found = self.spin.spin(|| {
-            owned.poll();
+            if looks.is_multiple_of(LOOKS_PER_POLL) {
+                owned.poll();
+            } else {
+                owned.peek();
+            }
+            looks += 1;
             if job.is_done() {
                 Some(Looked::Done)
             } else if owned.contended() || job.station() != station.id {

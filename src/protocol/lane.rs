@@ -247,9 +247,9 @@ impl<T> Lane<T> {
         self.sent != self.answered && self.region.response(self.answered).poll(self.answered).is_some()
     }
 
-    /// Delivers what has come and moves on what is on its way. Never blocks.
+    /// Delivers what has come and, with `streams`, moves on what is on its way. Never blocks.
     #[inline]
-    pub(crate) fn poll(&mut self, sink: &mut impl Sink<T>) -> Result<usize, Violation> {
+    pub(crate) fn poll(&mut self, sink: &mut impl Sink<T>, streams: bool) -> Result<usize, Violation> {
         let mut replies = 0;
         loop {
             let index = self.answered;
@@ -274,7 +274,9 @@ impl<T> Lane<T> {
             }
             replies += 1;
         }
-        self.move_streams(sink)?;
+        if streams {
+            self.move_streams(sink)?;
+        }
         Ok(replies)
     }
 
@@ -713,8 +715,7 @@ impl<T> Lane<T> {
     }
 
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
-    /// not started. `Err`: the claim word is nonsense; all of them are given as running then, since each may have
-    /// started.
+    /// not started. If the claim word is nonsense, each may have started.
     pub(crate) fn remains(mut self) -> Remains<T> {
         let claimed = self.region.b().claim.0.load().count;
         let valid = (self.answered..=self.sent).contains(&claimed);

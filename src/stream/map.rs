@@ -198,7 +198,7 @@ impl<T, R: Payload> Map<T, R> {
             }
             g(item);
         }
-        let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.batches));
+        let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped: false })
     }
 

@@ -71,10 +71,14 @@ impl Records {
         Self { batch, arrivals, bytes: Mutex::new(Vec::new()), announced: AtomicBool::new(false) }
     }
 
-    /// Takes what has come, adding it to `into`. What comes later is announced again.
+    /// What comes from here on is announced again. To be called before looking: news that come in between are then
+    /// announced once too often rather than not at all.
+    pub(super) fn accept_news(&self) {
+        self.announced.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes what has come, adding it to `into`.
     pub(super) fn take(&self, into: &mut Vec<u8>) {
-        // Before the bytes: records that come in between are announced once too often rather than not at all.
-        self.announced.store(false, Ordering::Release);
         let mut bytes = self.bytes.lock();
         if into.is_empty() {
             std::mem::swap(into, &mut bytes);
@@ -84,7 +88,7 @@ impl Records {
     }
 
     fn announce(&self) -> Option<Waker> {
-        if self.announced.swap(true, Ordering::AcqRel) { None } else { self.arrivals.announce(self.batch) }
+        if self.announced.swap(true, Ordering::SeqCst) { None } else { self.arrivals.announce(self.batch) }
     }
 }
 
