@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, TaskError};
+use crate::ground::barrier;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::spin::{SpinBudget, WaitPolicy};
 use crate::ground::sys::objects::Objects;
@@ -96,6 +97,7 @@ pub(crate) fn launch(
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.max_payload)?;
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
+    barrier::install();
     panics::install();
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);

@@ -155,6 +155,7 @@ impl<R> Task<R> {
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply, TaskError>> {
         if let Some(job) = self.job() {
             if !job.is_done() && job.register(context.waker()).is_pending() {
+                job.core().stop_watching();
                 nested_poll(job.core(), job);
                 return Poll::Pending;
             }

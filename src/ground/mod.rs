@@ -3,6 +3,7 @@
 //! Nothing in here knows where its words live. The rings and the claim word run on the heap in unit tests and
 //! under loom exactly as they run in shared memory.
 
+pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod doorbell;
 pub(crate) mod ring;

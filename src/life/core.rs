@@ -1,7 +1,7 @@
 //! What all handles of a pool, its tasks and its driver share.
 
 use std::sync::{Arc, OnceLock, Weak};
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,12 @@ pub(crate) struct Core {
     /// Stations that have nothing to do, and stations that hold more than they are running.
     pub(crate) idle: StationSet,
     pub(crate) surplus: StationSet,
+    /// Stations that the driver comes by at.
+    pub(crate) watched: StationSet,
+    /// Threads and futures that sleep until a result comes.
+    sleepers: AtomicUsize,
+    /// Whether the driver makes rounds.
+    rounds: AtomicBool,
     /// Where the next task goes if no station is idle.
     pub(crate) next: AtomicUsize,
     handles: AtomicUsize,
@@ -85,6 +91,9 @@ impl Core {
             stations,
             idle: StationSet::new(count),
             surplus: StationSet::new(count),
+            watched: StationSet::new(count),
+            sleepers: AtomicUsize::new(0),
+            rounds: AtomicBool::new(false),
             next: AtomicUsize::new(0),
             handles: AtomicUsize::new(1),
             nested: AtomicUsize::new(0),
@@ -210,6 +219,47 @@ impl Core {
         self.ring_driver();
     }
 
+    /// Somebody is about to sleep for a result.
+    pub(crate) fn add_sleeper(&self) {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn remove_sleeper(&self) {
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether results may wait for the driver's next round.
+    #[inline]
+    pub(crate) fn may_watch(&self) -> bool {
+        self.sleepers.load(Ordering::SeqCst) == 0 && self.service.is_none() && self.phase() < Phase::Closing
+    }
+
+    /// Makes the driver make rounds until no station is watched.
+    pub(crate) fn start_rounds(&self) {
+        if !self.rounds.swap(true, Ordering::SeqCst) {
+            self.ring_driver();
+        }
+    }
+
+    pub(crate) fn makes_rounds(&self) -> bool {
+        self.rounds.load(Ordering::SeqCst)
+    }
+
+    /// The driver stops making rounds, unless a station wants it after all.
+    pub(crate) fn end_rounds(&self) {
+        self.rounds.store(false, Ordering::SeqCst);
+        if self.watched.any() {
+            self.rounds.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Before somebody sleeps, who has been counted: no worker may rely on the driver's rounds.
+    pub(crate) fn stop_watching(&self) {
+        while let Some(station) = self.watched.first() {
+            self.stations[station].own(self).leave_watch();
+        }
+    }
+
     pub(crate) fn add_handle(&self) {
         self.handles.fetch_add(1, Ordering::Relaxed);
     }
@@ -253,6 +303,10 @@ impl StationSet {
         if word.load(Ordering::Relaxed) & 1 << (station % 64) != 0 {
             word.fetch_and(!(1 << (station % 64)), Ordering::SeqCst);
         }
+    }
+
+    pub(crate) fn contains(&self, station: usize) -> bool {
+        self.words[station / 64].load(Ordering::SeqCst) & 1 << (station % 64) != 0
     }
 
     #[inline]

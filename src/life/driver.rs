@@ -43,6 +43,10 @@ const FAILED_STARTS_MAX: u32 = 8;
 /// The pause before a worker is started again grows from the first to the second.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
+/// what another one has too much of.
+const ROUND: Duration = Duration::from_millis(1);
+const ROUND_MANY: Duration = Duration::from_millis(1);
 /// The zygote is given this long to kill and reap its workers.
 const ZYGOTE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -103,7 +107,11 @@ impl Driver {
             if self.core.phase() >= Phase::Closing && self.wind_down() {
                 break;
             }
-            let timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
+            let mut timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
+            if self.core.makes_rounds() {
+                let pause = if self.core.stations.len() == 1 { ROUND } else { ROUND_MANY };
+                timeout = Some(timeout.unwrap_or(pause).min(pause));
+            }
             let tokens: Vec<u64> = match self.epoll.wait(&mut events, timeout) {
                 Ok(tokens) => tokens.collect(),
                 Err(error) => {
@@ -114,6 +122,8 @@ impl Driver {
             if tokens.contains(&BELL) {
                 self.bell.clear();
                 self.attend();
+            } else if self.core.makes_rounds() {
+                self.make_round();
             }
             if tokens.contains(&SOCKET) {
                 self.read_reports();
@@ -142,14 +152,24 @@ impl Driver {
         self.core.end(TaskError::PoolFailed(failure));
     }
 
+    /// Comes by at the stations that are watched.
+    fn make_round(&self) {
+        for station in &self.core.stations {
+            if self.core.watched.contains(station.id) {
+                let mut owned = station.own(&self.core);
+                owned.make_round();
+            }
+        }
+        if !self.core.watched.any() {
+            self.core.end_rounds();
+        }
+    }
+
     /// Delivers what workers have published, and sees who has become ready.
     fn attend(&mut self) {
         let core = self.core.clone();
         for station in &core.stations {
-            let mut owned = station.own(&core);
-            // The ring that woke this thread may have been this station's: it is armed again when it is let go.
-            owned.disarm();
-            owned.poll();
+            station.own(&core).attend();
         }
         let starting = std::mem::take(&mut self.starting);
         for (who, until) in starting {

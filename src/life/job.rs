@@ -186,7 +186,10 @@ impl Job {
             if state & WAKER != 0 {
                 // Takes the slot back first: the pool's side may be about to read it (JOB-2).
                 match self.change(state, state & !WAKER) {
-                    Ok(()) => state &= !WAKER,
+                    Ok(()) => {
+                        self.core().remove_sleeper();
+                        state &= !WAKER;
+                    }
                     Err(seen) => {
                         state = seen;
                         continue;
@@ -198,9 +201,14 @@ impl Job {
             if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
                 *slot = Some(waker.clone());
             }
+            // Counted before it can be uncounted.
+            self.core().add_sleeper();
             match self.change(state, state | WAKER) {
                 Ok(()) => return Poll::Pending,
-                Err(seen) => state = seen,
+                Err(seen) => {
+                    self.core().remove_sleeper();
+                    state = seen;
+                }
             }
         }
     }
@@ -356,6 +364,9 @@ impl JobRef {
         let mut state = job.state.load(Ordering::Acquire);
         loop {
             if state & GONE != 0 {
+                if state & WAKER != 0 {
+                    job.core().remove_sleeper();
+                }
                 if state & REPORT != 0 {
                     Self::report(job);
                 }
@@ -376,6 +387,7 @@ impl JobRef {
                 Err(seen) => state = seen,
             }
         }
+        job.core().remove_sleeper();
         // SAFETY: JOB-2: BUSY makes the slot the pool's.
         let waker = unsafe { (*job.waker.get()).take() };
         job.state.fetch_xor(BUSY | DONE, Ordering::AcqRel);

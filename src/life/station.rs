@@ -19,8 +19,9 @@
 //!
 //! * STATION-1: `inner` is touched only between the compare-and-swap that sets OWNED and the one that clears it.
 //! * STATION-2: the word's pointer is null or a job that was pushed and not yet taken in.
-//! * STATION-3: while requests are in flight and nobody owns the station, the worker is armed to ring the driver or the
-//!   thread in the seat, and has either not rung since, or the one it rang is on its way and will own the station.
+//! * STATION-3: while requests are in flight and nobody owns the station, either the worker is armed to ring the driver
+//!   or the thread in the seat, and has not rung since, or the one it rang is on its way and will own the station; or
+//!   the station is *watched*: the driver comes by from time to time, and nobody sleeps for one of its results.
 
 #![allow(unsafe_code, reason = "a cell that is guarded by an ownership flag; an intrusive list")]
 
@@ -117,6 +118,11 @@ pub(crate) struct Inner {
     has_surplus: bool,
     /// Whether something was added since it was last found that nothing here can move.
     may_spare: bool,
+    /// Whether the driver comes by from time to time, so that nobody needs to be rung.
+    watched: bool,
+    /// How often the station was owned, apart from the driver's rounds, and how often at the last round.
+    visits: u64,
+    visits_seen: u64,
     wakers: Vec<Waker>,
 }
 
@@ -142,6 +148,9 @@ impl Station {
                 is_idle: false,
                 has_surplus: false,
                 may_spare: false,
+                watched: false,
+                visits: 0,
+                visits_seen: 0,
                 wakers: Vec::new(),
             }),
         }
@@ -159,7 +168,7 @@ impl Station {
     pub(crate) fn try_own<'a>(&'a self, core: &'a Core) -> Option<Owned<'a>> {
         let won = self.word.compare_exchange(0, OWNED, Ordering::Acquire, Ordering::Relaxed).is_ok();
         // Lazily: an `Owned` that is made and dropped would let go of somebody else's station.
-        won.then(|| Owned { station: self, core, quiet: false })
+        won.then(|| Owned { station: self, core, quiet: false, round: false })
     }
 
     /// Waits until the station can be owned.
@@ -196,7 +205,7 @@ impl Station {
             if word & OWNED == 0 {
                 match self.word.compare_exchange(word, OWNED, Ordering::Acquire, Ordering::Relaxed) {
                     Ok(_) => {
-                        let owned = Owned { station: self, core, quiet: false };
+                        let owned = Owned { station: self, core, quiet: false, round: false };
                         let parcel = job.unqueue()?;
                         return Some((owned, job, parcel));
                     }
@@ -226,6 +235,8 @@ pub(crate) struct Owned<'a> {
     pub(crate) core: &'a Core,
     /// Whether this owner moves work itself, so that letting go does not start it again.
     quiet: bool,
+    /// Whether this is the driver on its round, which is no sign of life.
+    round: bool,
 }
 
 impl Deref for Owned<'_> {
@@ -394,7 +405,7 @@ impl<'a> Owned<'a> {
         let inner = &mut **self;
         let lane = inner.lane.as_mut()?;
         // STATION-3. Arming before the request is published needs no fence: its response cannot come before it.
-        if inner.wake == Wake::Nobody {
+        if inner.wake == Wake::Nobody && !inner.watched {
             inner.wake = Wake::Driver;
             lane.arm(Wake::Driver);
         }
@@ -496,13 +507,15 @@ impl<'a> Owned<'a> {
     #[inline]
     fn settle(&mut self) -> bool {
         self.refill();
+        self.visits += u64::from(!self.round);
         loop {
+            let is_watched = self.may_be_watched() && self.watch();
             let inner = &mut **self;
             let Some(lane) = &mut inner.lane else { break };
             if inner.wake != Wake::Nobody || inner.violation.is_some() || inner.stage == Stage::Vacant {
                 break;
             }
-            if lane.in_flight() == 0 {
+            if lane.in_flight() == 0 || is_watched {
                 break;
             }
             inner.wake = Wake::Driver;
@@ -515,11 +528,59 @@ impl<'a> Owned<'a> {
             self.poll();
             self.refill();
         }
+        if self.round {
+            self.visits_seen = self.visits;
+        }
         if self.core.phase() >= Phase::Closing && self.is_empty() {
             // The driver waits for the last task.
             self.core.ring_driver();
         }
         self.classify()
+    }
+
+    /// Whether it is enough that the driver comes by: somebody is here time and again, and nobody sleeps.
+    #[inline]
+    fn may_be_watched(&self) -> bool {
+        self.wake == Wake::Nobody
+            && self.in_flight() > 0
+            && self.core.may_watch()
+            && (!self.round || self.visits != self.visits_seen)
+    }
+
+    /// Has the driver come by. `false`: somebody has gone to sleep meanwhile.
+    fn watch(&mut self) -> bool {
+        if !self.watched {
+            self.watched = true;
+            self.core.watched.set(self.station.id);
+            self.core.start_rounds();
+        }
+        // Edge WATCH: in the set, then this look; who goes to sleep is counted, then looks at the set.
+        self.core.may_watch()
+    }
+
+    /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual.
+    pub(crate) fn make_round(&mut self) {
+        self.round = true;
+        self.disarm();
+        self.poll();
+        if self.visits == self.visits_seen || self.in_flight() == 0 {
+            self.leave_watch();
+        }
+    }
+
+    /// The driver was rung.
+    pub(crate) fn attend(&mut self) {
+        // The ring may have been this station's: it is armed again when it is let go.
+        self.disarm();
+        self.poll();
+    }
+
+    /// What follows is armed for, not watched.
+    pub(crate) fn leave_watch(&mut self) {
+        if self.watched {
+            self.watched = false;
+            self.core.watched.clear(self.station.id);
+        }
     }
 
     /// Takes the armed ring back: this owner is going to look.

@@ -148,12 +148,12 @@ impl Core {
         owned.disarm();
         let mut looks = 0_u32;
         let found = self.spin.spin(|| {
+            looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
                 owned.poll();
             } else {
                 owned.peek();
             }
-            looks += 1;
             if job.is_done() {
                 Some(Looked::Done)
             } else if owned.contended() || job.station() != station.id {
@@ -195,7 +195,10 @@ impl Core {
         let parker = Parker::current();
         parker.reset();
         if job.register(&Waker::from(parker.clone())) == Poll::Pending {
+            self.add_sleeper();
+            self.stop_watching();
             parker.park(deadline);
+            self.remove_sleeper();
         }
     }
 }

@@ -22,6 +22,7 @@ use std::ptr::NonNull;
 use super::messages::Who;
 use super::seed::Seed;
 use crate::context::{Call, WorkerInfo};
+use crate::ground::barrier;
 use crate::ground::sys::process;
 use crate::memory::region::WorkerRegion;
 use crate::panics::{self, Caught};
@@ -66,6 +67,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     super::zygote::name_process(&format!("w{}", who.station));
     let Ok(region) = WorkerRegion::map(&a, &b) else { process::exit_now(EXIT_NOT_STARTED) };
     drop((a, b));
+    barrier::join();
     let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin);
     let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
         seed,

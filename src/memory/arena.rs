@@ -124,9 +124,13 @@ impl<'a> ArenaWriter<'a> {
     }
 
     /// Copies `bytes` in at `position`, around the end if need be. At most one lap.
+    #[inline]
     pub(crate) fn copy_in(&self, position: u64, bytes: &[u8]) {
-        assert!(bytes.len() <= self.0.bytes, "a copy is at most one lap");
         let at = self.0.at(position);
+        if at + bytes.len() <= self.0.bytes {
+            return self.copy_piece(at, bytes);
+        }
+        assert!(bytes.len() <= self.0.bytes, "a copy is at most one lap");
         let (front, back) = bytes.split_at(bytes.len().min(self.0.bytes - at));
         self.copy_piece(at, front);
         self.copy_piece(0, back);

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use crate::ground::barrier;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::Head;
 use crate::ground::sys::SysError;
@@ -235,7 +236,7 @@ impl<T> Lane<T> {
     #[inline]
     pub(crate) fn ring_if_asleep(&self) {
         // Edge BELL: the publication, a fence, this look; the worker sets the flag, fences, and looks again.
-        fence(Ordering::SeqCst);
+        barrier::light();
         if self.region.b().sleeping.0.load(Ordering::Relaxed) != 0 {
             self.bell.ring();
         }
@@ -598,7 +599,9 @@ impl<T> Lane<T> {
 
     /// The second look before a sleep (edge SLEEP): whether something has come since.
     pub(crate) fn fence_and_ready(&self) -> bool {
-        fence(Ordering::SeqCst);
+        // The master has no system call filter that it did not have when the pool was built.
+        let fenced = barrier::heavy();
+        debug_assert!(fenced);
         self.ready() || self.stream_pending()
     }
 

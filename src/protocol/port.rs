@@ -6,6 +6,9 @@
 
 #![allow(unsafe_code, reason = "requests are read in place")]
 
+use std::time::Duration;
+
+use crate::ground::barrier;
 use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::Head;
@@ -319,7 +322,18 @@ impl Port {
 
     /// Adds bytes to the open stream; they become visible with [`commit`](Self::commit), or before if room runs out.
     #[inline]
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        let room = (self.tail + ARENA_BYTES as u64).saturating_sub(self.head) as usize;
+        if bytes.len() <= room {
+            self.region.arena().copy_in(self.head, bytes);
+            self.head += bytes.len() as u64;
+        } else {
+            self.append_slowly(bytes);
+        }
+    }
+
+    #[cold]
+    fn append_slowly(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let room = (self.tail + ARENA_BYTES as u64).saturating_sub(self.head) as usize;
             if room == 0 {
@@ -366,7 +380,7 @@ impl Port {
     pub(crate) fn notify(&mut self) {
         // Edge SLEEP: what was published comes before this look at the wake word; the master writes the word,
         // fences, and looks at what is published before it sleeps. One of the two sees the other.
-        fence(Ordering::SeqCst);
+        barrier::light();
         let wake = self.region.a().wake.0.load(Ordering::Relaxed);
         if wake != self.rung {
             self.rung = wake;
@@ -451,16 +465,19 @@ impl Port {
     fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
         self.region.b().sleeping.0.store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
-            // The master's death ends this process, so the wait needs no limit.
-            self.bells.request.wait(None);
+            // The master's death ends this process, so the wait needs no limit but where the fence failed.
+            self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
         }
         self.region.b().sleeping.0.store(0, Ordering::Relaxed);
         found
     }
 }
+
+/// How long a worker sleeps that cannot be sure to have been seen sleeping.
+const UNFENCED_SLEEP: Duration = Duration::from_millis(1);
 
 enum Look {
     Start(Request),
