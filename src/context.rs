@@ -303,6 +303,49 @@ impl<'a> Call<'a> {
         Ended::Other(Status::Panicked, Panic { message: message.into(), location: location.into() }.to_bytes())
     }
 
+    /// An item whose result is a plain number: no serializer, no length.
+    #[inline]
+    fn run_plain_item<R: Payload>(
+        &self,
+        bytes: &[u8],
+        stride: usize,
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) {
+        let core = self.core;
+        core.state_used.set(false);
+        let ended = match panics::guard(|| f(core, bytes)) {
+            Ok(Ok(value)) => {
+                let mut record = [Status::Value as u8; 1 + STRIDE_MAX];
+                record[1..=stride].copy_from_slice(codec::plain_bytes(&value).unwrap_or_default());
+                let mut port = core.port.borrow_mut();
+                port.append(&record[..=stride]);
+                port.commit();
+                return;
+            }
+            Ok(Err(error)) => Failure::Decode(error).ended(),
+            Err(caught) => self.panicked(caught),
+        };
+        self.send_record(&ended);
+    }
+
+    #[inline]
+    fn run_item<R: Payload>(
+        &self,
+        bytes: &[u8],
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) {
+        self.send_record(&self.item(bytes, f));
+    }
+
+    fn send_record(&self, ended: &Ended) {
+        let mut port = self.core.port.borrow_mut();
+        match ended {
+            Ended::Value(value) => port.append_sized(Status::SizedValue, value.as_bytes()),
+            Ended::Other(status, bytes) => port.append_sized(*status, bytes),
+        }
+        port.commit();
+    }
+
     #[inline]
     fn run_batch<I: Input + ?Sized, R: Payload>(
         &mut self,
@@ -323,23 +366,16 @@ impl<'a> Call<'a> {
             port.open_stream(index, 0)
         };
         for i in done..items {
-            let ended = match batch.get(i) {
-                Some(bytes) => self.item(bytes, &f),
-                None => Ended::Other(Status::Decode, b"a batch's table is damaged".to_vec()),
-            };
-            let mut port = core.port.borrow_mut();
-            match (&ended, stride) {
-                (Ended::Value(Encoded::Inline { len, bytes }), Some(_)) => {
-                    let mut record = [Status::Value as u8; 1 + STRIDE_MAX];
-                    let len = usize::from(*len).min(STRIDE_MAX);
-                    record[1..=len].copy_from_slice(&bytes[..len]);
-                    port.append(&record[..=len]);
-                }
-                (Ended::Value(value), _) => port.append_sized(Status::SizedValue, value.as_bytes()),
-                (Ended::Other(status, bytes), _) => port.append_sized(*status, bytes),
-            }
+            let bytes = batch.get(i).unwrap_or_default();
             // One by one, so that a crash in the next item cannot take this one's result along.
-            port.commit();
+            match stride {
+                Some(stride) => self.run_plain_item(bytes, stride, &f),
+                None => self.run_item(bytes, &f),
+            }
+            if core.port.borrow().cancelled(index) {
+                // Nobody wants the rest.
+                break;
+            }
         }
         core.port.borrow_mut().close_stream(index, start);
     }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::error::{Error, TaskError};
 use crate::ground::barrier;
 use crate::ground::doorbell::Doorbell;
@@ -125,9 +127,18 @@ pub(crate) fn launch(
         Arc::new(Core::new(name.clone(), max_payload, objects, spin, stations, host, driver_bell.clone()));
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
+    let driver = Arc::new(Mutex::new(Some(driver)));
+    let for_thread = driver.clone();
+    let started = threads::spawn(format!("{name}-driver"), move || {
+        let driver = for_thread.lock().take();
+        driver.into_iter().for_each(Driver::run);
+    });
+    if let Err(error) = started {
+        // Without a thread of its own the pool is taken down on this one.
+        driver.lock().take().into_iter().for_each(Driver::finish);
+        return Err(Error::caused(format!("the pool {name:?} could not start its thread"), error));
+    }
     let handle = Handle::first(core.clone());
-    threads::spawn(format!("{name}-driver"), move || driver.run())
-        .map_err(|error| Error::caused(format!("the pool {name:?} could not start its thread"), error))?;
     core.wait_for(Phase::Open, None);
     if core.phase() == Phase::Open {
         return Ok(handle);

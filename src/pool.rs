@@ -222,7 +222,7 @@ impl<E, S, W> Pool<E, S, W> {
 
     fn detach<R>(&self, task: Task<R>) {
         if let Some(error) = task.early_failure() {
-            crate::hooks::error(format_args!("{}: a detached task failed: {error}", self.core().name));
+            crate::life::events::error(self.core(), format_args!("a detached task failed: {error}"));
         }
         task.detach();
     }

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,8 @@ pub(crate) struct Driver {
     bell: Arc<Doorbell>,
     socket: Socket,
     zygote: PidFd,
-    epoll: Epoll,
+    /// `None` only while it is made.
+    epoll: Option<Epoll>,
     init_timeout: Duration,
     /// Stations that want a worker, and from when on.
     vacant: VecDeque<(usize, Instant)>,
@@ -70,6 +72,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    /// If this fails, the pool has been taken down.
     pub(crate) fn new(
         core: Arc<Core>,
         bell: Arc<Doorbell>,
@@ -77,25 +80,44 @@ impl Driver {
         zygote: PidFd,
         init_timeout: Duration,
     ) -> Result<Self, SysError> {
-        let epoll = Epoll::new()?;
-        epoll.add(&bell.wait_fd(), BELL)?;
-        epoll.add(&socket, SOCKET)?;
-        epoll.add(&zygote, ZYGOTE)?;
         let now = Instant::now();
         let vacant = (0..core.stations.len()).map(|station| (station, now)).collect();
-        Ok(Self {
+        let mut driver = Self {
             core,
             bell,
             socket,
             zygote,
-            epoll,
+            epoll: None,
             init_timeout,
             vacant,
             starting: Vec::new(),
             failed_starts: 0,
             processes: 0,
             orderly: false,
-        })
+        };
+        match driver.watch() {
+            Ok(epoll) => driver.epoll = Some(epoll),
+            Err(error) => {
+                driver.finish();
+                return Err(error);
+            }
+        }
+        Ok(driver)
+    }
+
+    fn watch(&self) -> Result<Epoll, SysError> {
+        // Covers the moment in which a descriptor exists that is not registered.
+        let mut registry = registry::lock();
+        let epoll = Epoll::new()?;
+        registry.add(epoll.as_fd());
+        let added = epoll
+            .add(&self.bell.wait_fd(), BELL)
+            .and_then(|()| epoll.add(&self.socket, SOCKET))
+            .and_then(|()| epoll.add(&self.zygote, ZYGOTE));
+        if added.is_err() {
+            registry.remove(epoll.as_fd());
+        }
+        added.map(|()| epoll)
     }
 
     /// Runs until the pool has ended.
@@ -112,9 +134,11 @@ impl Driver {
                 let pause = if self.core.stations.len() == 1 { ROUND } else { ROUND_MANY };
                 timeout = Some(timeout.unwrap_or(pause).min(pause));
             }
-            let tokens: Vec<u64> = match self.epoll.wait(&mut events, timeout) {
-                Ok(tokens) => tokens.collect(),
-                Err(error) => {
+            let waited = self.epoll.as_ref().map(|epoll| epoll.wait(&mut events, timeout));
+            let tokens: Vec<u64> = match waited {
+                Some(Ok(tokens)) => tokens.collect(),
+                None => break,
+                Some(Err(error)) => {
                     self.fail(format!("the driver cannot wait for events: {error}"));
                     Vec::new()
                 }
@@ -290,7 +314,6 @@ impl Driver {
         owned.stage = Stage::Starting;
         owned.reset();
         drop(owned);
-        use std::os::fd::AsFd;
         let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
         send.extend(request.fds());
         send.extend(response.0.fds());
@@ -317,7 +340,6 @@ impl Driver {
             };
             let pidfd = fds.pop().map(PidFd::from);
             if let Some(pidfd) = &pidfd {
-                use std::os::fd::AsFd;
                 registry.add(pidfd.as_fd());
             }
             drop(registry);
@@ -472,7 +494,7 @@ impl Driver {
     }
 
     /// Lets go of processes, descriptors and memory.
-    fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         if self.core.phase() < Phase::Ending {
             self.core.advance(Phase::Ending, None);
         }
@@ -505,8 +527,10 @@ impl Driver {
             }
         }
         {
-            use std::os::fd::AsFd;
             let mut registry = registry::lock();
+            if let Some(epoll) = &self.epoll {
+                registry.remove(epoll.as_fd());
+            }
             for bell in bells.iter().chain([&self.bell]) {
                 bell.fds().for_each(|fd| registry.remove(fd));
             }
@@ -528,7 +552,6 @@ impl Driver {
                 let _ = self.zygote.kill(nix::libc::SIGKILL);
                 break;
             }
-            use std::os::fd::AsFd;
             let fds = [self.zygote.as_fd(), self.socket.as_fd()];
             let _ = crate::ground::sys::poll::wait_readable(&fds, Some(left));
             let mut bytes = [0; MESSAGE_BYTES];
@@ -561,7 +584,6 @@ fn worker_lost(who: Who, pid: u32, status: ExitStatus, attempts: u32, hint: Opti
 
 fn release_pidfd(process: Option<Process>) {
     if let Some(process) = process {
-        use std::os::fd::AsFd;
         let mut registry = registry::lock();
         registry.remove(process.pidfd.as_fd());
         drop(process);

@@ -235,6 +235,9 @@ impl Job {
         let mut state = self.state.load(Ordering::Acquire);
         loop {
             if state & DONE != 0 {
+                if report {
+                    JobRef::report(self);
+                }
                 drop(self.take());
                 return false;
             }
@@ -395,7 +398,7 @@ impl JobRef {
     }
 
     fn report(job: &'static Job) {
-        // SAFETY: JOB-1: called by the pool's side before the cell is freed.
+        // SAFETY: JOB-1: called by whoever owns the ended job, before the cell is freed.
         if let Stage::Ended(outcome) = unsafe { &*job.stage.get() } {
             let error = match outcome {
                 Outcome::Failed(error) => Some(error.clone()),
@@ -403,7 +406,7 @@ impl JobRef {
                 Outcome::BatchLost(_) => None,
             };
             if let Some(error) = error {
-                crate::hooks::error(format_args!("a detached task failed: {error}"));
+                super::events::error(job.core(), format_args!("a detached task failed: {error}"));
             }
         }
     }

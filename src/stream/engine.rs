@@ -27,6 +27,10 @@ const SMALL: usize = 16;
 /// A stream's outcome of one item.
 pub(super) type Item<R> = Result<R, TaskError>;
 
+/// Where results go, with the indices of their items, as soon as it is their turn.
+pub(super) trait Deliver<R>: FnMut(u64, Item<R>) {}
+impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {}
+
 /// One message of the window, or a free place for one.
 #[derive(Debug)]
 struct Slot<R> {
@@ -55,8 +59,6 @@ pub(super) struct Engine<R> {
     free: Vec<usize>,
     /// In an ordered stream, the slots in use, in the order of their items.
     order: VecDeque<usize>,
-    /// Results that may be delivered, with their indices.
-    out: VecDeque<(u64, Item<R>)>,
     arrivals: Arc<Arrivals>,
     looked_at: Vec<usize>,
     filling: BatchBytes,
@@ -89,7 +91,6 @@ impl<R: Payload> Engine<R> {
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
-            out: VecDeque::new(),
             arrivals: Arc::default(),
             looked_at: Vec::new(),
             filling: BatchBytes::default(),
@@ -99,8 +100,10 @@ impl<R: Payload> Engine<R> {
         }
     }
 
-    pub(super) fn arrivals(&self) -> &Arrivals {
-        &self.arrivals
+    /// Whether something has arrived that has not been read.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.arrivals.any()
     }
 
     fn in_use(&self) -> usize {
@@ -118,21 +121,21 @@ impl<R: Payload> Engine<R> {
         self.in_use() <= self.window / 2
     }
 
-    /// Whether nothing is on its way and nothing waits to be delivered.
+    /// Whether nothing is on its way and nothing waits for its turn.
     pub(super) fn is_empty(&self) -> bool {
-        self.in_use() == 0 && self.out.is_empty() && self.filling.len() == 0
+        self.in_use() == 0 && self.filling.len() == 0
     }
 
     /// Takes an item of the source in; sends the message when it is full.
     #[inline]
-    pub(super) fn push<I: Payload>(&mut self, item: &I) {
+    pub(super) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
         let index = self.pulled;
         self.pulled += 1;
         let limit = self.handle.core().max_payload;
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
                 let at = self.open(index, 1);
-                self.send(at, Parcel { code: self.code, batch: None, input });
+                self.send(at, Parcel { code: self.code, batch: None, input }, deliver);
             })
         } else {
             if self.filling.len() == 0 {
@@ -141,21 +144,21 @@ impl<R: Payload> Engine<R> {
             self.filling.push(item, limit)
         };
         if let Err(error) = result {
-            self.flush();
+            self.flush(deliver);
             let at = self.open(index, 1);
-            self.fail_rest(at, &encode_error(error));
+            self.fail_rest(at, &encode_error(error), deliver);
         } else if self.filling.len() as usize >= self.granularity {
-            self.flush();
+            self.flush(deliver);
         }
     }
 
     /// Sends the batch that is being filled, if there is one.
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
         if items > 0 {
             let input = std::mem::take(&mut self.filling).finish();
             let at = self.open(self.filling_first, items);
-            self.send(at, Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input });
+            self.send(at, Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input }, deliver);
         }
     }
 
@@ -175,10 +178,10 @@ impl<R: Payload> Engine<R> {
         at
     }
 
-    fn send(&mut self, at: usize, parcel: Parcel) {
+    fn send(&mut self, at: usize, parcel: Parcel, deliver: &mut impl Deliver<R>) {
         let core = self.handle.core();
         if !core.is_here() {
-            return self.fail_rest(at, &TaskError::NotInThisProcess);
+            return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
         }
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
@@ -194,16 +197,16 @@ impl<R: Payload> Engine<R> {
     }
 
     /// Reads what has arrived.
-    pub(super) fn collect(&mut self) {
+    pub(super) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
         let mut slots = std::mem::take(&mut self.looked_at);
         self.arrivals.take(&mut slots);
         for at in slots.drain(..) {
-            self.look_at(at);
+            self.look_at(at, deliver);
         }
         self.looked_at = slots;
     }
 
-    fn look_at(&mut self, at: usize) {
+    fn look_at(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
         let slot = &mut self.slots[at];
         // An announcement may come late, when the slot is free or serves another message: then there is nothing, or
         // nothing yet.
@@ -212,17 +215,17 @@ impl<R: Payload> Engine<R> {
         // Before the records are taken: when it is done, they are all there.
         let done = job.is_done();
         slot.records.take(&mut slot.bytes);
-        if !slot.bytes.is_empty() && !self.read_records(at) {
-            return self.abort(at, "a batch's results are damaged");
+        if !slot.bytes.is_empty() && !self.read_records(at, deliver) {
+            return self.abort(at, "a batch's results are damaged", deliver);
         }
         if done {
             self.slots[at].job = None;
-            self.end(at, job.take());
+            self.end(at, job.take(), deliver);
         }
     }
 
     /// Reads whole records. `false`: they make no sense.
-    fn read_records(&mut self, at: usize) -> bool {
+    fn read_records(&mut self, at: usize, deliver: &mut impl Deliver<R>) -> bool {
         let stride = codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX);
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
@@ -241,7 +244,7 @@ impl<R: Payload> Engine<R> {
                 status => Err(task::error_of(status, payload)),
             };
             read += len;
-            self.settle(at, item);
+            self.settle(at, item, deliver);
         };
         if read == bytes.len() {
             bytes.clear();
@@ -254,53 +257,55 @@ impl<R: Payload> Engine<R> {
 
     /// The next item of a message has this outcome.
     #[inline]
-    fn settle(&mut self, at: usize, item: Item<R>) {
+    fn settle(&mut self, at: usize, item: Item<R>, deliver: &mut impl Deliver<R>) {
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
         let index = slot.first + u64::from(slot.received);
         slot.received += 1;
         if front {
-            self.out.push_back((index, item));
+            deliver(index, item);
         } else {
             slot.held.push_back(item);
         }
     }
 
     /// The message's job has ended.
-    fn end(&mut self, at: usize, outcome: Outcome) {
+    fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
         match outcome {
             Outcome::Reply(Reply { status: Status::BatchDone, .. }) => {
                 // All there, unless the worker miscounted.
-                self.fail_rest(at, &damaged("a batch ended before its items"));
+                self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
             Outcome::Reply(Reply { status: Status::Value, body }) => {
                 let item = task::decode(&body);
-                self.settle(at, item);
-                self.close(at);
+                self.settle(at, item, deliver);
+                self.close(at, deliver);
             }
-            Outcome::Reply(reply) => self.fail_rest(at, &task::error_of(reply.status, reply.body.as_bytes())),
-            Outcome::Failed(error) => self.fail_rest(at, &error),
-            Outcome::BatchLost(lost) => self.go_on(at, lost.0, lost.1),
+            Outcome::Reply(reply) => {
+                self.fail_rest(at, &task::error_of(reply.status, reply.body.as_bytes()), deliver);
+            }
+            Outcome::Failed(error) => self.fail_rest(at, &error, deliver),
+            Outcome::BatchLost(lost) => self.go_on(at, lost.0, lost.1, deliver),
         }
     }
 
     /// A worker died: the item that was running fails, and the rest runs elsewhere.
-    fn go_on(&mut self, at: usize, mut parcel: Parcel, error: TaskError) {
+    fn go_on(&mut self, at: usize, mut parcel: Parcel, error: TaskError, deliver: &mut impl Deliver<R>) {
         // A record that is not whole was the victim's.
         self.slots[at].bytes.clear();
         if self.slots[at].received < self.slots[at].items {
-            self.settle(at, Err(error));
+            self.settle(at, Err(error), deliver);
         }
         let Slot { items, received: done, .. } = self.slots[at];
         if done == items {
-            return self.close(at);
+            return self.close(at, deliver);
         }
         parcel.batch = Some(Batch { items, done });
-        self.send(at, parcel);
+        self.send(at, parcel, deliver);
     }
 
     /// Gives up on a message whose results make no sense.
-    fn abort(&mut self, at: usize, why: &str) {
+    fn abort(&mut self, at: usize, why: &str, deliver: &mut impl Deliver<R>) {
         if let Some(job) = self.slots[at].job.take() {
             let (core, generation) = (self.handle.core(), job.generation());
             if job.abandon(false) {
@@ -308,18 +313,18 @@ impl<R: Payload> Engine<R> {
             }
         }
         self.slots[at].bytes.clear();
-        self.fail_rest(at, &damaged(why));
+        self.fail_rest(at, &damaged(why), deliver);
     }
 
-    fn fail_rest(&mut self, at: usize, error: &TaskError) {
+    fn fail_rest(&mut self, at: usize, error: &TaskError, deliver: &mut impl Deliver<R>) {
         while self.slots[at].received < self.slots[at].items {
-            self.settle(at, Err(error.clone()));
+            self.settle(at, Err(error.clone()), deliver);
         }
-        self.close(at);
+        self.close(at, deliver);
     }
 
     /// All items of a message have their outcomes.
-    fn close(&mut self, at: usize) {
+    fn close(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
         self.slots[at].bytes.clear();
         if !self.ordered {
             self.free.push(at);
@@ -329,19 +334,13 @@ impl<R: Payload> Engine<R> {
         while let Some(&front) = self.order.front() {
             let slot = &mut self.slots[front];
             let next = slot.first + u64::from(slot.received) - slot.held.len() as u64;
-            self.out.extend((next..).zip(slot.held.drain(..)));
+            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver(index, item));
             if slot.received < slot.items {
                 break;
             }
             self.free.push(front);
             self.order.pop_front();
         }
-    }
-
-    /// A result that may be delivered.
-    #[inline]
-    pub(super) fn pop(&mut self) -> Option<(u64, Item<R>)> {
-        self.out.pop_front()
     }
 }
 

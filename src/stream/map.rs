@@ -1,5 +1,6 @@
 //! [`Map`]: a stream as an iterator.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::time::Instant;
@@ -34,8 +35,14 @@ pub struct Map<T, R> {
     ordered: bool,
     /// Made at the first pull, when the options are final.
     engine: Option<Engine<R>>,
-    pushes: fn(&mut Engine<R>, &mut T) -> bool,
+    /// Results that have not been asked for.
+    out: VecDeque<(u64, Item<R>)>,
+    pull: Pull<T, R>,
 }
+
+/// Pulls an item from the source into the engine; `false` at the end. A pointer, so that `Map` has no type parameter
+/// for the item.
+type Pull<T, R> = fn(&mut Engine<R>, &mut T, &mut dyn FnMut(u64, Item<R>)) -> bool;
 
 impl<T, R> fmt::Debug for Map<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,8 +93,8 @@ impl<E, S, W> Pool<E, S, W> {
         R: Payload,
         T: IntoIterator<Item = &'a I>,
     {
-        Map::new(self.handle().clone(), items.into_iter(), context::plain_task(&f), self.granularity(), |engine, source| {
-            source.next().map(|item| engine.push(item)).is_some()
+        Map::new(self, items.into_iter(), context::plain_task(&f), |engine, source, mut deliver| {
+            source.next().map(|item| engine.push(item, &mut deliver)).is_some()
         })
     }
 
@@ -137,21 +144,25 @@ impl<E, S, W> Pool<E, S, W> {
         items: T,
         named: Named,
     ) -> Map<T::IntoIter, R> {
-        Map::new(self.handle().clone(), items.into_iter(), named, self.granularity(), |engine, source| {
-            source.next().map(|item| engine.push(&item)).is_some()
+        Map::new(self, items.into_iter(), named, |engine, source, mut deliver| {
+            source.next().map(|item| engine.push(&item, &mut deliver)).is_some()
         })
     }
 }
 
 impl<T, R: Payload> Map<T, R> {
-    fn new(
-        handle: Handle,
-        source: T,
-        named: Named,
-        granularity: Granularity,
-        pushes: fn(&mut Engine<R>, &mut T) -> bool,
-    ) -> Self {
-        Self { source: Some(source), handle, named, granularity, window: None, ordered: true, engine: None, pushes }
+    fn new<E, S, W>(pool: &Pool<E, S, W>, source: T, named: Named, pull: Pull<T, R>) -> Self {
+        Self {
+            source: Some(source),
+            handle: pool.handle().clone(),
+            named,
+            granularity: pool.granularity(),
+            window: None,
+            ordered: true,
+            engine: None,
+            out: VecDeque::new(),
+            pull,
+        }
     }
 
     /// Results as they come, instead of in the order of the items.
@@ -191,13 +202,15 @@ impl<T, R: Payload> Map<T, R> {
         let start = Instant::now();
         self.open()?;
         let (mut ok, mut failed) = (0, 0);
-        while let Some((_, item)) = self.advance(true) {
+        let mut deliver = |_: u64, item: Item<R>| {
             match &item {
                 Ok(_) => ok += 1,
                 Err(_) => failed += 1,
             }
             g(item);
-        }
+        };
+        // Whatever is there goes out before the source is pulled, which may block.
+        while self.step(&mut deliver) {}
         let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped: false })
     }
@@ -211,39 +224,56 @@ impl<T, R: Payload> Map<T, R> {
         Ok(())
     }
 
-    /// The next result. `eager`: whatever is there goes out before the source is pulled.
-    fn advance(&mut self, eager: bool) -> Option<(u64, Item<R>)> {
-        loop {
-            let engine = self.engine.as_mut()?;
-            if engine.arrivals().any() {
-                engine.collect();
+    /// Delivers what has come, fills the window, or waits. `false`: the stream is over.
+    fn step(&mut self, deliver: &mut impl FnMut(u64, Item<R>)) -> bool {
+        let Some(engine) = &mut self.engine else { return false };
+        if engine.has_news() {
+            engine.collect(deliver);
+        }
+        while engine.wants_items()
+            && let Some(source) = &mut self.source
+        {
+            if !(self.pull)(engine, source, deliver) {
+                self.source = None;
+                engine.flush(deliver);
             }
-            if (eager || !engine.is_low())
-                && let Some(item) = engine.pop()
-            {
-                return Some(item);
+            if engine.has_news() {
+                return true;
             }
-            while engine.wants_items()
-                && let Some(source) = &mut self.source
-            {
-                if !(self.pushes)(engine, source) {
-                    self.source = None;
-                    engine.flush();
-                }
-                if engine.arrivals().any() {
-                    break;
-                }
-            }
-            if let Some(item) = engine.pop() {
-                return Some(item);
-            }
-            if engine.arrivals().any() {
-                continue;
-            }
-            if self.source.is_none() && engine.is_empty() {
-                return None;
-            }
+        }
+        if self.source.is_none() && engine.is_empty() {
+            return false;
+        }
+        if !engine.has_news() {
             engine.wait();
+        }
+        true
+    }
+
+    /// The next result.
+    fn advance(&mut self) -> Option<(u64, Item<R>)> {
+        let mut out = std::mem::take(&mut self.out);
+        let low = self.engine.as_ref().is_some_and(Engine::is_low);
+        // A consumer that works through many results must not let the workers run dry.
+        if !out.is_empty() && low && self.source.is_some() {
+            self.refill(&mut out);
+        }
+        while out.is_empty() && self.step(&mut |index, item| out.push_back((index, item))) {}
+        self.out = out;
+        self.out.pop_front()
+    }
+
+    /// Pulls items until the window is full.
+    fn refill(&mut self, out: &mut VecDeque<(u64, Item<R>)>) {
+        let Some(engine) = &mut self.engine else { return };
+        let deliver = &mut |index, item| out.push_back((index, item));
+        while engine.wants_items()
+            && let Some(source) = &mut self.source
+        {
+            if !(self.pull)(engine, source, deliver) {
+                self.source = None;
+                engine.flush(deliver);
+            }
         }
     }
 }
@@ -255,7 +285,7 @@ impl<T, R: Payload> Iterator for Map<T, R> {
         if let Err(error) = self.open() {
             panic!("{error}");
         }
-        self.advance(false).map(|(_, item)| item)
+        self.advance().map(|(_, item)| item)
     }
 }
 
@@ -281,7 +311,7 @@ impl<T, R: Payload> Iterator for Indexed<T, R> {
         if let Err(error) = self.0.open() {
             panic!("{error}");
         }
-        self.0.advance(false)
+        self.0.advance()
     }
 }
 

@@ -99,6 +99,12 @@ impl Epoll {
     }
 }
 
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.0.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
