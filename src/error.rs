@@ -194,6 +194,7 @@ pub(crate) struct LostDetails {
     pub(crate) pid: u32,
     pub(crate) exit_code: Option<i32>,
     pub(crate) signal: Option<i32>,
+    pub(crate) max_rss_bytes: u64,
     pub(crate) attempts: u32,
     pub(crate) hint: Option<LossHint>,
 }
@@ -234,6 +235,11 @@ impl WorkerLost {
         self.inner.signal
     }
 
+    /// The most memory that the process ever had resident. A forked process starts with its parent's figure.
+    pub fn max_rss_bytes(&self) -> u64 {
+        self.inner.max_rss_bytes
+    }
+
     /// How many times the task was started in all.
     pub fn attempts(&self) -> u32 {
         self.inner.attempts
@@ -247,7 +253,7 @@ impl WorkerLost {
 
 impl fmt::Display for WorkerLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint } = &*self.inner;
+        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint, .. } = &*self.inner;
         write!(f, "worker {worker} (generation {generation}, pid {pid}) ")?;
         match (exit_code, signal) {
             (Some(code), _) => write!(f, "left with exit code {code}")?,

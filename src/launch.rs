@@ -111,7 +111,7 @@ pub(crate) fn launch(
         init,
         state,
         on_exit,
-        bound_owner,
+        _bound_owner: bound_owner,
         bound,
         may_unwind,
         objects: objects.clone(),

@@ -141,6 +141,10 @@ impl Owned<'_> {
     /// Ends everything here with `error` and kills the worker. Published results win.
     pub(crate) fn put_down(&mut self, error: &TaskError) {
         self.refusal = Some(error.clone());
+        // Nothing more starts; then the last look.
+        if let Some(lane) = &mut self.lane {
+            lane.seal();
+        }
         self.poll();
         if let Some(process) = &self.process {
             // An error means that there is nothing left to kill.

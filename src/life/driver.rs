@@ -317,12 +317,20 @@ impl Driver {
         let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
         send.extend(request.fds());
         send.extend(response.0.fds());
-        let sent = self.socket.send(&Order::Spawn(who).to_bytes(), &send);
+        let sent = self.socket.try_send(&Order::Spawn(who).to_bytes(), &send);
         drop(send);
         drop(fds);
         drop(registry);
+        if !sent? {
+            // A zygote that is stopped: it must not stop this thread too.
+            let mut owned = core.stations[station].own(&core);
+            owned.lane = None;
+            owned.stage = Stage::Vacant;
+            self.vacant.push_back((station, Instant::now() + BACKOFF_MAX));
+            return Ok(());
+        }
         self.starting.push((who, Instant::now() + self.init_timeout));
-        sent
+        Ok(())
     }
 
     fn read_reports(&mut self) {
@@ -350,7 +358,7 @@ impl Driver {
                     self.starting.retain(|(other, _)| *other != who);
                     self.fail(format!("could not start worker {}: fork: {error}", who.station));
                 }
-                Some(Report::Ended { who, pid, status }) => self.ended(who, pid, status),
+                Some(Report::Ended { who, pid, status, max_rss_kib }) => self.ended(who, pid, status, max_rss_kib),
                 None => self.fail("the zygote spoke nonsense".to_owned()),
             }
         }
@@ -372,7 +380,7 @@ impl Driver {
     }
 
     /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.
-    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus) {
+    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64) {
         self.processes = self.processes.saturating_sub(1);
         self.starting.retain(|(other, _)| *other != who);
         let core = self.core.clone();
@@ -397,7 +405,7 @@ impl Driver {
                     (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
                     _ => None,
                 };
-                worker_lost(who, pid, status, attempts, hint)
+                worker_lost(who, pid, status, max_rss_kib, attempts, hint)
             };
             for (job, parcel) in remains.started {
                 owned.lose(job, parcel, loss(1));
@@ -505,7 +513,7 @@ impl Driver {
             let error = owned.refusal.clone().unwrap_or(TaskError::Closed);
             owned.put_down(&error);
         }
-        let _ = self.socket.send(&Order::Terminate.to_bytes(), &[]);
+        let _ = self.socket.try_send(&Order::Terminate.to_bytes(), &[]);
         self.await_zygote();
         if let Some(host) = core.service() {
             host.stop();
@@ -572,13 +580,21 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn worker_lost(who: Who, pid: u32, status: ExitStatus, attempts: u32, hint: Option<LossHint>) -> TaskError {
+fn worker_lost(
+    who: Who,
+    pid: u32,
+    status: ExitStatus,
+    max_rss_kib: u64,
+    attempts: u32,
+    hint: Option<LossHint>,
+) -> TaskError {
     let (exit_code, signal) = match status {
         ExitStatus::Exited(code) => (Some(code), None),
         ExitStatus::Signaled(signal, _) => (None, Some(signal)),
     };
     let Who { station: worker, generation } = who;
-    let details = LostDetails { worker, generation, pid, exit_code, signal, attempts, hint };
+    let max_rss_bytes = max_rss_kib.saturating_mul(1024);
+    let details = LostDetails { worker, generation, pid, exit_code, signal, max_rss_bytes, attempts, hint };
     TaskError::WorkerLost(WorkerLost { inner: Arc::new(details) })
 }
 

@@ -20,7 +20,6 @@
 //! | WAKER | task | `waker` holds a waker that wants to be called |
 //! | BUSY | pool | the waker is being taken; DONE follows at once |
 //! | GONE | task | nobody will take the outcome |
-//! | CANCELLED | task | it must not start any more |
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
 
@@ -42,9 +41,8 @@ pub(crate) const DONE: u64 = 1;
 const WAKER: u64 = 1 << 1;
 const BUSY: u64 = 1 << 2;
 const GONE: u64 = 1 << 3;
-const CANCELLED: u64 = 1 << 4;
-const PINNED: u64 = 1 << 5;
-const REPORT: u64 = 1 << 6;
+const PINNED: u64 = 1 << 4;
+const REPORT: u64 = 1 << 5;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -122,8 +120,7 @@ impl Place {
     }
 }
 
-/// The most stations that a place can name.
-pub(crate) const STATIONS_MAX: usize = 1 << STATION_BITS;
+const _: () = assert!(crate::limits::WORKERS_MAX <= 1 << STATION_BITS);
 
 impl Job {
     const fn new() -> Self {
@@ -254,11 +251,6 @@ impl Job {
         }
     }
 
-    /// Task: the job must not start any more. `false`: it is done already.
-    pub(crate) fn mark_cancelled(&self) -> bool {
-        self.state.fetch_or(CANCELLED, Ordering::AcqRel) & DONE == 0
-    }
-
     /// JOB-4.
     fn free(&'static self) {
         // SAFETY: JOB-2: the job is over, so the slot is whoever's frees the cell.
@@ -339,11 +331,11 @@ impl JobRef {
         self.0.state.load(Ordering::Relaxed) & PINNED != 0
     }
 
-    /// Whether the job is not to start: cancelled, or nobody wants it and it was not detached.
+    /// Whether the job is not to start: nobody wants it, and it was not detached.
     #[inline]
     pub(crate) fn is_unwanted(&self) -> bool {
         let state = self.0.state.load(Ordering::Acquire);
-        state & CANCELLED != 0 || state & (GONE | REPORT) == GONE
+        state & (GONE | REPORT) == GONE
     }
 
     /// Ends the job. The waker, if there is one, is to be called once the station is released.

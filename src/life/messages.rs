@@ -28,8 +28,8 @@ pub(crate) enum Report {
     Spawned { who: Who, pid: u32 },
     /// A worker could not be forked: the error number.
     Refused { who: Who, errno: i32 },
-    /// A worker ended and was reaped.
-    Ended { who: Who, pid: u32, status: ExitStatus },
+    /// A worker ended and was reaped; the most memory it ever had resident.
+    Ended { who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64 },
 }
 
 fn pack(words: [u64; WORDS]) -> [u8; MESSAGE_BYTES] {
@@ -71,11 +71,11 @@ impl Report {
         let (kind, who, rest) = match self {
             Self::Spawned { who, pid } => (1, who, [u64::from(pid), 0, 0]),
             Self::Refused { who, errno } => (2, who, [errno as u64, 0, 0]),
-            Self::Ended { who, pid, status: ExitStatus::Exited(code) } => {
-                (3, who, [u64::from(pid), 0, code as u64])
+            Self::Ended { who, pid, status: ExitStatus::Exited(code), max_rss_kib } => {
+                (3, who, [u64::from(pid), max_rss_kib, code as u64])
             }
-            Self::Ended { who, pid, status: ExitStatus::Signaled(signal, core) } => {
-                (3, who, [u64::from(pid), 1 + u64::from(core), signal as u64])
+            Self::Ended { who, pid, status: ExitStatus::Signaled(signal, core), max_rss_kib } => {
+                (4 + u64::from(core), who, [u64::from(pid), max_rss_kib, signal as u64])
             }
         };
         pack([kind, who.station as u64, who.generation, rest[0], rest[1], rest[2]])
@@ -84,11 +84,12 @@ impl Report {
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let [kind, station, generation, a, b, c] = unpack(bytes)?;
         let who = Who { station: usize::try_from(station).ok()?, generation };
-        Some(match (kind, b) {
-            (1, _) => Self::Spawned { who, pid: a as u32 },
-            (2, _) => Self::Refused { who, errno: a as i32 },
-            (3, 0) => Self::Ended { who, pid: a as u32, status: ExitStatus::Exited(c as i32) },
-            (3, 1 | 2) => Self::Ended { who, pid: a as u32, status: ExitStatus::Signaled(c as i32, b == 2) },
+        let ended = |status| Self::Ended { who, pid: a as u32, status, max_rss_kib: b };
+        Some(match kind {
+            1 => Self::Spawned { who, pid: a as u32 },
+            2 => Self::Refused { who, errno: a as i32 },
+            3 => ended(ExitStatus::Exited(c as i32)),
+            4 | 5 => ended(ExitStatus::Signaled(c as i32, kind == 5)),
             _ => return None,
         })
     }
@@ -107,9 +108,9 @@ mod tests {
         for report in [
             Report::Spawned { who, pid: 7 },
             Report::Refused { who, errno: 11 },
-            Report::Ended { who, pid: 7, status: ExitStatus::Exited(99) },
-            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(11, true) },
-            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(9, false) },
+            Report::Ended { who, pid: 7, status: ExitStatus::Exited(99), max_rss_kib: 1 << 40 },
+            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(11, true), max_rss_kib: 5 },
+            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(9, false), max_rss_kib: 0 },
         ] {
             assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
         }

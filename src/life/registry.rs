@@ -30,12 +30,16 @@ pub(crate) fn lock() -> Registry {
 
 impl Registry {
     pub(crate) fn add(&mut self, fd: BorrowedFd<'_>) {
-        self.0.iter_mut().for_each(|fds| drop(fds.insert(fd.as_raw_fd())));
+        if let Some(fds) = &mut self.0 {
+            fds.insert(fd.as_raw_fd());
+        }
     }
 
     /// To be called before the descriptor is closed, under the same lock.
     pub(crate) fn remove(&mut self, fd: BorrowedFd<'_>) {
-        self.0.iter_mut().for_each(|fds| drop(fds.remove(&fd.as_raw_fd())));
+        if let Some(fds) = &mut self.0 {
+            fds.remove(&fd.as_raw_fd());
+        }
     }
 
     pub(crate) fn all(&self) -> Vec<RawFd> {

@@ -26,7 +26,7 @@ pub(crate) struct Seed {
     pub(crate) state: Option<MakeState>,
     pub(crate) on_exit: Option<OnExit>,
     /// Keeps what `bound` points to, where the pool owns it.
-    pub(crate) bound_owner: Option<Box<dyn Any>>,
+    pub(crate) _bound_owner: Option<Box<dyn Any>>,
     pub(crate) bound: Option<BoundFn>,
     /// Whether `start_worker` may unwind the stack: not where closures may borrow from it.
     pub(crate) may_unwind: bool,

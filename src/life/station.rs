@@ -438,11 +438,6 @@ impl<'a> Owned<'a> {
         }
     }
 
-    /// Calls this waker after the station is released.
-    pub(crate) fn wake_later(&mut self, waker: Waker) {
-        self.wakers.push(waker);
-    }
-
     /// Delivers what the worker has published. A violation ends the worker.
     #[inline]
     pub(crate) fn poll(&mut self) {

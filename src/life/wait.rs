@@ -182,7 +182,16 @@ impl Core {
         };
         // From another station, or from the driver after a death, the result comes with a wake-up.
         if job.register(&Waker::from(bell.clone())) == Poll::Pending {
+            // A stream has results to come from everywhere.
+            let everywhere = job.job().is_none() && self.stations.len() > 1;
+            if everywhere {
+                self.add_sleeper();
+                self.stop_watching();
+            }
             bell.0.wait(deadline.map(|deadline| left(deadline).unwrap_or_default()));
+            if everywhere {
+                self.remove_sleeper();
+            }
         }
         let mut owned = station.own(self);
         owned.seat = false;

@@ -16,6 +16,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
@@ -32,6 +33,9 @@ use crate::protocol::wire::{Status, WorkerState};
 
 /// Exit code of a worker that could not start. The master reads the reason from the region.
 const EXIT_NOT_STARTED: i32 = 70;
+
+/// Half of the scale above the default of 0.
+const OOM_SCORE_ADJ: i32 = 500;
 
 /// What a worker process knows; leaked, since the process ends without returning.
 pub(crate) struct WorkerCore {
@@ -68,6 +72,9 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     let Ok(region) = WorkerRegion::map(&a, &b) else { process::exit_now(EXIT_NOT_STARTED) };
     drop((a, b));
     barrier::join();
+    process::leave_by_exit_now();
+    // When memory runs out, the kernel is to choose a worker and not the master. Best effort.
+    let _ = process::set_oom_score_adj(OOM_SCORE_ADJ);
     let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin);
     let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
         seed,
@@ -130,6 +137,8 @@ impl WorkerCore {
             crate::hooks::error(format_args!("worker {}: on_exit panicked: {message}", self.info.id()));
         }
         std::mem::forget(guard);
+        // What a task printed without a line's end. An error is nobody's business any more.
+        let _ = std::io::stdout().flush();
         process::exit_now(0)
     }
 

@@ -15,7 +15,7 @@ use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::seed::Seed;
 use super::worker;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::sys::process::{self, Fork, Pid, PidFd};
+use crate::ground::sys::process::{self, Exit, Fork, Pid, PidFd};
 use crate::ground::sys::signals::{self, SigchldFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
 use crate::ground::sys::{SysError, descriptors, poll};
@@ -183,7 +183,8 @@ impl Zygote {
         while let Some(exit) = process::wait4_any_nohang()? {
             let Some(at) = self.children.iter().position(|&(pid, _)| pid == exit.pid) else { continue };
             let (pid, who) = self.children.swap_remove(at);
-            let report = Report::Ended { who, pid: pid as u32, status: exit.status };
+            let Exit { status, max_rss_kib, .. } = exit;
+            let report = Report::Ended { who, pid: pid as u32, status, max_rss_kib };
             self.launch.socket.send(&report.to_bytes(), &[])?;
         }
         Ok(())

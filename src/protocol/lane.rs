@@ -752,12 +752,6 @@ impl<T> Lane<T> {
         self.region.a().order.0.store(order as u64, Ordering::Release);
         self.ring_if_asleep();
     }
-
-    /// Whether the worker is inside a service call that has not been answered whole.
-    pub(crate) fn in_call(&self) -> bool {
-        self.calls.outgoing.is_some()
-            || self.region.b().call.0.number.load(Ordering::Acquire) != self.region.a().answer.0.number.load(Ordering::Relaxed)
-    }
 }
 
 const CLAIM_RANGE: Violation = Violation("the claim word is out of range");

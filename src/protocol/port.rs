@@ -156,7 +156,7 @@ impl Port {
     }
 
     fn ordered_to_leave(&self) -> bool {
-        self.region.a().order.0.load(Ordering::Acquire) == Order::Exit as u64
+        Order::from_wire(self.region.a().order.0.load(Ordering::Acquire)) != Some(Order::Run)
     }
 
     /// Reads a claimed request, or answers it at once if it was cancelled before it started.

@@ -110,15 +110,15 @@ impl<R: Payload> Engine<R> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether another item may be pulled from the source.
+    /// Whether another item may be pulled from the source, while so many results wait to be asked for.
     #[inline]
-    pub(super) fn wants_items(&self) -> bool {
-        self.in_use() < self.window
+    pub(super) fn wants_items(&self, waiting: usize) -> bool {
+        self.in_use() + waiting / self.granularity < self.window
     }
 
     /// Whether the window is at most half full: time to pull even though results wait.
-    pub(super) fn is_low(&self) -> bool {
-        self.in_use() <= self.window / 2
+    pub(super) fn is_low(&self, waiting: usize) -> bool {
+        self.in_use() + waiting / self.granularity <= self.window / 2
     }
 
     /// Whether nothing is on its way and nothing waits for its turn.
@@ -130,7 +130,6 @@ impl<R: Payload> Engine<R> {
     #[inline]
     pub(super) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
         let index = self.pulled;
-        self.pulled += 1;
         let limit = self.handle.core().max_payload;
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
@@ -143,6 +142,8 @@ impl<R: Payload> Engine<R> {
             }
             self.filling.push(item, limit)
         };
+        // An item whose serializer panicked was never in the stream.
+        self.pulled += 1;
         if let Err(error) = result {
             self.flush(deliver);
             let at = self.open(index, 1);

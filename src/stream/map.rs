@@ -210,7 +210,7 @@ impl<T, R: Payload> Map<T, R> {
             g(item);
         };
         // Whatever is there goes out before the source is pulled, which may block.
-        while self.step(&mut deliver) {}
+        while self.step(true, &mut deliver) {}
         let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped: false })
     }
@@ -224,13 +224,18 @@ impl<T, R: Payload> Map<T, R> {
         Ok(())
     }
 
-    /// Delivers what has come, fills the window, or waits. `false`: the stream is over.
-    fn step(&mut self, deliver: &mut impl FnMut(u64, Item<R>)) -> bool {
+    /// Delivers what has come, fills the window (after a delivery only if `fill`), or waits if there was nothing to
+    /// deliver. `false`: the stream is over.
+    fn step(&mut self, fill: bool, deliver: &mut impl FnMut(u64, Item<R>)) -> bool {
         let Some(engine) = &mut self.engine else { return false };
-        if engine.has_news() {
+        let news = engine.has_news();
+        if news {
             engine.collect(deliver);
+            if !fill {
+                return true;
+            }
         }
-        while engine.wants_items()
+        while engine.wants_items(0)
             && let Some(source) = &mut self.source
         {
             if !(self.pull)(engine, source, deliver) {
@@ -244,7 +249,7 @@ impl<T, R: Payload> Map<T, R> {
         if self.source.is_none() && engine.is_empty() {
             return false;
         }
-        if !engine.has_news() {
+        if !news && !engine.has_news() {
             engine.wait();
         }
         true
@@ -253,12 +258,12 @@ impl<T, R: Payload> Map<T, R> {
     /// The next result.
     fn advance(&mut self) -> Option<(u64, Item<R>)> {
         let mut out = std::mem::take(&mut self.out);
-        let low = self.engine.as_ref().is_some_and(Engine::is_low);
+        let low = self.engine.as_ref().is_some_and(|engine| engine.is_low(out.len()));
         // A consumer that works through many results must not let the workers run dry.
         if !out.is_empty() && low && self.source.is_some() {
             self.refill(&mut out);
         }
-        while out.is_empty() && self.step(&mut |index, item| out.push_back((index, item))) {}
+        while out.is_empty() && self.step(false, &mut |index, item| out.push_back((index, item))) {}
         self.out = out;
         self.out.pop_front()
     }
@@ -266,10 +271,10 @@ impl<T, R: Payload> Map<T, R> {
     /// Pulls items until the window is full.
     fn refill(&mut self, out: &mut VecDeque<(u64, Item<R>)>) {
         let Some(engine) = &mut self.engine else { return };
-        let deliver = &mut |index, item| out.push_back((index, item));
-        while engine.wants_items()
+        while engine.wants_items(out.len())
             && let Some(source) = &mut self.source
         {
+            let deliver = &mut |index, item| out.push_back((index, item));
             if !(self.pull)(engine, source, deliver) {
                 self.source = None;
                 engine.flush(deliver);

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 /// Cores that this thread may run on, limited by the cgroup's CPU quota, rounded up; at least 1.
@@ -20,12 +20,6 @@ pub(crate) fn usable_cores() -> usize {
         quota_of(&groups, Path::new("/sys/fs/cgroup"), |path| fs::read_to_string(path).ok())
     });
     affinity().min(quota.unwrap_or(usize::MAX)).max(1)
-}
-
-/// The core that this thread is on at this moment, or `u32::MAX` where the kernel does not tell. Takes nanoseconds.
-#[inline]
-pub(crate) fn current_cpu() -> u32 {
-    sched_getcpu().ok().and_then(|cpu| u32::try_from(cpu).ok()).unwrap_or(u32::MAX)
 }
 
 fn affinity() -> usize {
@@ -106,7 +100,6 @@ mod tests {
     #[test]
     fn at_least_one_core() {
         assert!((1..=CpuSet::count()).contains(&usable_cores()));
-        assert!(current_cpu() == u32::MAX || (current_cpu() as usize) < CpuSet::count());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
@@ -77,17 +77,6 @@ impl Memfd {
         Ok(())
     }
 
-    /// Reserves pages through the descriptor, also after sealing; `ENOSPC` or `ENOMEM` where a later access
-    /// would have raised SIGBUS (fallocate(2)). For kernels on which [`Mapping::populate_write`] answers `false`.
-    pub(crate) fn reserve(&self, range: Range<usize>) -> Result<()> {
-        let too_big = |_| SysError::new("fallocate", Errno::EFBIG);
-        let offset = libc::off_t::try_from(range.start).map_err(too_big)?;
-        let length = libc::off_t::try_from(range.len()).map_err(too_big)?;
-        if length == 0 {
-            return Ok(());
-        }
-        retry_interrupted(|| fallocate(&self.fd, FallocateFlags::empty(), offset, length)).call("fallocate")
-    }
 }
 
 impl AsFd for Memfd {
@@ -247,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn populate_and_reserve_keep_contents() {
+    fn populating_keeps_contents() {
         let memfd = Memfd::create(c"test", SIZE).unwrap();
         let map = Mapping::read_write(&memfd, SIZE).unwrap();
         memfd.seal_read_only_for_others().unwrap();
@@ -255,7 +244,6 @@ mod tests {
         write(&map, 10, 42);
         let known = map.populate_write(10..SIZE).unwrap();
         assert!(map.populate_write(SIZE..SIZE).unwrap() || !known);
-        memfd.reserve(0..SIZE).unwrap();
         assert_eq!(read(&map, 10), 42);
         assert!(map.populate_write(1..SIZE + 1).is_err());
         assert!(Mapping::read_only(&memfd, SIZE).unwrap().populate_write(0..SIZE).is_err());

@@ -48,11 +48,6 @@ impl SysError {
         Self { call, source: source.into() }
     }
 
-    /// From `errno`; call it before anything else can overwrite that.
-    pub(crate) fn last(call: &'static str) -> Self {
-        Self { call, source: io::Error::last_os_error() }
-    }
-
     /// The error number, or 0 for an error that did not come from the kernel.
     pub(crate) fn errno(&self) -> i32 {
         self.source.raw_os_error().unwrap_or(0)

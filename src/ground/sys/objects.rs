@@ -87,6 +87,7 @@ impl Objects {
     }
 
     /// How many objects the snapshot has.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.objects.len()
     }

@@ -72,6 +72,7 @@ impl Epoll {
         self.inner.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).call("epoll_ctl(EPOLL_CTL_ADD)")
     }
 
+    #[cfg(test)]
     pub(crate) fn remove(&self, fd: &impl AsFd) -> Result<()> {
         self.inner.delete(fd).call("epoll_ctl(EPOLL_CTL_DEL)")
     }

@@ -76,6 +76,28 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// From here on `exit(3)` in this process flushes C's output and ends it, without the `atexit` handlers that it
+/// inherited, which belong to its ancestor. Handlers run in reverse order, so the one registered here comes first.
+/// (on_exit(3); where the C library does not have it, `exit` runs them.)
+pub(crate) fn leave_by_exit_now() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn on_exit(
+                handler: extern "C" fn(libc::c_int, *mut libc::c_void),
+                argument: *mut libc::c_void,
+            ) -> libc::c_int;
+        }
+        extern "C" fn leave(status: libc::c_int, _: *mut libc::c_void) {
+            // SAFETY: null means all output streams.
+            let _ = unsafe { libc::fflush(ptr::null_mut()) };
+            exit_now(status)
+        }
+        // SAFETY: the handler may be called at any exit. Failing leaves things as they are.
+        let _ = unsafe { on_exit(leave, ptr::null_mut()) };
+    }
+}
+
 /// This process. Never cached: wrong in a child.
 pub(crate) fn own_pid() -> Pid {
     nix::unistd::getpid().as_raw()
@@ -192,8 +214,6 @@ pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
     /// The most memory it ever had resident. A forked child starts with its parent's figure of that moment.
     pub(crate) max_rss_kib: u64,
-    pub(crate) user_time: Duration,
-    pub(crate) system_time: Duration,
 }
 
 /// Reaps any child that has ended; `None` when there is none. Only for a process that owns all its children, such
@@ -217,15 +237,8 @@ pub(crate) fn wait4_any_nohang() -> Result<Option<Exit>> {
             pid,
             status,
             max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
-            user_time: duration(usage.ru_utime),
-            system_time: duration(usage.ru_stime),
         }));
     }
-}
-
-fn duration(time: libc::timeval) -> Duration {
-    let (seconds, micros) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_usec));
-    Duration::from_secs(seconds.unwrap_or(0)).saturating_add(Duration::from_micros(micros.unwrap_or(0)))
 }
 
 /// Waits until a child has ended. `None` when it is not ours to reap (any more): the host has a `waitpid(-1)`, or

@@ -85,6 +85,7 @@ impl Socket {
     ///
     /// The descriptors are close-on-exec. A message that does not fit, or whose descriptors did not fit (as when this
     /// process has no descriptor free, cmsg(3)), is an error, and closes what came with it.
+    #[cfg(test)]
     pub(crate) fn recv(&self, buffer: &mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>> {
         match self.recv_with(buffer, 0)? {
             TryRecv::Message(bytes, fds) => Ok(Some((bytes, fds))),

@@ -32,6 +32,7 @@ impl AlignedBytes {
         Self { inner: AlignedVec::with_capacity(bytes) }
     }
 
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.inner.capacity()
     }

@@ -39,6 +39,7 @@ impl Encoded {
     }
 
     #[inline]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.as_bytes().len()
     }

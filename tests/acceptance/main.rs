@@ -1,0 +1,21 @@
+//! Acceptance cases: each is a scenario that runs in a process of its own, by re-executing this binary.
+//!
+//! `fork` and the threads of a test harness do not mix, and what a pool leaves behind can be seen only from outside of
+//! its process. [`support::scenario`] does both: it isolates and it looks afterwards.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod lifecycle;
+mod results;
+mod shutdown;
+mod submit;
+
+mod crashes;
+mod design;
+mod fork_safety;
+mod payloads;
+mod services;
+mod start_worker;
+mod streams;
