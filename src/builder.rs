@@ -159,8 +159,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self,
         f: impl Fn(Q) -> A + Send + Sync + 'static,
     ) -> Builder<E, Service<Q, A>, W> {
-        let limit = self.plan.max_payload;
-        let handler = move |bytes: &[u8]| match codec::decode::<Q>(bytes) {
+        let handler = move |bytes: &[u8], limit: usize| match codec::decode::<Q>(bytes) {
             Ok(request) => answer(&f(request), limit),
             Err(error) => codec_answer(error),
         };
@@ -176,8 +175,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     where
         F: Future<Output = A> + Send + 'static,
     {
-        let limit = self.plan.max_payload;
-        let handler = move |bytes: AlignedBytes| -> BoxFuture<'static, Answer> {
+        let handler = move |bytes: AlignedBytes, limit: usize| -> BoxFuture<'static, Answer> {
             match codec::decode::<Q>(&bytes) {
                 Ok(request) => {
                     let future = f(request);
@@ -203,8 +201,6 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     }
 
     /// The most bytes that one input, result, service request or answer may take. Default: 4 GiB.
-    ///
-    /// To be called before `service`, whose answers it bounds too.
     pub fn max_payload(self, bytes: usize) -> Self {
         self.set(|plan| plan.max_payload = bytes)
     }

@@ -156,7 +156,7 @@ impl<R> Task<R> {
         if let Some(job) = self.job() {
             if !job.is_done() && job.register(context.waker()).is_pending() {
                 job.core().stop_watching();
-                nested_poll(job.core(), job);
+                nested_poll(job.core(), &job);
                 return Poll::Pending;
             }
         }

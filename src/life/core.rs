@@ -31,6 +31,8 @@ pub(crate) struct Core {
     pub(crate) surplus: StationSet,
     /// Stations that the driver comes by at.
     pub(crate) watched: StationSet,
+    /// Jobs may be between two stations.
+    pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
     sleepers: AtomicUsize,
     /// Whether the driver makes rounds.
@@ -38,8 +40,10 @@ pub(crate) struct Core {
     /// Where the next task goes if no station is idle.
     pub(crate) next: AtomicUsize,
     handles: AtomicUsize,
-    /// Handlers of this pool's service that wait for tasks of this pool.
-    pub(crate) nested: AtomicUsize,
+    /// For each station, the generation of the worker whose handler waits for a task of this pool, plus one.
+    waiting: Box<[AtomicU64]>,
+    /// For each station, the generation of its present worker.
+    generations: Box<[AtomicU64]>,
     service: Option<Host>,
     phase: AtomicU8,
     life: Mutex<Life>,
@@ -92,11 +96,13 @@ impl Core {
             idle: StationSet::new(count),
             surplus: StationSet::new(count),
             watched: StationSet::new(count),
+            moves: Moves::default(),
             sleepers: AtomicUsize::new(0),
             rounds: AtomicBool::new(false),
             next: AtomicUsize::new(0),
             handles: AtomicUsize::new(1),
-            nested: AtomicUsize::new(0),
+            waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
             phase: AtomicU8::new(Phase::Building as u8),
             life: Mutex::new(Life {
@@ -195,15 +201,25 @@ impl Core {
 
     /// Takes no more tasks; those that were taken finish.
     pub(crate) fn close(&self) {
-        if self.advance(Phase::Closing, None) {
-            for station in &self.stations {
-                let mut station = station.own(self);
-                if station.refusal.is_none() {
-                    station.refusal = Some(TaskError::Closed);
-                }
+        if self.phase() >= Phase::Closing {
+            return;
+        }
+        // Before the driver may take an empty station for the end.
+        for station in &self.stations {
+            let mut station = station.own(self);
+            if station.refusal.is_none() {
+                station.refusal = Some(TaskError::Closed);
             }
+        }
+        if self.advance(Phase::Closing, None) {
             self.ring_driver();
         }
+    }
+
+    /// Whether no station holds a task, and none is between two of them. Stays true once nothing is accepted.
+    pub(crate) fn is_empty(&self) -> bool {
+        let before = self.moves.state();
+        before.is_some() && self.stations.iter().all(|station| station.own(self).is_empty()) && before == self.moves.state()
     }
 
     /// Ends the pool: what has not finished ends with `error`.
@@ -269,6 +285,24 @@ impl Core {
         self.handles.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
+    /// A station has a successor to its worker.
+    pub(crate) fn set_generation(&self, station: usize, generation: u64) {
+        self.generations[station].store(generation, Ordering::SeqCst);
+    }
+
+    /// The handler of this worker's call waits for a task of this pool. `true`: so do those of all other workers, and
+    /// nobody is left to run it.
+    pub(crate) fn handler_waits(&self, station: usize, generation: u64) -> bool {
+        self.waiting[station].store(generation + 1, Ordering::SeqCst);
+        let mut stations = self.waiting.iter().zip(&self.generations);
+        stations.all(|(waiting, now)| waiting.load(Ordering::SeqCst) == now.load(Ordering::SeqCst) + 1)
+    }
+
+    pub(crate) fn handler_goes_on(&self, station: usize, generation: u64) {
+        let waits = generation + 1;
+        let _ = self.waiting[station].compare_exchange(waits, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Passes a service call on. Must not be called while a station is owned.
     pub(crate) fn serve(self: &Core, call: Request) {
         match &self.service {
@@ -279,6 +313,36 @@ impl Core {
 
     pub(crate) fn service(&self) -> Option<&Host> {
         self.service.as_ref()
+    }
+}
+
+/// Counts moves of jobs between stations, during which they are in none.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+/// A move that is under way.
+#[derive(Debug)]
+pub(crate) struct Move<'a>(&'a Moves);
+
+impl Moves {
+    pub(crate) fn begin(&self) -> Move<'_> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Move(self)
+    }
+
+    /// The number of moves that there were, if none is under way.
+    fn state(&self) -> Option<usize> {
+        let ended = self.ended.load(Ordering::SeqCst);
+        (self.begun.load(Ordering::SeqCst) == ended).then_some(ended)
+    }
+}
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -5,16 +5,17 @@
 //! then looks for surplus; one that gets a surplus adds itself to that set and then looks for idle stations. Both do
 //! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use super::core::Core;
+use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place};
 use super::station::{Owned, Stage};
 use crate::error::TaskError;
 use crate::protocol::lane::Parcel;
 
 /// At most this many tasks move at a time.
-const MOVE_MAX: u64 = 128;
+const MOVE_MAX: usize = 128;
 
 impl Core {
     /// Hands a job to a station.
@@ -39,6 +40,16 @@ impl Core {
     /// Moves tasks from stations that hold more than they run to stations that have nothing to do.
     #[cold]
     pub(crate) fn rebalance(&self) {
+        let moving = self.moves.begin();
+        self.move_jobs();
+        drop(moving);
+        if self.phase() >= Phase::Closing {
+            // Who looked whether the pool is empty could not tell.
+            self.ring_driver();
+        }
+    }
+
+    fn move_jobs(&self) {
         while self.idle.any() {
             let Some(rich) = self.surplus.first() else { return };
             let jobs = {
@@ -59,7 +70,7 @@ impl Core {
             poor.keep_quiet();
             poor.leave_idle();
             for (job, parcel) in jobs {
-                poor.accept(job, parcel);
+                poor.accept_moved(job, parcel);
             }
         }
     }
@@ -107,35 +118,49 @@ impl Owned<'_> {
         // What is answered already is no surplus.
         self.disarm();
         self.poll();
-        let queued = self.queue.len().div_ceil(2).min(MOVE_MAX as usize);
-        let mut spare = Vec::with_capacity(queued);
-        let mut pinned = Vec::new();
-        for _ in 0..queued {
-            let Some(mut job) = self.queue.pop_front() else { break };
-            let Some(parcel) = job.unqueue() else { continue };
-            if job.is_pinned() { &mut pinned } else { &mut spare }.push((job, parcel));
+        let mut spare = Vec::new();
+        let half = self.queue.len().div_ceil(2).min(MOVE_MAX);
+        let mut kept = VecDeque::with_capacity(self.queue.len());
+        while let Some(mut job) = self.queue.pop_front() {
+            if spare.len() == half || job.is_pinned() {
+                kept.push_back(job);
+            } else if let Some(parcel) = job.unqueue() {
+                spare.push((job, parcel));
+            }
         }
-        if spare.is_empty() && pinned.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
-            self.take_back_half(&mut spare, &mut pinned);
+        self.queue = kept;
+        if spare.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
+            self.take_back(&mut spare);
         }
-        self.give_back(pinned);
         if spare.is_empty() {
             self.no_surplus();
         }
         spare
     }
 
-    fn take_back_half(&mut self, spare: &mut Vec<(JobRef, Parcel)>, pinned: &mut Vec<(JobRef, Parcel)>) {
-        let Some(lane) = &mut self.lane else { return };
-        let taken = lane.unclaimed().and_then(|unclaimed| lane.take_back(unclaimed.div_ceil(2).min(MOVE_MAX)));
-        match taken {
-            Ok(taken) => {
-                for (job, parcel) in taken {
-                    if job.is_pinned() { &mut *pinned } else { &mut *spare }.push((job, parcel));
+    /// Takes back from the ring, until something comes that may move.
+    fn take_back(&mut self, spare: &mut Vec<(JobRef, Parcel)>) {
+        let mut pinned = Vec::new();
+        while spare.is_empty() {
+            let Some(lane) = &mut self.lane else { break };
+            let taken = lane.unclaimed().and_then(|unclaimed| {
+                let half = unclaimed.div_ceil(2).min(MOVE_MAX as u64);
+                Ok((unclaimed, lane.take_back(half)?))
+            });
+            match taken {
+                Ok((0, _)) => break,
+                Ok((_, taken)) => {
+                    for (job, parcel) in taken {
+                        if job.is_pinned() { &mut pinned } else { &mut *spare }.push((job, parcel));
+                    }
+                }
+                Err(violation) => {
+                    self.break_off(violation);
+                    break;
                 }
             }
-            Err(violation) => self.break_off(violation),
         }
+        self.give_back(pinned);
     }
 
     /// Ends everything here with `error` and kills the worker. Published results win.

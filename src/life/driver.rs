@@ -180,8 +180,7 @@ impl Driver {
     fn make_round(&self) {
         for station in &self.core.stations {
             if self.core.watched.contains(station.id) {
-                let mut owned = station.own(&self.core);
-                owned.make_round();
+                station.make_round(&self.core);
             }
         }
         if !self.core.watched.any() {
@@ -291,7 +290,7 @@ impl Driver {
                 continue;
             }
             // A closing pool needs workers only for what it still has to do.
-            if self.core.phase() == Phase::Closing && self.core.stations.iter().all(|s| s.own(&self.core).is_empty()) {
+            if self.core.phase() == Phase::Closing && self.core.is_empty() {
                 continue;
             }
             if let Err(error) = self.start_worker(station) {
@@ -389,6 +388,7 @@ impl Driver {
         let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
         let violation = owned.violation.take();
         owned.generation += 1;
+        core.set_generation(who.station, owned.generation);
         let process = owned.process.take();
         let lane = owned.lane.take();
         let mut failed_text = None;
@@ -433,6 +433,8 @@ impl Driver {
         if stage == Stage::Ending && !pending {
             return;
         }
+        // There is work after all: the end begins again after it.
+        self.orderly = false;
         if stage == Stage::Starting {
             self.start_failed(who, status, unwinding);
         } else {
@@ -469,7 +471,7 @@ impl Driver {
     fn wind_down(&mut self) -> bool {
         let core = self.core.clone();
         if core.phase() == Phase::Closing && !self.orderly {
-            if !core.stations.iter().all(|station| station.own(&core).is_empty()) {
+            if !core.is_empty() {
                 return false;
             }
             self.orderly = true;

@@ -232,10 +232,11 @@ impl Job {
         let mut state = self.state.load(Ordering::Acquire);
         loop {
             if state & DONE != 0 {
-                if report {
-                    JobRef::report(self);
+                let core = self.core().clone();
+                let failure = failure(&Stage::Ended(self.take())).filter(|_| report);
+                if let Some(error) = failure {
+                    super::events::error(&core, format_args!("a detached task failed: {error}"));
                 }
-                drop(self.take());
                 return false;
             }
             if state & BUSY != 0 {
@@ -338,21 +339,21 @@ impl JobRef {
         state & (GONE | REPORT) == GONE
     }
 
-    /// Ends the job. The waker, if there is one, is to be called once the station is released.
+    /// Ends the job. What comes of it is to be done once the station is released.
     #[inline]
-    pub(crate) fn finish(self, outcome: Outcome) -> Option<Waker> {
+    pub(crate) fn finish(self, outcome: Outcome) -> Option<After> {
         match self.batch().cloned() {
             None => self.settle(outcome),
             Some(batch) => {
-                let waker = self.settle(outcome);
-                debug_assert!(waker.is_none(), "a batch is awaited through its sink");
-                batch.ended()
+                let after = self.settle(outcome);
+                debug_assert!(after.is_none(), "a batch is awaited through its sink");
+                batch.ended().map(After::Wake)
             }
         }
     }
 
     #[inline]
-    fn settle(self, outcome: Outcome) -> Option<Waker> {
+    fn settle(self, outcome: Outcome) -> Option<After> {
         let job = self.0;
         // SAFETY: JOB-1: the job is ours until DONE.
         unsafe { *job.stage.get() = Stage::Ended(outcome) };
@@ -362,13 +363,10 @@ impl JobRef {
                 if state & WAKER != 0 {
                     job.core().remove_sleeper();
                 }
-                if state & REPORT != 0 {
-                    Self::report(job);
-                }
                 // SAFETY: JOB-1, and nobody will take the outcome.
-                unsafe { *job.stage.get() = Stage::Empty };
+                let stage = std::mem::replace(unsafe { &mut *job.stage.get() }, Stage::Empty);
                 job.free();
-                return None;
+                return if state & REPORT == 0 { None } else { failure(&stage).map(After::Report) };
             }
             if state & WAKER == 0 {
                 match job.change(state, state | DONE) {
@@ -386,21 +384,24 @@ impl JobRef {
         // SAFETY: JOB-2: BUSY makes the slot the pool's.
         let waker = unsafe { (*job.waker.get()).take() };
         job.state.fetch_xor(BUSY | DONE, Ordering::AcqRel);
-        waker
+        waker.map(After::Wake)
     }
+}
 
-    fn report(job: &'static Job) {
-        // SAFETY: JOB-1: called by whoever owns the ended job, before the cell is freed.
-        if let Stage::Ended(outcome) = unsafe { &*job.stage.get() } {
-            let error = match outcome {
-                Outcome::Failed(error) => Some(error.clone()),
-                Outcome::Reply(reply) => crate::task::failure_of(reply),
-                Outcome::BatchLost(_) => None,
-            };
-            if let Some(error) = error {
-                super::events::error(job.core(), format_args!("a detached task failed: {error}"));
-            }
-        }
+/// What is left to do when a job has ended: user code, so never while a station is owned.
+#[derive(Debug)]
+pub(crate) enum After {
+    Wake(Waker),
+    /// Nobody takes this failure, so it goes to the log.
+    Report(TaskError),
+}
+
+/// The error that a job ended with, if it did.
+fn failure(stage: &Stage) -> Option<TaskError> {
+    match stage {
+        Stage::Ended(Outcome::Failed(error)) => Some(error.clone()),
+        Stage::Ended(Outcome::Reply(reply)) => crate::task::failure_of(reply),
+        Stage::Ended(Outcome::BatchLost(_)) | Stage::Empty | Stage::Queued(_) => None,
     }
 }
 

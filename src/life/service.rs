@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::core::{Core, Phase};
 use super::events;
-use super::job::Job;
+use super::wait::Awaited;
 use crate::error::{PoolFailure, TaskError};
 use crate::memory::codec::AlignedBytes;
 use crate::panics::{self, Caught};
@@ -43,8 +43,9 @@ pub(crate) struct Request {
 
 /// An answer's bytes, or what went wrong.
 pub(crate) type Answer = (AnswerKind, AlignedBytes);
-pub(crate) type SyncHandler = Arc<dyn Fn(&[u8]) -> Answer + Send + Sync>;
-pub(crate) type AsyncHandler = Arc<dyn Fn(AlignedBytes) -> BoxFuture<'static, Answer> + Send + Sync>;
+/// Takes the request's bytes, and the most that the answer may have.
+pub(crate) type SyncHandler = Arc<dyn Fn(&[u8], usize) -> Answer + Send + Sync>;
+pub(crate) type AsyncHandler = Arc<dyn Fn(AlignedBytes, usize) -> BoxFuture<'static, Answer> + Send + Sync>;
 pub(crate) type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
 #[derive(Clone)]
@@ -101,8 +102,8 @@ impl Host {
             Handler::Sync(handler) => {
                 let handler = handler.clone();
                 self.spawn(&core.clone(), Box::new(move || {
-                    let mark = Mark::new(&core);
-                    let answer = mark.within(|| guarded(|| handler(&call.bytes)));
+                    let mark = Mark::new(&core, &call);
+                    let answer = mark.within(|| guarded(|| handler(&call.bytes, core.max_payload)));
                     core.answer_call(&call, answer);
                 }));
             }
@@ -196,14 +197,14 @@ enum HandlingState {
 
 impl Handling {
     fn new(core: Arc<Core>, handler: AsyncHandler, call: Request) -> Self {
-        let mark = Mark::new(&core);
+        let mark = Mark::new(&core, &call);
         Self { core, mark, call: Some(call), state: HandlingState::Unstarted(handler) }
     }
 
     fn step(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         if let HandlingState::Unstarted(handler) = &self.state {
             let bytes = self.call.as_mut().map(|call| std::mem::take(&mut call.bytes)).unwrap_or_default();
-            self.state = HandlingState::Running(handler(bytes));
+            self.state = HandlingState::Running(handler(bytes, self.core.max_payload));
         }
         match &mut self.state {
             HandlingState::Running(future) => future.as_mut().poll(context),
@@ -316,6 +317,8 @@ impl Core {
 #[derive(Debug)]
 pub(crate) struct Mark {
     core: Weak<Core>,
+    station: usize,
+    generation: u64,
     waiting: AtomicBool,
 }
 
@@ -324,8 +327,9 @@ thread_local! {
 }
 
 impl Mark {
-    fn new(core: &Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core: Arc::downgrade(core), waiting: AtomicBool::new(false) })
+    fn new(core: &Arc<Core>, call: &Request) -> Arc<Self> {
+        let Request { station, generation, .. } = *call;
+        Arc::new(Self { core: Arc::downgrade(core), station, generation, waiting: AtomicBool::new(false) })
     }
 
     /// Runs part of the handler on this thread.
@@ -344,11 +348,10 @@ impl Mark {
             return false;
         }
         if waiting {
-            core.nested.fetch_add(1, Ordering::AcqRel) + 1 == core.stations.len()
-        } else {
-            core.nested.fetch_sub(1, Ordering::AcqRel);
-            false
+            return core.handler_waits(self.station, self.generation);
         }
+        core.handler_goes_on(self.station, self.generation);
+        false
     }
 }
 
@@ -370,18 +373,18 @@ impl Drop for NestedWait {
     }
 }
 
-/// To be called before a thread sleeps for a job. If this thread runs a handler of the same pool, it counts, and if
-/// with it every worker waits for a handler that waits, the job ends with an error.
-pub(crate) fn nested_wait(core: &Core, job: &'static Job) -> NestedWait {
-    NestedWait(note_wait(core, job))
+/// To be called before a thread sleeps for a result. If this thread runs a handler of the same pool, it counts, and if
+/// with it every worker waits for a handler that waits, what it waits for ends with an error.
+pub(crate) fn nested_wait(core: &Core, awaited: &impl Awaited) -> NestedWait {
+    NestedWait(note_wait(core, awaited))
 }
 
 /// As [`nested_wait`], until the handler is polled again.
-pub(crate) fn nested_poll(core: &Core, job: &'static Job) {
-    note_wait(core, job);
+pub(crate) fn nested_poll(core: &Core, awaited: &impl Awaited) {
+    note_wait(core, awaited);
 }
 
-fn note_wait(core: &Core, job: &'static Job) -> Option<Arc<Mark>> {
+fn note_wait(core: &Core, awaited: &impl Awaited) -> Option<Arc<Mark>> {
     let mark = HANDLER.try_with(|handler| handler.borrow().clone()).ok().flatten()?;
     if !std::ptr::eq(mark.core.as_ptr(), core) {
         return None;
@@ -391,7 +394,7 @@ fn note_wait(core: &Core, job: &'static Job) -> Option<Arc<Mark>> {
             "deadlock: every worker waits in a service call for a handler that waits for a task of this pool; use \
              another pool in the handler",
         );
-        core.call_off(job, job.generation(), &TaskError::PoolFailed(failure));
+        awaited.call_off(core, &TaskError::PoolFailed(failure));
     }
     Some(mark)
 }

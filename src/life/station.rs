@@ -31,18 +31,21 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Wake as TaskWake, Waker};
+use std::task::Wake as TaskWake;
 
 use crossbeam_utils::{Backoff, CachePadded};
 
 use super::core::{Core, Phase};
-use super::job::{Job, JobRef, Outcome, Place};
+use super::driver;
+use super::events;
+use super::job::{After, Job, JobRef, Outcome, Place};
 use super::service::Request;
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::PidFd;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::AlignedBytes;
+use crate::panics;
 use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, Violation};
 use crate::protocol::wire::{Status, Wake};
 
@@ -69,6 +72,10 @@ impl TaskWake for Bell {
 pub(crate) struct Station {
     pub(crate) id: usize,
     word: CachePadded<AtomicUsize>,
+    /// How often the station was owned by others than the driver on its rounds: written by owners, read by anyone.
+    visits: AtomicUsize,
+    /// The driver's: what it read there on its last round.
+    visits_seen: AtomicUsize,
     inner: UnsafeCell<Inner>,
 }
 
@@ -120,10 +127,7 @@ pub(crate) struct Inner {
     may_spare: bool,
     /// Whether the driver comes by from time to time, so that nobody needs to be rung.
     watched: bool,
-    /// How often the station was owned, apart from the driver's rounds, and how often at the last round.
-    visits: u64,
-    visits_seen: u64,
-    wakers: Vec<Waker>,
+    after: Vec<After>,
 }
 
 impl Station {
@@ -131,6 +135,8 @@ impl Station {
         Self {
             id,
             word: CachePadded::new(AtomicUsize::new(0)),
+            visits: AtomicUsize::new(0),
+            visits_seen: AtomicUsize::new(0),
             inner: UnsafeCell::new(Inner {
                 stage: Stage::Vacant,
                 generation: 0,
@@ -149,9 +155,7 @@ impl Station {
                 has_surplus: false,
                 may_spare: false,
                 watched: false,
-                visits: 0,
-                visits_seen: 0,
-                wakers: Vec::new(),
+                after: Vec::new(),
             }),
         }
     }
@@ -169,6 +173,19 @@ impl Station {
         let won = self.word.compare_exchange(0, OWNED, Ordering::Acquire, Ordering::Relaxed).is_ok();
         // Lazily: an `Owned` that is made and dropped would let go of somebody else's station.
         won.then(|| Owned { station: self, core, quiet: false, round: false })
+    }
+
+    /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual; if
+    /// somebody has, he is not disturbed.
+    pub(crate) fn make_round(&self, core: &Core) {
+        let visits = self.visits.load(Ordering::Relaxed);
+        if self.visits_seen.swap(visits, Ordering::Relaxed) == visits {
+            let mut owned = self.own(core);
+            owned.round = true;
+            owned.disarm();
+            owned.poll();
+            owned.leave_watch();
+        }
     }
 
     /// Waits until the station can be owned.
@@ -280,15 +297,15 @@ impl Drop for Owned<'_> {
 /// What an owner takes along to do after it has let go.
 #[derive(Debug, Default)]
 struct Afterwards {
-    wakers: Vec<Waker>,
+    after: Vec<After>,
     calls: Vec<Request>,
 }
 
 impl Afterwards {
     #[inline]
     fn collect(&mut self, inner: &mut Inner) {
-        if !inner.wakers.is_empty() {
-            self.wakers.append(&mut inner.wakers);
+        if !inner.after.is_empty() {
+            self.after.append(&mut inner.after);
         }
         if !inner.calls.is_empty() {
             self.calls.append(&mut inner.calls);
@@ -296,15 +313,23 @@ impl Afterwards {
     }
 
     fn is_empty(&self) -> bool {
-        self.wakers.is_empty() && self.calls.is_empty()
+        self.after.is_empty() && self.calls.is_empty()
     }
 
-    /// Calls wakers, which is user code, and hands calls to the service.
+    /// Calls wakers and the log hook, which is user code, and hands calls to the service.
     #[cold]
     fn run(self, core: &Core) {
-        for waker in self.wakers {
-            // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+        let mut unfinished = 0_usize;
+        for after in self.after {
+            match after {
+                // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
+                After::Wake(waker) => drop(panics::guard(|| waker.wake())),
+                After::Report(TaskError::Terminated) => unfinished += 1,
+                After::Report(error) => events::error(core, format_args!("a detached task failed: {error}")),
+            }
+        }
+        if unfinished > 0 {
+            events::error(core, format_args!("{unfinished} detached tasks had not ended when the pool was terminated"));
         }
         for call in self.calls {
             core.serve(call);
@@ -384,9 +409,25 @@ impl<'a> Owned<'a> {
         self.queue.push_back(job);
     }
 
-    /// Puts jobs in front of the queue: they were here before.
+    /// Takes a job that another station had taken. One that was submitted in time is not too late here.
+    pub(crate) fn accept_moved(&mut self, job: JobRef, parcel: Parcel) {
+        match self.refusal.take_if(|refusal| refusal.is_closed()) {
+            None => self.accept(job, parcel),
+            Some(closed) => {
+                self.accept(job, parcel);
+                self.refusal = Some(closed);
+            }
+        }
+    }
+
+    /// Puts jobs in front of the queue: they were here before. If the pool has ended since, so have they.
     pub(crate) fn give_back(&mut self, jobs: Vec<(JobRef, Parcel)>) {
+        let over = self.refusal.clone().filter(|refusal| !refusal.is_closed());
         for (mut job, parcel) in jobs.into_iter().rev() {
+            if let Some(error) = &over {
+                self.finish(job, Outcome::Failed(error.clone()));
+                continue;
+            }
             job.queue(parcel);
             job.set_place(Place { station: self.station.id, index: None });
             self.may_spare |= !job.is_pinned();
@@ -433,9 +474,8 @@ impl<'a> Owned<'a> {
     /// Ends a job; its waker is called after the station is released.
     #[inline]
     pub(crate) fn finish(&mut self, job: JobRef, outcome: Outcome) {
-        if let Some(waker) = job.finish(outcome) {
-            self.wakers.push(waker);
-        }
+        let after = job.finish(outcome);
+        self.after.extend(after);
     }
 
     /// Delivers what the worker has published. A violation ends the worker.
@@ -462,7 +502,7 @@ impl<'a> Owned<'a> {
             return;
         }
         let mut delivery = Delivery {
-            wakers: &mut inner.wakers,
+            after: &mut inner.after,
             calls: &mut inner.calls,
             station: id,
             generation: inner.generation,
@@ -482,12 +522,16 @@ impl<'a> Owned<'a> {
         }
     }
 
-    /// Moves jobs from the queue to the ring while they fit.
+    /// Moves jobs from the queue to the ring while they fit. A submitter who keeps the ring full also empties it, half a
+    /// lap at a time.
     fn refill(&mut self) {
-        if !self.can_send() {
-            return;
-        }
-        while let Some(mut job) = self.queue.pop_front() {
+        while !self.queue.is_empty() && self.can_send() {
+            match &self.lane {
+                Some(lane) if lane.has_room() => {}
+                Some(lane) if lane.half_is_ready() => self.poll(),
+                _ => return,
+            }
+            let Some(mut job) = self.queue.pop_front() else { return };
             let Some(parcel) = job.unqueue() else { continue };
             if let Some((mut job, parcel)) = self.send(job, parcel) {
                 job.queue(parcel);
@@ -502,7 +546,11 @@ impl<'a> Owned<'a> {
     #[inline]
     fn settle(&mut self) -> bool {
         self.refill();
-        self.visits += u64::from(!self.round);
+        if !self.round {
+            // Only the owner writes it.
+            let visits = &self.station.visits;
+            visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
         loop {
             let is_watched = self.may_be_watched() && self.watch();
             let inner = &mut **self;
@@ -523,10 +571,7 @@ impl<'a> Owned<'a> {
             self.poll();
             self.refill();
         }
-        if self.round {
-            self.visits_seen = self.visits;
-        }
-        if self.core.phase() >= Phase::Closing && self.is_empty() {
+        if self.core.phase() >= Phase::Closing && self.is_empty() && !driver::is_this_thread() {
             // The driver waits for the last task.
             self.core.ring_driver();
         }
@@ -538,8 +583,8 @@ impl<'a> Owned<'a> {
     fn may_be_watched(&self) -> bool {
         self.wake == Wake::Nobody
             && self.in_flight() > 0
+            && !self.round
             && self.core.may_watch()
-            && (!self.round || self.visits != self.visits_seen)
     }
 
     /// Has the driver come by. `false`: somebody has gone to sleep meanwhile.
@@ -551,16 +596,6 @@ impl<'a> Owned<'a> {
         }
         // Edge WATCH: in the set, then this look; who goes to sleep is counted, then looks at the set.
         self.core.may_watch()
-    }
-
-    /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual.
-    pub(crate) fn make_round(&mut self) {
-        self.round = true;
-        self.disarm();
-        self.poll();
-        if self.visits == self.visits_seen || self.in_flight() == 0 {
-            self.leave_watch();
-        }
     }
 
     /// The driver was rung.
@@ -621,7 +656,9 @@ impl<'a> Owned<'a> {
         let inner = &mut **self;
         let in_flight = inner.in_flight();
         let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > 1);
-        let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && inner.refusal.is_none();
+        // A pool that is closing still moves what it has.
+        let over = inner.refusal.as_ref().is_some_and(|refusal| !refusal.is_closed());
+        let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && !over;
         let mut rebalance = false;
         if surplus != inner.has_surplus {
             inner.has_surplus = surplus;
@@ -664,7 +701,7 @@ impl<'a> Owned<'a> {
 
 /// Where a lane's deliveries go.
 struct Delivery<'a> {
-    wakers: &'a mut Vec<Waker>,
+    after: &'a mut Vec<After>,
     calls: &'a mut Vec<Request>,
     station: usize,
     generation: u64,
@@ -677,12 +714,12 @@ impl Sink<JobRef> for Delivery<'_> {
             Status::Skipped => Outcome::Failed(TaskError::Cancelled),
             _ => Outcome::Reply(reply),
         };
-        self.wakers.extend(job.finish(outcome));
+        self.after.extend(job.finish(outcome));
     }
 
     fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {
         if let Some(batch) = job.batch() {
-            self.wakers.extend(batch.append(arena, position, len));
+            self.after.extend(batch.append(arena, position, len).map(After::Wake));
         }
     }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::core::Core;
 use super::job::Job;
 use super::station::Station;
+use crate::error::TaskError;
 
 /// A thread that can be woken as a task is.
 #[derive(Debug)]
@@ -78,8 +79,10 @@ pub(crate) trait Awaited {
     fn station(&self) -> usize;
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
-    /// The job, if it is one.
-    fn job(&self) -> Option<&'static Job>;
+    /// Whether it may come from any station.
+    fn is_everywhere(&self) -> bool;
+    /// Gives up on what has not started.
+    fn call_off(&self, core: &Core, error: &TaskError);
 }
 
 impl Awaited for &'static Job {
@@ -96,8 +99,12 @@ impl Awaited for &'static Job {
         Job::register(self, waker)
     }
 
-    fn job(&self) -> Option<&'static Job> {
-        Some(self)
+    fn is_everywhere(&self) -> bool {
+        false
+    }
+
+    fn call_off(&self, core: &Core, error: &TaskError) {
+        core.call_off(self, self.generation(), error);
     }
 }
 
@@ -126,7 +133,7 @@ impl Core {
                     if deadline.is_some_and(|deadline| left(deadline).is_none()) {
                         return job.is_done();
                     }
-                    let _nested = job.job().map(|job| super::service::nested_wait(self, job));
+                    let _nested = super::service::nested_wait(self, job);
                     if !self.sit(station, job, deadline) {
                         self.park(job, deadline);
                     }
@@ -183,7 +190,7 @@ impl Core {
         // From another station, or from the driver after a death, the result comes with a wake-up.
         if job.register(&Waker::from(bell.clone())) == Poll::Pending {
             // A stream has results to come from everywhere.
-            let everywhere = job.job().is_none() && self.stations.len() > 1;
+            let everywhere = job.is_everywhere() && self.stations.len() > 1;
             if everywhere {
                 self.add_sleeper();
                 self.stop_watching();

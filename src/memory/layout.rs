@@ -48,7 +48,7 @@ pub(crate) struct SideA {
 pub(crate) struct SideB {
     /// Moved by both sides: see [`crate::ground::claim`].
     pub(crate) claim: Line<ClaimWord>,
-    /// 1 while the worker sleeps on its doorbell or is about to. A hint.
+    /// Odd while the worker sleeps on its doorbell or is about to; counts up with each nap. A hint.
     pub(crate) sleeping: Line<AtomicU64>,
     /// How far the worker has come: see [`crate::protocol::wire::WorkerState`].
     pub(crate) state: Line<StateWords>,

@@ -125,6 +125,8 @@ pub(crate) struct Lane<T> {
     tail: u64,
     out_tail: u64,
     wake_epoch: u64,
+    /// The worker's nap that it was last rung for.
+    rung_nap: u64,
     max_payload: usize,
     outgoing: Option<Outgoing>,
     incoming: Option<Incoming>,
@@ -144,6 +146,7 @@ impl<T> Lane<T> {
             tail: 0,
             out_tail: 0,
             wake_epoch: 0,
+            rung_nap: 0,
             max_payload,
             outgoing: None,
             incoming: None,
@@ -234,12 +237,28 @@ impl<T> Lane<T> {
 
     /// Wakes the worker if it sleeps, after something was published for it.
     #[inline]
-    pub(crate) fn ring_if_asleep(&self) {
-        // Edge BELL: the publication, a fence, this look; the worker sets the flag, fences, and looks again.
+    pub(crate) fn ring_if_asleep(&mut self) {
+        // Edge BELL: the publication, a fence, this look; the worker sets the word, fences, and looks again. An odd
+        // number is a nap, and one ring is enough for each, however long it takes until the worker runs.
         barrier::light();
-        if self.region.b().sleeping.0.load(Ordering::Relaxed) != 0 {
+        let nap = self.region.b().sleeping.0.load(Ordering::Relaxed);
+        if nap % 2 == 1 && nap != self.rung_nap {
+            self.rung_nap = nap;
             self.bell.ring();
         }
+    }
+
+    /// Whether the ring has room for another request.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight() < RING_SLOTS
+    }
+
+    /// Whether half a lap of responses is there.
+    #[inline]
+    pub(crate) fn half_is_ready(&self) -> bool {
+        let middle = self.answered + RING_SLOTS as u64 / 2;
+        middle < self.sent && self.region.response(middle).poll(middle).is_some()
     }
 
     /// Whether the next response is there.

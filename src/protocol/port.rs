@@ -76,6 +76,8 @@ pub(crate) struct Port {
     /// End of the youngest bytes in the arena of `B`, and a lower bound of the oldest that are still in use.
     head: u64,
     tail: u64,
+    /// How often it has gone to sleep.
+    naps: u64,
     /// The wake word that was last obeyed.
     rung: u64,
     /// Bytes of the calls made so far, and of the answers received.
@@ -96,6 +98,7 @@ impl Port {
             next: 0,
             head: 0,
             tail: 0,
+            naps: 0,
             rung: 0,
             calls: 0,
             call_sent: 0,
@@ -464,14 +467,15 @@ impl Port {
     /// One sleep on the doorbell, unless `look` finds something first. May return early with nothing.
     fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
-        self.region.b().sleeping.0.store(1, Ordering::Relaxed);
+        self.naps += 1;
+        self.region.b().sleeping.0.store(2 * self.naps - 1, Ordering::Relaxed);
         let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
         }
-        self.region.b().sleeping.0.store(0, Ordering::Relaxed);
+        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
         found
     }
 }

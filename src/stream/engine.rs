@@ -7,6 +7,7 @@ use std::task::{Poll, Waker};
 use super::records::{Arrivals, Records};
 use crate::context::{BatchBytes, Named, STRIDE_MAX};
 use crate::error::{CodecError, TaskError};
+use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
 use crate::life::wait::Awaited;
 use crate::memory::codec::{self, Encoded, Payload};
@@ -364,8 +365,14 @@ impl<R: Payload> Awaited for Engine<R> {
         self.arrivals.register(waker)
     }
 
-    fn job(&self) -> Option<&'static Job> {
-        None
+    fn is_everywhere(&self) -> bool {
+        true
+    }
+
+    fn call_off(&self, core: &Core, error: &TaskError) {
+        for job in self.slots.iter().filter_map(|slot| slot.job) {
+            core.call_off(job, job.generation(), error);
+        }
     }
 }
 

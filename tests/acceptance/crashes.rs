@@ -14,7 +14,8 @@ use nix::libc;
 use nix::sys::signal::{Signal, raise};
 
 use crate::support::{
-    Finished, cell, children, counter, eventually, gate, gone, meet, process, scenario, scenario_output, signal,
+    Finished, cell, children, counter, eventually, gate, gone, meet, process, scenario, scenario_output,
+    signal,
 };
 
 /// Ways for a process to end.
@@ -144,7 +145,9 @@ fn d_02_each_deadly_signal_is_named() {
             let lost = lost(task.wait());
             assert_eq!((lost.signal(), lost.exit_code()), (Some(number), None), "{crash:?}: {lost}");
             let text = lost.to_string();
-            for part in [format!("({number})"), format!("pid {}", lost.pid()), format!("worker {}", lost.worker())] {
+            for part in
+                [format!("({number})"), format!("pid {}", lost.pid()), format!("worker {}", lost.worker())]
+            {
                 assert!(text.contains(&part), "{text}");
             }
         }
@@ -168,7 +171,8 @@ fn d_03_an_exit_names_the_code_and_the_pid() {
 }
 
 extern "C" fn at_exit() {
-    let _ = std::fs::File::options().write(true).open("/dev/stderr").and_then(|mut f| f.write_all(b"[at exit]"));
+    let _ =
+        std::fs::File::options().write(true).open("/dev/stderr").and_then(|mut f| f.write_all(b"[at exit]"));
 }
 
 #[test]
@@ -179,7 +183,17 @@ fn d_05_process_exit_in_a_task_leaves_the_master_alone() {
         assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
         let pool = Pool::new(2).unwrap();
         for code in [1, 0] {
-            let lost = lost(pool.submit(|code: i32| if code < 2 { std::process::exit(code) }, &code).wait());
+            let lost = lost(
+                pool.submit(
+                    |code: i32| {
+                        if code < 2 {
+                            std::process::exit(code)
+                        }
+                    },
+                    &code,
+                )
+                .wait(),
+            );
             assert_eq!((lost.exit_code(), lost.signal()), (Some(code), None));
         }
         assert_eq!(pool.submit(|n: u32| n, &3).wait().unwrap(), 3);

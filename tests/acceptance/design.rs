@@ -69,8 +69,9 @@ fn m_15_functions_that_a_linker_may_fold_still_work() {
 #[test]
 fn m_15_bound_pools_around_one_closure_type_keep_their_own_captures() {
     scenario(|| {
-        let pools: Vec<_> =
-            (1..5_u64).map(|factor| Pool::builder().workers(1).bind(move |n: u64| n * factor).unwrap()).collect();
+        let pools: Vec<_> = (1..5_u64)
+            .map(|factor| Pool::builder().workers(1).bind(move |n: u64| n * factor).unwrap())
+            .collect();
         for n in 0..20 {
             for (factor, pool) in (1..).zip(&pools) {
                 assert_eq!(pool.submit(&n).wait().unwrap(), n * factor);

@@ -26,7 +26,8 @@ fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
 /// Ends every worker of a pool and waits until each has a successor that works.
 fn replace_workers(pool: &Pool) {
     for pid in pool.worker_pids() {
-        signal(pid, Signal::SIGKILL);
+        // It may have been killed before, and be on the list still.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
         gone(pid);
     }
     let ids = pool.broadcast(|w: &Worker| w.id());
@@ -672,7 +673,7 @@ fn m_13_a_task_builds_a_pool_uses_it_and_closes_it() {
         let body = |n: u64| {
             let inner = Pool::new(2).unwrap();
             let sum: u64 = inner.map(0..n, |n: u64| n * n).map(Result::unwrap).sum();
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 inner.close().wait();
             }
             sum

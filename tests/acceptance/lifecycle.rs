@@ -350,7 +350,7 @@ fn a_19_two_pools_at_once_and_one_after_another() {
             let b = Pool::new(2).unwrap();
             let (one, two) = (a.submit(|n: u64| n + 1, &n), b.submit(|n: u64| n + 2, &n));
             assert_eq!((outcome(one).unwrap(), outcome(two).unwrap()), (n + 1, n + 2));
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 drop(a);
                 assert_eq!(outcome(b.submit(|n: u64| n, &n)).unwrap(), n);
             } else {

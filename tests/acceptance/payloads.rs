@@ -117,7 +117,11 @@ fn k_01_small_payloads_of_every_size_both_ways() {
             let (v, t) = (bytes(n), text(n));
             assert_eq!(pool.submit(|v: Vec<u8>| v, &v).wait().unwrap(), v, "{n}");
             // A `str` takes its bytes and nothing else, so this is the exact sweep over what fits a slot.
-            assert_eq!(pool.submit_with(|_: &Worker, t: &View<str>| t.to_owned(), &*t).wait().unwrap(), t, "{n}");
+            assert_eq!(
+                pool.submit_with(|_: &Worker, t: &View<str>| t.to_owned(), &*t).wait().unwrap(),
+                t,
+                "{n}"
+            );
         }
         // In one direction only.
         for n in [0, 1, 23, 24, 25, 31, 32, 33, 255, 256, 257] {
@@ -313,7 +317,10 @@ fn c_16_values_without_size() {
         assert_eq!(pool.submit(|v: [u64; 0]| v, &[]).wait().unwrap(), [0_u64; 0]);
         assert_eq!(pool.submit(|v: Vec<()>| v, &vec![(); 1000]).wait().unwrap().len(), 1000);
         assert_eq!(pool.submit(|v: Option<()>| v, &Some(())).wait().unwrap(), Some(()));
-        assert_eq!(pool.submit_with(|_: &Worker, v: &View<[u64]>| v.len(), &[0_u64; 0][..]).wait().unwrap(), 0);
+        assert_eq!(
+            pool.submit_with(|_: &Worker, v: &View<[u64]>| v.len(), &[0_u64; 0][..]).wait().unwrap(),
+            0
+        );
         assert_eq!(pool.submit_with(|_: &Worker, v: &View<str>| v.len(), "").wait().unwrap(), 0);
     });
 }
@@ -534,7 +541,10 @@ fn m_12_a_slow_deserializer_in_a_worker_delays_nobody() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
         // With a large payload behind it.
-        let slow = pool.submit(|(v, odd): (Vec<u8>, Odd)| (v.len(), odd.0), &(bytes(50_000_000), Odd(Odd::SLOW_TO_READ)));
+        let slow = pool.submit(
+            |(v, odd): (Vec<u8>, Odd)| (v.len(), odd.0),
+            &(bytes(50_000_000), Odd(Odd::SLOW_TO_READ)),
+        );
         let all: Vec<_> = (0..1000_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
         counter(201).wait_for(1);
         assert!(all.into_iter().map(|task| task.wait().unwrap()).eq(0..1000));
@@ -565,7 +575,10 @@ fn types_with_large_alignment_travel() {
         assert_eq!(align_of::<rkyv::Archived<Aligned>>(), 128);
         let at = |address: *const u8| address.addr();
         for n in 0..40_u8 {
-            assert_eq!(pool.submit(|n: u128| n, &(u128::MAX - u128::from(n))).wait().unwrap(), u128::MAX - u128::from(n));
+            assert_eq!(
+                pool.submit(|n: u128| n, &(u128::MAX - u128::from(n))).wait().unwrap(),
+                u128::MAX - u128::from(n)
+            );
             let sixteen = Sixteen { small: n, wide: 1 << 100 };
             let aligned = Aligned { one: n, two: 1 << 60 };
             // With something of odd size in between, so that nothing is aligned by chance.
@@ -580,9 +593,11 @@ fn types_with_large_alignment_travel() {
             assert_eq!(odd.wait().unwrap(), 1000 + usize::from(n));
         }
         for g in [1, 3, 50] {
-            let items = (0..50).map(|n| (bytes(n), Aligned { one: n as u8, two: 3 }, Sixteen { small: 1, wide: 2 }));
+            let items =
+                (0..50).map(|n| (bytes(n), Aligned { one: n as u8, two: 3 }, Sixteen { small: 1, wide: 2 }));
             let items: Vec<_> = items.collect();
-            let stream = pool.map_ref(&items, |i: (Vec<u8>, Aligned, Sixteen)| i).granularity(Granularity::Fixed(g));
+            let stream =
+                pool.map_ref(&items, |i: (Vec<u8>, Aligned, Sixteen)| i).granularity(Granularity::Fixed(g));
             assert!(stream.map(Result::unwrap).eq(items.iter().cloned()), "granularity {g}");
         }
         assert_eq!(generations(&pool), [0]);
@@ -659,7 +674,8 @@ fn a_result_in_archived_form_is_read_in_place_and_brought_back_at_will() {
         }
         assert_eq!(pool.submit(|n: u64| n, &7).archived().wait().unwrap().to_native(), 7);
         assert!(pool.submit(|(): ()| (), &()).archived().wait().is_ok());
-        let error = pool.submit(|n: u64| if n > 1 { panic!("no") } else { n }, &7).archived().wait().unwrap_err();
+        let error =
+            pool.submit(|n: u64| if n > 1 { panic!("no") } else { n }, &7).archived().wait().unwrap_err();
         assert!(error.is_panicked());
         // A slow deserializer is never asked.
         let archive = pool.submit(Odd, &Odd::SLOW_TO_READ).archived().wait().unwrap();

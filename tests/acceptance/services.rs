@@ -105,7 +105,11 @@ fn d_23_a_handler_that_panics_is_an_error_in_the_task() {
         }
         let asynchronous = Pool::builder().workers(1).service_async(|n: u32| async move { doubling(n) });
         let pool = asynchronous.build().unwrap();
-        let early = Pool::builder().workers(1).service_async(|n: u32| std::future::ready(doubling(n))).build().unwrap();
+        let early = Pool::builder()
+            .workers(1)
+            .service_async(|n: u32| std::future::ready(doubling(n)))
+            .build()
+            .unwrap();
         for pool in [pool, early] {
             let (first, second) = pool.submit_with(f, &900_u32).wait().unwrap();
             assert_eq!(first.unwrap_err().kind(), ServiceErrorKind::Panicked);
@@ -522,12 +526,14 @@ fn async_handlers_interleave_on_the_pools_own_executor() {
 #[test]
 fn async_handlers_run_on_tokio() {
     scenario(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let handle = runtime.handle().clone();
         let spawn = move |future: BoxFuture<'static, ()>| {
             handle.spawn(future);
         };
-        let pool = Pool::builder().workers(3).service_async(three_together).service_on(spawn).build().unwrap();
+        let pool =
+            Pool::builder().workers(3).service_async(three_together).service_on(spawn).build().unwrap();
         meets_in_the_service(&pool);
         let handle = runtime.handle().clone();
         let handler = |n: u32| async move {
@@ -575,7 +581,8 @@ fn requests_and_answers_that_cannot_be_encoded_decoded_or_are_too_large() {
     scenario(|| {
         std::panic::set_hook(Box::new(|_| ()));
         // The request names what the answer is to be.
-        let pool = Pool::builder().workers(1).service(|(odd, n): (Odd, u32)| Odd(odd.0.max(n))).build().unwrap();
+        let pool =
+            Pool::builder().workers(1).service(|(odd, n): (Odd, u32)| Odd(odd.0.max(n))).build().unwrap();
         type Odds = Asking<(Odd, u32), Odd>;
         let f = |w: &Odds, kinds: &View<(u32, u32)>| {
             let answer = w.call(&(Odd(kinds.0.to_native()), kinds.1.to_native()));
@@ -593,14 +600,20 @@ fn requests_and_answers_that_cannot_be_encoded_decoded_or_are_too_large() {
             assert_eq!(first.unwrap_err().kind(), expected, "{kinds:?}");
             assert_eq!(second, 2);
         }
-        let pool = Pool::builder().workers(1).max_payload(100_000).service(|n: usize| vec![1_u8; n]).build().unwrap();
+        let pool = Pool::builder()
+            .workers(1)
+            .max_payload(100_000)
+            .service(|n: usize| vec![1_u8; n])
+            .build()
+            .unwrap();
         let f = |w: &Asking<usize, Vec<u8>>, n: &View<usize>| {
             w.call(&(n.to_native() as usize)).map(|answer| answer.len())
         };
         assert_eq!(pool.submit_with(f, &90_000_usize).wait().unwrap(), Ok(90_000));
         let error = pool.submit_with(f, &200_000_usize).wait().unwrap().unwrap_err();
         assert!(error.kind() == ServiceErrorKind::Codec && error.to_string().contains("100000"), "{error}");
-        let pool = Pool::builder().workers(1).max_payload(100_000).service(|v: Vec<u8>| v.len()).build().unwrap();
+        let pool =
+            Pool::builder().workers(1).max_payload(100_000).service(|v: Vec<u8>| v.len()).build().unwrap();
         let f = |w: &Asking<Vec<u8>, usize>, n: &View<usize>| w.call(&vec![1; n.to_native() as usize]);
         assert_eq!(pool.submit_with(f, &90_000_usize).wait().unwrap(), Ok(90_000));
         let error = pool.submit_with(f, &200_000_usize).wait().unwrap().unwrap_err();

@@ -189,7 +189,8 @@ fn g_03_a_pool_can_be_ended_in_a_callback() {
 #[test]
 fn g_03_a_pool_can_be_ended_by_its_service_and_by_the_log_hook() {
     scenario(|| {
-        let place: Arc<Mutex<Option<Pool<(), Service<u32, u32>>>>> = Arc::default();
+        type Doubling = Pool<(), Service<u32, u32>>;
+        let place: Arc<Mutex<Option<Doubling>>> = Arc::default();
         let inner = place.clone();
         let handler = move |n: u32| {
             drop(inner.lock().unwrap().take().unwrap().close());

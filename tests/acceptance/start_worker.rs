@@ -10,7 +10,9 @@ use forkring::{Builder, Error, Pool, StartWorker, View, Worker};
 use nix::sys::signal::Signal;
 
 use crate::crashes::at_full_strength;
-use crate::support::{cell, children, counter, eventually, gate, gone, private_kib, rss_kib, scenario, signal};
+use crate::support::{
+    cell, children, counter, eventually, fds_of, gate, gone, private_kib, rss_kib, scenario, signal,
+};
 
 /// Drops are counted here, in workers and in the master.
 const IN_WORKERS: usize = 0;
@@ -97,6 +99,29 @@ fn workers_drop_what_the_stack_owned_and_the_master_keeps_it() {
         drop(outer);
         assert_eq!(drops(), (15, 4));
         assert_eq!(counter(MAIN_GOES_ON).get(), 1);
+    });
+}
+
+/// The kinds of a process's descriptors, such as `anon_inode:[eventfd]`.
+fn kinds(pid: u32) -> Vec<String> {
+    let mut kinds: Vec<String> = fds_of(pid).into_values().collect();
+    kinds.sort();
+    kinds
+}
+
+#[test]
+fn workers_keep_their_descriptors_when_the_stack_is_unwound() {
+    scenario(|| {
+        let plain = Pool::new(2).unwrap();
+        let expected = kinds(plain.worker_pids()[1]);
+        drop(plain);
+        let pool = StartWorker::catch(|| unwinding(2).build().unwrap());
+        for pid in pool.worker_pids() {
+            assert_eq!(kinds(pid), expected);
+        }
+        // The driver's doorbell is among them: nobody else sees to a task that is awaited.
+        let task = pool.submit(|n: u32| n, &7);
+        assert_eq!(futures::executor::block_on(task).unwrap(), 7);
     });
 }
 
@@ -523,7 +548,9 @@ fn m_05_a_replacement_in_bad_company_ends_the_pool_not_the_program() {
         mark_master();
         let pool = StartWorker::catch(|| {
             // The first generation returns from init; a replacement tries to unwind a `catch_unwind`.
-            let init = |info: &forkring::WorkerInfo| if info.generation() == 0 { Ok(()) } else { info.start_worker() };
+            let init = |info: &forkring::WorkerInfo| {
+                if info.generation() == 0 { Ok(()) } else { info.start_worker() }
+            };
             catch_unwind(|| Pool::builder().workers(1).init(init).build().unwrap()).unwrap()
         });
         counter(MAIN_GOES_ON).bump();

@@ -172,7 +172,10 @@ fn f_04_what_waits_for_a_slow_reader_stays_within_the_window() {
                     let sent = || pulled() - pulled() % g as u64;
                     eventually("the workers are done", || u64::from(counter(0).get()) - base >= sent());
                     let waiting = pulled() - read;
-                    assert!(waiting <= 20 + 2 * g as u64, "{waiting} items wait (ordered {ordered}, granularity {g})");
+                    assert!(
+                        waiting <= 20 + 2 * g as u64,
+                        "{waiting} items wait (ordered {ordered}, granularity {g})"
+                    );
                 }
             }
         }
@@ -206,7 +209,8 @@ fn f_05_results_are_the_same_at_every_granularity() {
             assert_eq!(got.map(u32::from).sum::<u32>(), 500, "items without size, {g:?}");
             let wide = pool.map(0..n, |n: u64| [u128::from(n); 4]).granularity(g).map(Result::unwrap);
             assert!(wide.eq((0..n).map(|n| [u128::from(n); 4])), "{g:?}");
-            for (i, result) in pool.map(0..n, |n: u64| n).unordered().indexed().take(1000).collect::<Vec<_>>() {
+            for (i, result) in pool.map(0..n, |n: u64| n).unordered().indexed().take(1000).collect::<Vec<_>>()
+            {
                 assert_eq!(result.unwrap(), i);
             }
             for (i, result) in pool.map(0..n, |n: u64| n).granularity(g).unordered().indexed() {
@@ -231,7 +235,8 @@ fn f_05_iter_streams_give_the_same_at_every_granularity() {
             let builder = || Pool::builder().workers(2).granularity(g);
             let offset = Cell::new(7); // captured, and not even Sync
             let mut got = Vec::new();
-            let summary = builder().iter_stream(0..n, |n: u64| n + offset.get(), |r| got.push(r.unwrap())).unwrap();
+            let summary =
+                builder().iter_stream(0..n, |n: u64| n + offset.get(), |r| got.push(r.unwrap())).unwrap();
             assert_eq!(sorted(got), expected, "{g:?}");
             assert_eq!((summary.items, summary.ok, summary.failed, summary.stopped), (n, n, 0, false));
             assert_eq!(summary.batches, messages, "{g:?}");
@@ -352,7 +357,8 @@ fn items_and_results_that_cannot_be_encoded_or_decoded_keep_their_place() {
         std::panic::set_hook(Box::new(|_| ()));
         let pool = Pool::builder().workers(2).max_payload(1 << 20).build().unwrap();
         let odd = [(3, Odd::UNWRITABLE), (4, Odd::UNWRITABLE), (17, Odd::UNREADABLE), (18, Odd::READ_PANICS)];
-        let late = [(30, Odd::UNWRITABLE), (31, Odd::UNREADABLE), (32, Odd::WRITE_PANICS), (33, Odd::READ_PANICS)];
+        let late =
+            [(30, Odd::UNWRITABLE), (31, Odd::UNREADABLE), (32, Odd::WRITE_PANICS), (33, Odd::READ_PANICS)];
         for g in [1, 2, 5, 100] {
             for ordered in [true, false] {
                 let items: Vec<(Odd, u32)> = (0..40_u32)
@@ -552,7 +558,8 @@ fn f_18_streams_from_several_threads_do_not_mix() {
                     for round in 0..20 {
                         let base = t * 1_000_000 + round * 1000;
                         let g = fixed(1 + (round as usize * 7) % 40);
-                        let got = pool.map(base..base + 200, |n: u64| n + 1).granularity(g).map(Result::unwrap);
+                        let got =
+                            pool.map(base..base + 200, |n: u64| n + 1).granularity(g).map(Result::unwrap);
                         assert!(got.eq(base + 1..base + 201));
                     }
                 });
@@ -605,8 +612,12 @@ fn f_22_a_source_may_use_the_pool() {
         assert!(got.into_iter().eq((0..50).map(|n| n * (n + 1) / 2)));
         // And so may `g`.
         let mut sum = 0;
-        pool.iter_stream(0..50_u64, |n: u64| n, |r| sum += pool.submit(|n: u64| n, &r.unwrap()).wait().unwrap())
-            .unwrap();
+        pool.iter_stream(
+            0..50_u64,
+            |n: u64| n,
+            |r| sum += pool.submit(|n: u64| n, &r.unwrap()).wait().unwrap(),
+        )
+        .unwrap();
         assert_eq!(sum, 1225);
     });
 }
@@ -787,8 +798,13 @@ fn m_01_several_crashes_of_every_kind_at_small_granularity() {
                         Ok(text) => assert!(!crashing(i) && text.len() as u64 == i),
                         Err(TaskError::WorkerLost(lost)) => {
                             assert!(crashing(i), "{i}: {lost}");
-                            let expected = [(None, Some(11)), (Some(3), None), (None, Some(9)), (None, Some(6))];
-                            assert_eq!((lost.exit_code(), lost.signal()), expected[i as usize % 4], "{i}: {lost}");
+                            let expected =
+                                [(None, Some(11)), (Some(3), None), (None, Some(9)), (None, Some(6))];
+                            assert_eq!(
+                                (lost.exit_code(), lost.signal()),
+                                expected[i as usize % 4],
+                                "{i}: {lost}"
+                            );
                         }
                         Err(error) => panic!("{i}: {error}"),
                     }

@@ -166,8 +166,17 @@ fn b_06_a_continuation_that_submits_a_crash_loses_that_task_only() {
         let pool = Pool::new(1).unwrap();
         block_on(async {
             assert_eq!(pool.submit(|n: u32| n + 1, &1).await.unwrap(), 2);
-            let crash = pool.submit(|_: ()| abort(), &()).await;
-            assert!(crash.map(|()| ()).unwrap_err().is_worker_lost());
+            let crash = pool
+                .submit(
+                    |n: u32| {
+                        if n > 0 {
+                            abort()
+                        }
+                    },
+                    &1,
+                )
+                .await;
+            assert!(crash.unwrap_err().is_worker_lost());
             assert_eq!(pool.submit(|n: u32| n + 1, &2).await.unwrap(), 3);
         });
     });
@@ -323,7 +332,7 @@ fn b_10_waiting_for_the_first_for_all_and_for_a_time_gives_each_outcome_once() {
         }));
         assert_eq!(done.wait_timeout(Duration::ZERO).unwrap().unwrap(), 2);
 
-        let body = |n: u32| if n % 2 == 0 { n } else { panic!("odd") };
+        let body = |n: u32| if n.is_multiple_of(2) { n } else { panic!("odd") };
         let mixed: Vec<_> = (0..20).map(|n| pool.submit(body, &n)).collect();
         for (n, result) in block_on(join_all(mixed)).into_iter().enumerate() {
             match result {

@@ -237,10 +237,6 @@ impl Gate {
         self.0.bump();
     }
 
-    pub(crate) fn is_open(self) -> bool {
-        self.0.get() > 0
-    }
-
     /// Waits until it is open.
     #[track_caller]
     pub(crate) fn wait(self) {
@@ -342,8 +338,10 @@ pub(crate) fn descendants(root: u32) -> Vec<Process> {
 
 /// The pid of the only zygote of this process.
 pub(crate) fn zygote() -> u32 {
-    let mut zygotes: Vec<Process> =
-        children().into_iter().filter(|p| p.parent == std::process::id()).collect();
+    let mut zygotes: Vec<Process> = children()
+        .into_iter()
+        .filter(|p| p.parent == std::process::id() && p.name == "forkring-zygote")
+        .collect();
     assert_eq!(zygotes.len(), 1, "one zygote: {zygotes:?}");
     zygotes.remove(0).pid
 }

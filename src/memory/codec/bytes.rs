@@ -81,10 +81,6 @@ impl AlignedBytes {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.inner.clear();
-    }
-
     /// Appends zeros until the length is a multiple of `align`, a power of two, and returns it.
     #[inline]
     pub(crate) fn pad_to(&mut self, align: usize) -> usize {
