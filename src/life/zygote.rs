@@ -60,7 +60,9 @@ pub(crate) fn run(launch: &'static Launch) -> ! {
     }
     name_process("zygote");
     let Ok(deaths) = signals::sigchld_fd() else { process::exit_now(71) };
-    let mut zygote = Zygote { launch, children: Vec::new(), deaths, pid: process::own_pid() };
+    // Leaked, so that no descriptor has an owner on a stack that a worker may unwind.
+    let zygote = Zygote { launch, children: Vec::new(), deaths, pid: process::own_pid() };
+    let zygote: &'static mut Zygote = Box::leak(Box::new(zygote));
     zygote.serve();
     zygote.end()
 }
@@ -110,9 +112,8 @@ impl Zygote {
         // SAFETY: this process has one thread.
         let report = match unsafe { process::fork() } {
             Ok(Fork::Child) => {
-                // SAFETY: the child never returns to this frame, so it is the only one to use the box here.
-                let fds = unsafe { std::ptr::read(fds) };
-                self.become_worker(who, fds)
+                // The child never returns to this frame, but its destructors may run there: nothing is owned by it.
+                self.become_worker(who, std::mem::take(fds))
             }
             Ok(Fork::Parent(pid)) => self.adopt(who, pid),
             Err(error) => Err((who, error)),
