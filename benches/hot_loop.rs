@@ -5,12 +5,12 @@
 mod common;
 
 use std::hint::black_box;
-use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use common::{Contender, Mode, alternate, ns_each, rayon_pool, timed};
+use common::{Contender, Mode, alternate, ns_each, rayon_pool, receive, timed};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use forkring::Pool;
+use futures::channel::oneshot;
 use rayon::ThreadPool;
 
 fn main() {
@@ -74,11 +74,11 @@ impl Size {
         self.run(
             tasks,
             |n| {
-                let (sender, receiver) = mpsc::sync_channel(1);
+                let (sender, receiver) = oneshot::channel();
                 self.rayon.spawn(move || sender.send(n + 1).expect("a listener"));
                 receiver
             },
-            |receiver| receiver.recv().expect("a result"),
+            receive,
         );
     }
 
@@ -86,11 +86,11 @@ impl Size {
         self.run(
             tasks,
             |n| {
-                let (sender, receiver) = mpsc::sync_channel(1);
+                let (sender, receiver) = oneshot::channel();
                 self.channel.spawn(move || sender.send(n + 1).expect("a listener"));
                 receiver
             },
-            |receiver| receiver.recv().expect("a result"),
+            receive,
         );
     }
 

@@ -6,9 +6,10 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{Contender, Mode, alternate, ns_each, rayon_pool, timed, windowed};
+use common::{Contender, Mode, alternate, ns_each, rayon_pool, receive, timed, windowed};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use forkring::{Granularity, Pool};
+use futures::channel::oneshot;
 use rayon::ThreadPool;
 
 const GRANULARITIES: [usize; 4] = [1, 10, 100, 1000];
@@ -120,15 +121,15 @@ fn spawn_chunks(rayon: &ThreadPool, items: u64) {
     let (mut count, mut sum) = (0, 0);
     let sent = (0..black_box(items)).step_by(CHUNK).map(|first| {
         let chunk: Vec<u64> = (first..items.min(first + CHUNK as u64)).collect();
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let (sender, receiver) = oneshot::channel();
         rayon.spawn(move || {
             let results: Vec<u64> = chunk.into_iter().map(|n| n + 1).collect();
             sender.send(results).expect("a listener");
         });
         receiver
     });
-    windowed(sent, CHUNKS_IN_FLIGHT, |receiver: std::sync::mpsc::Receiver<Vec<u64>>| {
-        for result in receiver.recv().expect("results") {
+    windowed(sent, CHUNKS_IN_FLIGHT, |receiver: oneshot::Receiver<Vec<u64>>| {
+        for result in receive(receiver) {
             count += 1;
             sum += result;
         }

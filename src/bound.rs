@@ -31,7 +31,11 @@ impl<I, R> fmt::Debug for Bound<I, R> {
 
 impl<I: Payload, R: Payload> Bound<I, R> {
     pub(crate) fn new<E, S, W>(pool: Pool<E, S, W>, named: Named) -> Self {
-        Self { pool: Pool::from_handle(pool.handle().clone(), pool.granularity()), named, _types: PhantomData }
+        Self {
+            pool: Pool::from_handle(pool.handle().clone(), pool.granularity()),
+            named,
+            _types: PhantomData,
+        }
     }
 
     /// Runs the closure in a worker with a copy of `input`. As [`Pool::submit`].

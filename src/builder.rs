@@ -98,7 +98,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// never in a worker. Workers share the memory page by page until somebody writes to a page.
     pub fn env<E2: 'static>(self, env: E2) -> Builder<E2, S, W> {
         let Self { env: _, plan, granularity, spawn, misuse, _types } = self;
-        let late = plan.state.is_some().then_some("Builder::env must come before Builder::state, which uses it");
+        let late =
+            plan.state.is_some().then_some("Builder::env must come before Builder::state, which uses it");
         Builder { env, plan, granularity, spawn, misuse: misuse.or(late), _types: PhantomData }
     }
 

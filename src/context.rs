@@ -77,9 +77,10 @@ impl<E, S, W> Worker<E, S, W> {
     /// Whether the running task has been cancelled: its result will be thrown away, so it may as well stop. Costs a
     /// load from shared memory. Once true, it stays true for this task.
     pub fn cancelled(&self) -> bool {
-        self.core.request.get().is_some_and(|index| {
-            self.core.port.try_borrow().is_ok_and(|port| port.cancelled(index))
-        })
+        self.core
+            .request
+            .get()
+            .is_some_and(|index| self.core.port.try_borrow().is_ok_and(|port| port.cancelled(index)))
     }
 
     /// Brings an input, or part of one, back as an owned value.
@@ -102,7 +103,9 @@ impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
         let bytes = codec::encode(request, self.core.seed.max_payload).map_err(ServiceError::codec)?;
         let (kind, answer) = match self.core.port.try_borrow_mut() {
             Ok(mut port) => port.call(bytes.as_bytes()),
-            Err(_) => return Err(ServiceError::new(ServiceErrorKind::Refused, "a call is under way already")),
+            Err(_) => {
+                return Err(ServiceError::new(ServiceErrorKind::Refused, "a call is under way already"));
+            }
         };
         let text = || String::from_utf8_lossy(&answer).into_owned();
         match kind {
@@ -115,9 +118,7 @@ impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
 }
 
 /// Why a service call has no answer. A payload itself, so that a task can return it.
-#[derive(
-    Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
-)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ServiceError {
     kind: ServiceErrorKind,
     message: String,
@@ -125,9 +126,7 @@ pub struct ServiceError {
 
 /// What kind of trouble a [`ServiceError`] is.
 #[non_exhaustive]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ServiceErrorKind {
     /// The handler panicked in the master.
     Panicked,
@@ -259,7 +258,10 @@ impl<'a> Call<'a> {
 
     /// Runs `f` on the input, or on each item of a batch, and answers.
     #[inline]
-    fn run<I: Input + ?Sized, R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
+    fn run<I: Input + ?Sized, R: Payload>(
+        &mut self,
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) {
         match self.request.batch {
             None => self.run_one(f),
             Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
@@ -300,7 +302,10 @@ impl<'a> Call<'a> {
     #[cold]
     fn panicked(&self, Caught { message, location }: Caught) -> Ended {
         self.core.after_panic();
-        Ended::Other(Status::Panicked, Panic { message: message.into(), location: location.into() }.to_bytes())
+        Ended::Other(
+            Status::Panicked,
+            Panic { message: message.into(), location: location.into() }.to_bytes(),
+        )
     }
 
     /// An item whose result is a plain number: no serializer, no length.
@@ -389,7 +394,9 @@ impl Failure {
     fn ended(self) -> Ended {
         match self {
             Self::Decode(error) => Ended::Other(Status::Decode, error.to_string().into_bytes()),
-            Self::Encode(EncodeError::Codec(error)) => Ended::Other(Status::Encode, error.to_string().into_bytes()),
+            Self::Encode(EncodeError::Codec(error)) => {
+                Ended::Other(Status::Encode, error.to_string().into_bytes())
+            }
             Self::Encode(EncodeError::TooLarge { size, limit }) => {
                 Ended::Other(Status::TooLarge, sizes_to_bytes(size, limit).to_vec())
             }
@@ -545,7 +552,9 @@ where
     let call = unsafe { call.cast::<Call<'_>>().as_mut() };
     // SAFETY: `context_task` had a value.
     let f = unsafe { conjure::<F>() };
-    call.run::<I, R>(|core, bytes| with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view)));
+    call.run::<I, R>(|core, bytes| {
+        with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
+    });
 }
 
 /// Views the input in place; items of size zero and inline ones are aligned already.
@@ -556,7 +565,10 @@ fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) 
 
 /// `Fn(I) -> R` that the pool was made around.
 pub(crate) fn bound_task<F: Fn(I) -> R, I: Payload, R: Payload>() -> Named {
-    Named { code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) }, types: hash_of::<(I, R)>() }
+    Named {
+        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) },
+        types: hash_of::<(I, R)>(),
+    }
 }
 
 unsafe fn run_bound<F: Fn(I) -> R, I: Payload, R: Payload>(call: NonNull<()>) {
@@ -593,7 +605,9 @@ where
     let Some(bound) = call.core.seed.bound else { return };
     // SAFETY: as in `run_bound`.
     let f = unsafe { &*bound.0.cast::<F>() };
-    call.run::<I, R>(|core, bytes| with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view)));
+    call.run::<I, R>(|core, bytes| {
+        with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
+    });
 }
 
 /// `Fn(&Worker) -> R`, for a broadcast.

@@ -130,7 +130,10 @@ impl fmt::Display for TaskError {
             Self::Encode(error) => write!(f, "a value could not be encoded: {error}"),
             Self::Decode(error) => write!(f, "a value could not be decoded: {error}"),
             Self::TooLarge { size, limit } => {
-                write!(f, "a value takes {size} bytes and max_payload allows {limit}; raise Builder::max_payload")
+                write!(
+                    f,
+                    "a value takes {size} bytes and max_payload allows {limit}; raise Builder::max_payload"
+                )
             }
             Self::UnknownTask => f.write_str(
                 "the workers do not have this function; load its library before the pool is built",

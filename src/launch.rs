@@ -24,8 +24,8 @@ use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
 use crate::life::service::{Handler, Host};
 use crate::life::station::{Bell, Station};
-use crate::life::zygote::{self, Launch};
 use crate::life::threads;
+use crate::life::zygote::{self, Launch};
 use crate::limits;
 use crate::panics;
 use crate::pool::Handle;
@@ -46,7 +46,10 @@ pub(crate) struct Plan {
 
 impl std::fmt::Debug for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan").field("name", &self.name).field("workers", &self.workers).finish_non_exhaustive()
+        f.debug_struct("Plan")
+            .field("name", &self.name)
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,7 +107,8 @@ pub(crate) fn launch(
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);
     let objects = Objects::load();
-    let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } = plan;
+    let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } =
+        plan;
     let seed = Seed {
         name: name.clone(),
         env,
@@ -158,7 +162,8 @@ fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<E
     let AtFork { launch, socket, driver_bell, mut stations, handler } = *unsafe { Box::from_raw(at_fork) };
     let opened = forked.and_then(|pid| {
         PidFd::open(pid).inspect_err(|_| {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             let _ = process::wait_child(pid);
         })
     });

@@ -24,7 +24,9 @@
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("forkring runs on Linux only: it is built on memfd, eventfd, pidfd and futex-free shared memory");
+compile_error!(
+    "forkring runs on Linux only: it is built on memfd, eventfd, pidfd and futex-free shared memory"
+);
 
 pub use rkyv;
 

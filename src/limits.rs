@@ -19,7 +19,9 @@ pub(crate) const GRANULARITY_MAX: usize = 1 << 24;
 pub(crate) fn check_workers(workers: usize) -> Result<(), Error> {
     match workers {
         0 => Err(Error::new("a pool needs at least one worker; leave Builder::workers out for one a core")),
-        n if n > WORKERS_MAX => Err(Error::new(format!("{n} workers are too many; the limit is {WORKERS_MAX}"))),
+        n if n > WORKERS_MAX => {
+            Err(Error::new(format!("{n} workers are too many; the limit is {WORKERS_MAX}")))
+        }
         _ => Ok(()),
     }
 }
@@ -33,7 +35,9 @@ pub(crate) fn check_max_payload(bytes: usize) -> Result<(), Error> {
 
 pub(crate) fn check_granularity(granularity: Granularity) -> Result<usize, Error> {
     match granularity {
-        Granularity::Fixed(0) => Err(Error::new("a granularity of 0 would send empty messages for ever; use 1 or more")),
+        Granularity::Fixed(0) => {
+            Err(Error::new("a granularity of 0 would send empty messages for ever; use 1 or more"))
+        }
         Granularity::Fixed(n) if n > GRANULARITY_MAX => {
             Err(Error::new(format!("a granularity of {n} is too large; the limit is {GRANULARITY_MAX}")))
         }

@@ -45,8 +45,11 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Pool<E = (), S = NoService, W = ()> {
     handle: Handle,
     granularity: Granularity,
-    _types: PhantomData<fn() -> (E, S, W)>,
+    _types: Types<E, S, W>,
 }
+
+/// A pool holds values of none of its types, so it is `Send` and `Sync` whatever they are.
+type Types<E, S, W> = PhantomData<fn() -> (E, S, W)>;
 
 impl<E, S, W> Clone for Pool<E, S, W> {
     fn clone(&self) -> Self {
@@ -212,8 +215,11 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     /// As [`spawn`](Self::spawn), with the worker and the input in place.
-    pub fn spawn_with<I, R>(&self, f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static, input: &I)
-    where
+    pub fn spawn_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) where
         I: Input + ?Sized,
         R: Payload,
     {
@@ -243,7 +249,8 @@ impl<E, S, W> Pool<E, S, W> {
     ) -> Vec<Result<R, TaskError>> {
         let named = context::broadcast_task::<_, E, S, W, R>(&f);
         let core = self.core();
-        let tasks: Vec<Task<R>> = (0..core.stations.len()).map(|station| start_at(core, named, station)).collect();
+        let tasks: Vec<Task<R>> =
+            (0..core.stations.len()).map(|station| start_at(core, named, station)).collect();
         tasks.into_iter().map(Task::wait).collect()
     }
 
@@ -312,7 +319,11 @@ fn start_at<R>(core: &Arc<Core>, named: Named, station: usize) -> Task<R> {
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (held, job) = Job::allocate(core);
     held.pin();
-    core.submit_at(station, held, Parcel { code, batch: None, input: Encoded::Inline { len: 0, bytes: [0; 32] } });
+    core.submit_at(
+        station,
+        held,
+        Parcel { code, batch: None, input: Encoded::Inline { len: 0, bytes: [0; 32] } },
+    );
     Task::submitted(job)
 }
 

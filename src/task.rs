@@ -116,9 +116,7 @@ impl<R> Task<R> {
     /// A handle that can watch and cancel the task while somebody else waits for it.
     pub fn handle(&self) -> TaskHandle {
         match self.state {
-            State::Submitted(job) => TaskHandle {
-                job: Some((job, job.generation(), job.core().clone())),
-            },
+            State::Submitted(job) => TaskHandle { job: Some((job, job.generation(), job.core().clone())) },
             State::Failed(_) | State::Taken => TaskHandle { job: None },
         }
     }
@@ -153,12 +151,13 @@ impl<R> Task<R> {
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply, TaskError>> {
-        if let Some(job) = self.job() {
-            if !job.is_done() && job.register(context.waker()).is_pending() {
-                job.core().stop_watching();
-                nested_poll(job.core(), &job);
-                return Poll::Pending;
-            }
+        if let Some(job) = self.job()
+            && !job.is_done()
+            && job.register(context.waker()).is_pending()
+        {
+            job.core().stop_watching();
+            nested_poll(job.core(), &job);
+            return Poll::Pending;
         }
         Poll::Ready(self.take())
     }
@@ -266,7 +265,9 @@ impl TaskHandle {
     /// Whether the task is over, or its outcome has been taken. Once true, it stays true.
     pub fn is_finished(&self) -> bool {
         match &self.job {
-            Some((job, generation, core)) if core.is_here() => job.generation() != *generation || job.is_done(),
+            Some((job, generation, core)) if core.is_here() => {
+                job.generation() != *generation || job.is_done()
+            }
             _ => true,
         }
     }

@@ -101,12 +101,10 @@ impl<const W: usize> Slot<W> {
     /// Writes `bytes` (at most 8 × the words left) to the payload words from word `first` on, little-endian.
     #[inline]
     pub(crate) fn set_bytes(&self, first: usize, bytes: &[u8]) {
-        let mut i = first;
-        for chunk in bytes.chunks(8) {
+        for (i, chunk) in (first..).zip(bytes.chunks(8)) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             self.set(i, u64::from_le_bytes(word));
-            i += 1;
         }
     }
 

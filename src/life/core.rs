@@ -1,7 +1,7 @@
 //! What all handles of a pool, its tasks and its driver share.
 
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,6 @@ struct Life {
 }
 
 impl Core {
-    #[expect(clippy::too_many_arguments, reason = "one caller; each is a field")]
     pub(crate) fn new(
         name: String,
         max_payload: usize,
@@ -219,7 +218,9 @@ impl Core {
     /// Whether no station holds a task, and none is between two of them. Stays true once nothing is accepted.
     pub(crate) fn is_empty(&self) -> bool {
         let before = self.moves.state();
-        before.is_some() && self.stations.iter().all(|station| station.own(self).is_empty()) && before == self.moves.state()
+        before.is_some()
+            && self.stations.iter().all(|station| station.own(self).is_empty())
+            && before == self.moves.state()
     }
 
     /// Ends the pool: what has not finished ends with `error`.

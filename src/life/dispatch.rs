@@ -96,7 +96,8 @@ impl Core {
                 }
                 return called_off;
             }
-            let Some(position) = station.queue.iter().position(|queued| std::ptr::eq(queued.job(), job)) else {
+            let Some(position) = station.queue.iter().position(|queued| std::ptr::eq(queued.job(), job))
+            else {
                 // Still in an inbox: its owner takes it in before it lets go, so look again.
                 drop(station);
                 std::hint::spin_loop();

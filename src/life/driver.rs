@@ -163,7 +163,8 @@ impl Driver {
     }
 
     fn next_event(&self) -> Option<Instant> {
-        let vacant = self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
+        let vacant =
+            self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
         let starting = self.starting.iter().map(|&(_, until)| until).min();
         vacant.into_iter().chain(starting).min()
     }
@@ -222,7 +223,10 @@ impl Driver {
                 drop(owned);
                 self.failed_starts = 0;
                 let Who { station, generation } = who;
-                events::info(&core, format_args!("worker {station} is ready (generation {generation}, pid {pid})"));
+                events::info(
+                    &core,
+                    format_args!("worker {station} is ready (generation {generation}, pid {pid})"),
+                );
                 true
             }
             Ok((WorkerState::Failed, text)) => {
@@ -251,7 +255,8 @@ impl Driver {
 
     fn check_deadlines(&mut self) {
         let now = Instant::now();
-        let late: Vec<Who> = self.starting.iter().filter(|(_, until)| *until <= now).map(|(who, _)| *who).collect();
+        let late: Vec<Who> =
+            self.starting.iter().filter(|(_, until)| *until <= now).map(|(who, _)| *who).collect();
         for who in late {
             if self.check_start(who) {
                 self.starting.retain(|(other, _)| *other != who);
@@ -305,7 +310,8 @@ impl Driver {
         let registry = registry::lock();
         let (region, fds) = Region::create()?;
         let mut owned = core.stations[station].own(&core);
-        let (Some(request), Some(response)) = (owned.request_bell.clone(), owned.response_bell.clone()) else {
+        let (Some(request), Some(response)) = (owned.request_bell.clone(), owned.response_bell.clone())
+        else {
             return Ok(());
         };
         let who = Who { station, generation: owned.generation };
@@ -357,7 +363,9 @@ impl Driver {
                     self.starting.retain(|(other, _)| *other != who);
                     self.fail(format!("could not start worker {}: fork: {error}", who.station));
                 }
-                Some(Report::Ended { who, pid, status, max_rss_kib }) => self.ended(who, pid, status, max_rss_kib),
+                Some(Report::Ended { who, pid, status, max_rss_kib }) => {
+                    self.ended(who, pid, status, max_rss_kib)
+                }
                 None => self.fail("the zygote spoke nonsense".to_owned()),
             }
         }
@@ -448,7 +456,11 @@ impl Driver {
         let first = self.core.phase() == Phase::Building;
         if unwinding || first || self.failed_starts >= FAILED_STARTS_MAX {
             let hint = if unwinding { UNWINDING_HINT } else { "" };
-            return self.fail(format!("worker {} {} before it was ready{hint}", who.station, describe(status)));
+            return self.fail(format!(
+                "worker {} {} before it was ready{hint}",
+                who.station,
+                describe(status)
+            ));
         }
         let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
         self.vacant.push_back((who.station, Instant::now() + pause));
@@ -461,7 +473,10 @@ impl Driver {
         if stage == Stage::Ending {
             events::info(&self.core, format_args!("{text}, as told"));
         } else if let Some(Violation(what)) = violation {
-            events::error(&self.core, format_args!("{text} after it broke the protocol ({what}); it is replaced"));
+            events::error(
+                &self.core,
+                format_args!("{text} after it broke the protocol ({what}); it is replaced"),
+            );
         } else {
             events::error(&self.core, format_args!("{text}; it is replaced"));
         }

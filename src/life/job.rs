@@ -116,7 +116,10 @@ impl Place {
 
     fn unpack(word: u64) -> Self {
         let index = word >> STATION_BITS;
-        Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, index: (index != QUEUED).then_some(index) }
+        Self {
+            station: (word & ((1 << STATION_BITS) - 1)) as usize,
+            index: (index != QUEUED).then_some(index),
+        }
     }
 }
 
@@ -260,7 +263,7 @@ impl Job {
         unsafe { *self.batch.get() = None };
         // The next generation, with no flags. Release: the cell's fields before its next use.
         let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        self.state.store((generation + 1 & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
+        self.state.store(((generation + 1) & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
         slab::give(self);
     }
 }
@@ -429,11 +432,7 @@ mod slab {
 
     #[inline]
     pub(super) fn take() -> &'static Job {
-        STORE
-            .try_with(|store| store.borrow_mut().0.pop())
-            .ok()
-            .flatten()
-            .unwrap_or_else(refill)
+        STORE.try_with(|store| store.borrow_mut().0.pop()).ok().flatten().unwrap_or_else(refill)
     }
 
     #[cold]

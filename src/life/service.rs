@@ -1,7 +1,7 @@
 //! The master's service: where the requests of workers are answered.
 //!
 //! A request comes out of a lane whole and is queued here by whoever delivered it. Sync handlers run on service
-//! threads, grown on demand, at most one for each worker, since a worker has one call outstanding; so a handler that
+//! threads, grown on demand: about one for each worker, since a worker has one call outstanding; so a handler that
 //! blocks keeps nobody waiting but its caller. Async handlers run where `service_on` puts them, or on an executor of
 //! one thread.
 //!
@@ -101,11 +101,14 @@ impl Host {
         match &self.handler {
             Handler::Sync(handler) => {
                 let handler = handler.clone();
-                self.spawn(&core.clone(), Box::new(move || {
-                    let mark = Mark::new(&core, &call);
-                    let answer = mark.within(|| guarded(|| handler(&call.bytes, core.max_payload)));
-                    core.answer_call(&call, answer);
-                }));
+                self.spawn(
+                    &core.clone(),
+                    Box::new(move || {
+                        let mark = Mark::new(&core, &call);
+                        let answer = mark.within(|| guarded(|| handler(&call.bytes, core.max_payload)));
+                        core.answer_call(&call, answer);
+                    }),
+                );
             }
             Handler::Async(handler, spawn) => {
                 let future = Box::pin(Handling::new(core.clone(), handler.clone(), call));
@@ -113,9 +116,12 @@ impl Host {
                     Some(spawn) => {
                         let spawn = spawn.clone();
                         // `spawn` is user code and may block or panic, so it does not run on the caller's thread.
-                        self.spawn(&core, Box::new(move || {
-                            let _ = panics::guard(|| spawn(future));
-                        }));
+                        self.spawn(
+                            &core,
+                            Box::new(move || {
+                                let _ = panics::guard(|| spawn(future));
+                            }),
+                        );
                     }
                     None => Turn::start(self.queue.clone(), core, future),
                 }
@@ -124,7 +130,9 @@ impl Host {
     }
 
     fn spawn(&self, core: &Arc<Core>, job: Box<dyn FnOnce() + Send>) {
-        let limit = if matches!(self.handler, Handler::Sync(_)) { core.stations.len() } else { 1 };
+        // A worker has one call outstanding, so there are about as many threads as workers; a handler whose worker has
+        // died goes on on a thread that its successor must not wait for.
+        let limit = if matches!(self.handler, Handler::Sync(_)) { usize::MAX } else { 1 };
         Queue::push(&self.queue, core, limit, job);
     }
 

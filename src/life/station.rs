@@ -233,7 +233,12 @@ impl Station {
             job.link().store((word & !FLAGS) as *mut Job, Ordering::Relaxed);
             let raw = job.into_raw();
             // Release: the job's fields before its presence in the inbox (STATION-2).
-            match self.word.compare_exchange(word, raw as usize | word & FLAGS, Ordering::Release, Ordering::Relaxed) {
+            match self.word.compare_exchange(
+                word,
+                raw as usize | word & FLAGS,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return None,
                 Err(seen) => {
                     word = seen;
@@ -329,7 +334,10 @@ impl Afterwards {
             }
         }
         if unfinished > 0 {
-            events::error(core, format_args!("{unfinished} detached tasks had not ended when the pool was terminated"));
+            events::error(
+                core,
+                format_args!("{unfinished} detached tasks had not ended when the pool was terminated"),
+            );
         }
         for call in self.calls {
             core.serve(call);
@@ -581,10 +589,7 @@ impl<'a> Owned<'a> {
     /// Whether it is enough that the driver comes by: somebody is here time and again, and nobody sleeps.
     #[inline]
     fn may_be_watched(&self) -> bool {
-        self.wake == Wake::Nobody
-            && self.in_flight() > 0
-            && !self.round
-            && self.core.may_watch()
+        self.wake == Wake::Nobody && self.in_flight() > 0 && !self.round && self.core.may_watch()
     }
 
     /// Has the driver come by. `false`: somebody has gone to sleep meanwhile.

@@ -223,10 +223,14 @@ impl WorkerRegion {
     ///
     /// The master does not rewrite the slot while the slice lives: it does so only after the request's response.
     pub(crate) unsafe fn inline_payload(&self, index: u64, len: usize) -> &[u8] {
-        let at = REQUESTS_AT + slot_of(index) * size_of::<RequestSlot>() + 8 * (1 + crate::protocol::wire::INLINE_WORD);
+        let at = REQUESTS_AT
+            + slot_of(index) * size_of::<RequestSlot>()
+            + 8 * (1 + crate::protocol::wire::INLINE_WORD);
         let from = Sides::part::<u8>(&self.sides.a, at);
         // SAFETY: REGION-1: the slot is mapped; the length is cut to what the slot holds; no writer, says the caller.
-        unsafe { std::slice::from_raw_parts(from.as_ptr(), len.min(crate::protocol::wire::REQUEST_INLINE_BYTES)) }
+        unsafe {
+            std::slice::from_raw_parts(from.as_ptr(), len.min(crate::protocol::wire::REQUEST_INLINE_BYTES))
+        }
     }
 
     /// Backs the arena of `B` for a write that ends at offset `end`.

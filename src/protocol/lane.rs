@@ -557,7 +557,9 @@ impl<T> Lane<T> {
         let mut bytes =
             self.calls.incoming.take().unwrap_or_else(|| AlignedBytes::with_capacity(total.min(ARENA_BYTES)));
         let len = match sent.checked_sub(self.calls.in_bytes) {
-            Some(len) if len <= WINDOW_BYTES as u64 && len as usize <= total.saturating_sub(bytes.len()) => len,
+            Some(len) if len <= WINDOW_BYTES as u64 && len as usize <= total.saturating_sub(bytes.len()) => {
+                len
+            }
             _ => return Err(Violation("a service call's position is out of range")),
         };
         self.region.call_window().append_to(self.calls.in_bytes, len as usize, &mut bytes);
@@ -574,7 +576,12 @@ impl<T> Lane<T> {
     }
 
     /// Starts to answer service call `number`.
-    pub(crate) fn answer(&mut self, number: u64, kind: AnswerKind, bytes: AlignedBytes) -> Result<(), Violation> {
+    pub(crate) fn answer(
+        &mut self,
+        number: u64,
+        kind: AnswerKind,
+        bytes: AlignedBytes,
+    ) -> Result<(), Violation> {
         if number != self.calls.received {
             return Ok(());
         }

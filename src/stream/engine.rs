@@ -64,6 +64,8 @@ pub(super) struct Engine<R> {
     looked_at: Vec<usize>,
     filling: BatchBytes,
     filling_first: u64,
+    /// Whether an item is being encoded, which is user code.
+    encoding: bool,
     pub(super) pulled: u64,
     pub(super) messages: u64,
 }
@@ -96,6 +98,7 @@ impl<R: Payload> Engine<R> {
             looked_at: Vec::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
+            encoding: false,
             pulled: 0,
             messages: 0,
         }
@@ -130,7 +133,12 @@ impl<R: Payload> Engine<R> {
     /// Takes an item of the source in; sends the message when it is full.
     #[inline]
     pub(super) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
+        if std::mem::replace(&mut self.encoding, true) {
+            // The serializer of the item before panicked: its position stays empty, so the batch ends there.
+            self.flush(deliver);
+        }
         let index = self.pulled;
+        self.pulled += 1;
         let limit = self.handle.core().max_payload;
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
@@ -143,8 +151,7 @@ impl<R: Payload> Engine<R> {
             }
             self.filling.push(item, limit)
         };
-        // An item whose serializer panicked was never in the stream.
-        self.pulled += 1;
+        self.encoding = false;
         if let Err(error) = result {
             self.flush(deliver);
             let at = self.open(index, 1);
@@ -357,7 +364,8 @@ impl<R: Payload> Awaited for Engine<R> {
     }
 
     fn station(&self) -> usize {
-        let oldest = self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots).find_map(|slot| slot.job);
+        let oldest =
+            self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots).find_map(|slot| slot.job);
         oldest.map_or(0, |job| job.place().station)
     }
 

@@ -87,7 +87,11 @@ impl<E, S, W> Pool<E, S, W> {
     /// assert_eq!(lengths, [1, 2]);
     /// # Ok::<(), forkring::Error>(())
     /// ```
-    pub fn map_ref<'a, I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    pub fn map_ref<'a, I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+    ) -> Map<T::IntoIter, R>
     where
         I: Payload,
         R: Payload,

@@ -76,7 +76,6 @@ impl Memfd {
         fcntl(&self.fd, FcntlArg::F_ADD_SEALS(seals)).call("fcntl(F_ADD_SEALS)")?;
         Ok(())
     }
-
 }
 
 impl AsFd for Memfd {

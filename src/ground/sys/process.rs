@@ -233,11 +233,7 @@ pub(crate) fn wait4_any_nohang() -> Result<Option<Exit>> {
         };
         // Others are stops, which only a tracer is told of.
         let Some(status) = ExitStatus::from_wait(status) else { continue };
-        return Ok(Some(Exit {
-            pid,
-            status,
-            max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
-        }));
+        return Ok(Some(Exit { pid, status, max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0) }));
     }
 }
 
