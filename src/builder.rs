@@ -114,8 +114,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     ///     *w.state() += step.to_native();
     ///     *w.state()
     /// };
-    /// assert_eq!(pool.submit_with(count, &2).wait()?, 2);
-    /// assert_eq!(pool.submit_with(count, &3).wait()?, 5);
+    /// assert_eq!(pool.submit_with(count, &2_u64).wait()?, 2);
+    /// assert_eq!(pool.submit_with(count, &3_u64).wait()?, 5);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn state<W2: 'static>(
@@ -152,7 +152,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// use forkring::{Pool, Service, View, Worker};
     ///
     /// let pool = Pool::builder().workers(1).service(|n: u32| n * 2).build()?;
-    /// let doubled = pool.submit_with(|w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()), &4);
+    /// let doubled = pool.submit_with(|w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()), &4_u32);
     /// assert_eq!(doubled.wait()?, Ok(8));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

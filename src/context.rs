@@ -24,7 +24,7 @@ use crate::protocol::wire::{AnswerKind, Status};
 /// use forkring::{Pool, View, Worker};
 ///
 /// let pool = Pool::builder().workers(2).env(vec![10, 20, 30]).build()?;
-/// let third = pool.submit_with(|w: &Worker<Vec<i32>>, i: &View<usize>| w.env()[i.to_native() as usize], &2);
+/// let third = pool.submit_with(|w: &Worker<Vec<i32>>, i: &View<usize>| w.env()[i.to_native() as usize], &2_usize);
 /// assert_eq!(third.wait()?, 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -46,7 +46,7 @@ pub fn set_log_info(f: impl Fn(&str) + Send + Sync + 'static) {
 ///     None => "panic".to_owned(),
 /// });
 /// let pool = forkring::Pool::new(1)?;
-/// let error = pool.submit(|_: ()| std::panic::panic_any(7_i32), &()).wait().unwrap_err();
+/// let error = pool.submit(|_: ()| -> () { std::panic::panic_any(7_i32) }, &()).wait().unwrap_err();
 /// assert!(error.to_string().contains("code 7"));
 /// # Ok::<(), forkring::Error>(())
 /// ```

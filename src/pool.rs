@@ -173,7 +173,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// let pool = Pool::new(1)?;
     /// let words = pool.submit_with(|_: &Worker, text: &View<str>| text.split(' ').count(), "to be or not");
     /// assert_eq!(words.wait()?, 4);
-    /// let sum = pool.submit_with(|_: &Worker, v: &View<[u32]>| v.iter().map(|n| n.to_native()).sum::<u32>(), &[1, 2][..]);
+    /// let sum = pool.submit_with(|_: &Worker, v: &View<[u32]>| v.iter().map(|n| n.to_native()).sum::<u32>(), &[1_u32, 2][..]);
     /// assert_eq!(sum.wait()?, 3);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

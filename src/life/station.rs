@@ -453,8 +453,9 @@ impl<'a> Owned<'a> {
         let id = self.station.id;
         let inner = &mut **self;
         let lane = inner.lane.as_mut()?;
-        // STATION-3. Arming before the request is published needs no fence: its response cannot come before it.
-        if inner.wake == Wake::Nobody && !inner.watched {
+        // STATION-3. Arming before the first request is published needs no fence: nothing can come before it. With
+        // others in flight, something may just have come, so it is left to `settle`, which looks again.
+        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
             inner.wake = Wake::Driver;
             lane.arm(Wake::Driver);
         }
