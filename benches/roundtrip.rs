@@ -11,6 +11,7 @@ use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::{Contender, Mode, alternate, clock_ns, percentiles, rayon_pool, receive, timed};
 use forkring::Pool;
@@ -36,25 +37,26 @@ fn main() {
         rayon.spawn(move || sender.send(n + 1).expect("a listener"));
         assert_eq!(receive(receiver), n + 1);
     };
-    for n in 0..1000 {
+    for n in 0..100 {
         forkring(n);
         rayon(n);
     }
-    raw.awake(|exchange| (0..1000).for_each(exchange));
+    raw.awake(|exchange| (0..100).for_each(exchange));
 
     if mode != Mode::List {
         let samples = mode.pick(200_000, 2_000);
+        let limit = mode.pick(Duration::from_secs(5), Duration::from_millis(100));
         let results = alternate(
             mode.rounds(),
             vec![
                 Contender::new("raw cache-line ping-pong", || {
-                    raw.awake(|exchange| percentiles(samples, exchange)).map(|ns| ns / 1000.0)
+                    raw.awake(|exchange| percentiles(samples, limit, exchange)).map(|ns| ns / 1000.0)
                 }),
                 Contender::new("forkring submit(..).wait()", || {
-                    percentiles(samples, forkring).map(|ns| ns / 1000.0)
+                    percentiles(samples, limit, forkring).map(|ns| ns / 1000.0)
                 }),
                 Contender::new("rayon spawn + oneshot", || {
-                    percentiles(samples / 4, rayon).map(|ns| ns / 1000.0)
+                    percentiles(samples / 4, limit, rayon).map(|ns| ns / 1000.0)
                 }),
             ],
         );
@@ -87,6 +89,8 @@ fn main() {
 const EXCHANGES_PER_PAIR: u64 = 512;
 const PAIRS: usize = 256;
 const PAGE_BYTES: usize = 4096;
+/// Some tens of microseconds.
+const LOOKS_PER_YIELD: u32 = 1000;
 
 /// What crosses: the number of the exchange, written last, and the value beside it in the same line, as a task's
 /// sequence word and payload are.
@@ -104,9 +108,15 @@ impl Page {
         self.number.store(number, Ordering::Release);
     }
 
-    /// Spins until `number` has come. This is the floor, so it spins without mercy.
+    /// Spins until `number` has come. Whoever has looked in vain for long gives its core away, in case that the peer has
+    /// none: on a busy machine each exchange would take a turn of the scheduler otherwise. The floor does not notice.
     fn take(&self, number: u64) -> u64 {
+        let mut looks = 0_u32;
         while self.number.load(Ordering::Acquire) != number {
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_PER_YIELD) {
+                std::thread::yield_now();
+            }
             std::hint::spin_loop();
         }
         self.value.load(Ordering::Relaxed)
@@ -171,20 +181,19 @@ impl PingPong {
         // The first one finds the child asleep and is not `f`'s.
         self.exchange(0);
         let result = f(&mut |n| self.exchange(n));
-        self.sent += 1;
-        self.pair().0.put(self.sent, PAUSE);
+        assert_eq!(self.send(PAUSE), PAUSE);
         result
     }
 
     fn exchange(&mut self, n: u64) {
-        self.sent += 1;
-        let (request, reply) = self.pair();
-        request.put(self.sent, n);
-        assert_eq!(reply.take(self.sent), n + 1);
+        assert_eq!(self.send(n), n + 1);
     }
 
-    fn pair(&self) -> (&Page, &Page) {
-        pair(self.shared(), self.sent)
+    fn send(&mut self, n: u64) -> u64 {
+        self.sent += 1;
+        let (request, reply) = pair(self.shared(), self.sent);
+        request.put(self.sent, n);
+        reply.take(self.sent)
     }
 }
 
@@ -202,7 +211,10 @@ fn answer_forever(shared: &Shared, mut sleeper: PipeReader) -> ! {
             number += 1;
             let (request, reply) = pair(shared, number);
             match request.take(number) {
-                PAUSE => break,
+                PAUSE => {
+                    reply.put(number, PAUSE);
+                    break;
+                }
                 n => reply.put(number, n + 1),
             }
         }

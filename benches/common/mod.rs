@@ -152,20 +152,33 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 /// Times every call of `exchange` on its own and returns p50, p99 and p99.9 in nanoseconds, less what reading the
-/// clock takes: between two readings lie one call and one reading.
-pub(crate) fn percentiles(samples: usize, mut exchange: impl FnMut(u64)) -> [f64; 3] {
-    (0..samples as u64 / 10).for_each(&mut exchange);
+/// clock takes: between two readings lie one call and one reading. Ends early after `limit`, since on one core, or next
+/// to somebody who uses both, an exchange may take a turn of the scheduler.
+pub(crate) fn percentiles(samples: usize, limit: Duration, mut exchange: impl FnMut(u64)) -> [f64; 3] {
     let clock = clock_ns();
     let mut times = Vec::with_capacity(samples);
-    let mut last = Instant::now();
-    for i in 0..samples as u64 {
+    // The first tenth is for warming up.
+    let mut warm_up = samples / 10;
+    let start = Instant::now();
+    let mut last = start;
+    for i in 0.. {
         exchange(i);
         let now = Instant::now();
-        times.push((now - last).as_nanos() as f64 - clock);
+        if warm_up > 0 {
+            warm_up -= 1;
+        } else {
+            times.push((now - last).as_nanos() as f64 - clock);
+        }
+        if times.len() == samples || now - start > limit {
+            break;
+        }
         last = now;
     }
+    if times.is_empty() {
+        return [limit.as_nanos() as f64; 3];
+    }
     times.sort_by(f64::total_cmp);
-    [0.5, 0.99, 0.999].map(|share| times[((samples as f64 * share) as usize).min(samples - 1)])
+    [0.5, 0.99, 0.999].map(|share| times[(times.len() as f64 * share) as usize])
 }
 
 /// What one reading of the clock takes.

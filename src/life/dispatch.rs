@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use super::core::{Core, Phase};
-use super::job::{Job, JobRef, Outcome, Place};
+use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
 use crate::error::TaskError;
 use crate::protocol::lane::Parcel;
@@ -84,11 +84,17 @@ impl Core {
                 return false;
             }
             // Where the job is cannot change while its station is owned; it may have moved before.
-            let Place { station: now, index } = job.place();
+            let Place { station: now, spot } = job.place();
             if now != at {
                 continue;
             }
-            if let Some(index) = index {
+            if spot == Spot::Moving {
+                // In the hands of another thread, for a moment.
+                drop(station);
+                std::thread::yield_now();
+                continue;
+            }
+            if let Spot::Ring(index) = spot {
                 let unstarted = station.lane.as_mut().and_then(|lane| lane.cancel(index));
                 let called_off = unstarted.is_some();
                 if let Some(job) = unstarted {
@@ -135,6 +141,9 @@ impl Owned<'_> {
         }
         if spare.is_empty() {
             self.no_surplus();
+        }
+        for (job, _) in &spare {
+            job.set_place(Place { station: self.station.id, spot: Spot::Moving });
         }
         spare
     }

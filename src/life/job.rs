@@ -99,27 +99,44 @@ impl std::fmt::Debug for Job {
     }
 }
 
-/// Where a job is: at a station, in its queue or under an index of its ring.
+/// Where a job is: at, or on its way from, a station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) station: usize,
-    pub(crate) index: Option<u64>,
+    pub(crate) spot: Spot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spot {
+    /// In the ring, under this index.
+    Ring(u64),
+    /// In the queue, or in the inbox.
+    Queue,
+    /// Taken out, to be moved to another station.
+    Moving,
 }
 
 const STATION_BITS: u32 = 16;
-const QUEUED: u64 = (1 << (64 - STATION_BITS)) - 1;
+const QUEUE: u64 = (1 << (64 - STATION_BITS)) - 1;
+const MOVING: u64 = QUEUE - 1;
 
 impl Place {
     fn pack(self) -> u64 {
-        self.index.unwrap_or(QUEUED) << STATION_BITS | self.station as u64
+        let spot = match self.spot {
+            Spot::Ring(index) => index,
+            Spot::Queue => QUEUE,
+            Spot::Moving => MOVING,
+        };
+        spot << STATION_BITS | self.station as u64
     }
 
     fn unpack(word: u64) -> Self {
-        let index = word >> STATION_BITS;
-        Self {
-            station: (word & ((1 << STATION_BITS) - 1)) as usize,
-            index: (index != QUEUED).then_some(index),
-        }
+        let spot = match word >> STATION_BITS {
+            QUEUE => Spot::Queue,
+            MOVING => Spot::Moving,
+            index => Spot::Ring(index),
+        };
+        Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, spot }
     }
 }
 

@@ -38,7 +38,7 @@ use crossbeam_utils::{Backoff, CachePadded};
 use super::core::{Core, Phase};
 use super::driver;
 use super::events;
-use super::job::{After, Job, JobRef, Outcome, Place};
+use super::job::{After, Job, JobRef, Outcome, Place, Spot};
 use super::service::Request;
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
@@ -216,7 +216,7 @@ impl Station {
         }
         job.queue(parcel);
         // A place that names the station lets a canceller find the job once the station has taken it in.
-        job.set_place(Place { station: self.id, index: None });
+        job.set_place(Place { station: self.id, spot: Spot::Queue });
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & OWNED == 0 {
@@ -412,7 +412,7 @@ impl<'a> Owned<'a> {
 
     fn enqueue(&mut self, mut job: JobRef, parcel: Parcel) {
         job.queue(parcel);
-        job.set_place(Place { station: self.station.id, index: None });
+        job.set_place(Place { station: self.station.id, spot: Spot::Queue });
         self.may_spare |= !job.is_pinned();
         self.queue.push_back(job);
     }
@@ -437,7 +437,7 @@ impl<'a> Owned<'a> {
                 continue;
             }
             job.queue(parcel);
-            job.set_place(Place { station: self.station.id, index: None });
+            job.set_place(Place { station: self.station.id, spot: Spot::Queue });
             self.may_spare |= !job.is_pinned();
             self.queue.push_front(job);
         }
@@ -463,7 +463,7 @@ impl<'a> Owned<'a> {
         match lane.push(job, parcel) {
             Ok(index) => {
                 // The job is in the ring under this index; only this thread, its owner, moves it.
-                JobRef::note_place(shared, Place { station: id, index: Some(index) });
+                JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
                 lane.ring_if_asleep();
                 inner.may_spare |= spare;
                 self.leave_idle();

@@ -14,8 +14,8 @@ pub(crate) const RING_SLOTS: usize = 256;
 pub(crate) const ARENA_BYTES: usize = 4 << 20;
 /// Bytes of each service window.
 pub(crate) const WINDOW_BYTES: usize = 64 << 10;
-/// Alignment of every payload that does not fit a slot.
-pub(crate) const SPAN_ALIGN: usize = 16;
+/// Alignment of every payload that does not fit a slot: that of the most demanding types in use.
+pub(crate) const SPAN_ALIGN: usize = 128;
 
 const PAGE_BYTES: usize = 4096;
 

@@ -10,12 +10,12 @@ use rkyv::util::AlignedVec;
 
 /// What the start of every buffer is aligned to: a cache line, and no archived type asks for more
 /// unless its author did.
-const ALIGN: usize = 64;
+const ALIGN: usize = 128;
 
 /// Room kept for a root behind a large write, so that a `Vec` of numbers takes one allocation.
 const SLACK: usize = 64;
 
-/// A growing byte buffer whose first byte is aligned to 64.
+/// A growing byte buffer whose first byte is aligned to 128.
 #[derive(Clone, Default)]
 pub(crate) struct AlignedBytes {
     inner: AlignedVec<ALIGN>,

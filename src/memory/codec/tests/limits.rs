@@ -32,7 +32,7 @@ fn what_fits_stays_inline() {
         assert_eq!(encoded.as_bytes(), "x".repeat(len).as_bytes());
         assert_eq!(matches!(encoded, Encoded::Inline { .. }), len <= INLINE_MAX);
         let aligned = encoded.into_aligned();
-        assert!(aligned.is_empty() || aligned.as_ptr().addr() % 64 == 0);
+        assert!(aligned.is_empty() || aligned.as_ptr().addr() % 128 == 0);
     }
 }
 
