@@ -564,7 +564,7 @@ struct Sixteen {
 }
 
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
-#[rkyv(crate = forkring::rkyv, attr(repr(C, align(128))))]
+#[rkyv(crate = forkring::rkyv, attr(repr(C, align(32))))]
 struct Aligned {
     one: u8,
     two: u64,
@@ -574,7 +574,7 @@ struct Aligned {
 fn types_with_large_alignment_travel() {
     scenario(|| {
         let pool = Pool::new(1).unwrap();
-        assert_eq!(align_of::<rkyv::Archived<Aligned>>(), 128);
+        assert_eq!(align_of::<rkyv::Archived<Aligned>>(), 32);
         let at = |address: *const u8| address.addr();
         for n in 0..40_u8 {
             assert_eq!(
@@ -587,10 +587,11 @@ fn types_with_large_alignment_travel() {
             let odd = pool.submit(|v: Vec<u8>| v.len(), &bytes(1000 + usize::from(n)));
             assert_eq!(pool.submit(|s: Sixteen| s, &sixteen).wait().unwrap(), sixteen);
             assert_eq!(pool.submit(|s: Aligned| s, &aligned).wait().unwrap(), aligned);
-            let place = |_: &Worker, a: &View<Aligned>| std::ptr::from_ref(a).addr() % 128;
+            assert_eq!(pool.submit(|v: Vec<Aligned>| v, &vec![aligned; 5]).wait().unwrap(), [aligned; 5]);
+            let place = |_: &Worker, a: &View<Aligned>| std::ptr::from_ref(a).addr() % 32;
             assert_eq!(pool.submit_with(place, &aligned).wait().unwrap(), 0);
             let archive = pool.submit(|a: Aligned| a, &aligned).archived().wait().unwrap();
-            assert_eq!(at(std::ptr::from_ref(&*archive).cast()) % 128, 0);
+            assert_eq!(at(std::ptr::from_ref(&*archive).cast()) % 32, 0);
             assert_eq!(odd.wait().unwrap(), 1000 + usize::from(n));
         }
         for g in [1, 3, 50] {
