@@ -454,6 +454,11 @@ impl BatchBytes {
     /// Adds an item. On an error, what was there before stays.
     #[inline]
     pub(crate) fn push<I: Input + ?Sized>(&mut self, item: &I, limit: usize) -> Result<(), EncodeError> {
+        if let Some(plain) = codec::plain_bytes(item).filter(|plain| plain.len() <= limit) {
+            self.bytes.extend_from_slice(plain);
+            self.items += 1;
+            return Ok(());
+        }
         let (_, end) = codec::encode_into(item, limit, &mut self.bytes)?;
         if codec::plain_size::<I>().is_none() {
             self.ends.extend_from_slice(&(end as u64).to_le_bytes());
@@ -466,9 +471,14 @@ impl BatchBytes {
         self.items
     }
 
-    pub(crate) fn finish(mut self) -> Encoded {
-        self.bytes.extend_from_slice(&self.ends);
-        Encoded::Heap(self.bytes)
+    /// The payload of what was collected. The next one is expected to take about as much room.
+    pub(crate) fn finish(&mut self) -> Encoded {
+        let next = AlignedBytes::with_capacity(self.bytes.len() + self.bytes.len() / 8);
+        let mut bytes = std::mem::replace(&mut self.bytes, next);
+        bytes.extend_from_slice(&self.ends);
+        self.ends.clear();
+        self.items = 0;
+        Encoded::Heap(bytes)
     }
 }
 

@@ -55,6 +55,7 @@ pub(super) struct Engine<R> {
     code: CodeId,
     ordered: bool,
     granularity: usize,
+    max_payload: usize,
     window: usize,
     slots: Vec<Slot<R>>,
     free: Vec<usize>,
@@ -85,11 +86,13 @@ impl<R: Payload> Engine<R> {
             Some(items) => items.div_ceil(granularity).max(1),
             None => core.stations.len() * depth,
         };
+        let max_payload = core.max_payload;
         Self {
             handle,
             code,
             ordered,
             granularity,
+            max_payload,
             window,
             slots: Vec::new(),
             free: Vec::new(),
@@ -114,10 +117,15 @@ impl<R: Payload> Engine<R> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether another item may be pulled from the source, while so many results wait to be asked for.
+    /// How many messages the window holds while so many results wait to be asked for.
+    pub(super) fn room(&self, waiting: usize) -> usize {
+        self.window.saturating_sub(waiting / self.granularity)
+    }
+
+    /// Whether another item may be pulled from the source, in a window of so many messages.
     #[inline]
-    pub(super) fn wants_items(&self, waiting: usize) -> bool {
-        self.in_use() + waiting / self.granularity < self.window
+    pub(super) fn wants_items(&self, room: usize) -> bool {
+        self.in_use() < room
     }
 
     /// Whether the window is at most half full: time to pull even though results wait.
@@ -139,7 +147,7 @@ impl<R: Payload> Engine<R> {
         }
         let index = self.pulled;
         self.pulled += 1;
-        let limit = self.handle.core().max_payload;
+        let limit = self.max_payload;
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
                 let at = self.open(index, 1);
@@ -165,7 +173,7 @@ impl<R: Payload> Engine<R> {
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
         if items > 0 {
-            let input = std::mem::take(&mut self.filling).finish();
+            let input = self.filling.finish();
             let at = self.open(self.filling_first, items);
             self.send(at, Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input }, deliver);
         }

@@ -1,5 +1,6 @@
 //! [`Map`]: a stream as an iterator.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
@@ -40,9 +41,36 @@ pub struct Map<T, R> {
     pull: Pull<T, R>,
 }
 
-/// Pulls an item from the source into the engine; `false` at the end. A pointer, so that `Map` has no type parameter
-/// for the item.
-type Pull<T, R> = fn(&mut Engine<R>, &mut T, &mut dyn FnMut(u64, Item<R>)) -> bool;
+/// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
+/// is `false`. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
+/// each item would cost as much as the item. The number is that of results that wait to be asked for.
+type Pull<T, R> = fn(&mut Engine<R>, &mut T, usize, &mut dyn FnMut(u64, Item<R>)) -> bool;
+
+fn pull<T, R, I, B>(
+    engine: &mut Engine<R>,
+    source: &mut T,
+    waiting: usize,
+    mut deliver: &mut dyn FnMut(u64, Item<R>),
+) -> bool
+where
+    T: Iterator<Item = B>,
+    R: Payload,
+    I: Payload,
+    B: Borrow<I>,
+{
+    let room = engine.room(waiting);
+    while engine.wants_items(room) {
+        let Some(item) = source.next() else {
+            engine.flush(&mut deliver);
+            return false;
+        };
+        engine.push(item.borrow(), &mut deliver);
+        if engine.has_news() {
+            break;
+        }
+    }
+    true
+}
 
 impl<T, R> fmt::Debug for Map<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,9 +125,7 @@ impl<E, S, W> Pool<E, S, W> {
         R: Payload,
         T: IntoIterator<Item = &'a I>,
     {
-        Map::new(self, items.into_iter(), context::plain_task(&f), |engine, source, mut deliver| {
-            source.next().map(|item| engine.push(item, &mut deliver)).is_some()
-        })
+        Map::new(self, items.into_iter(), context::plain_task(&f), pull::<_, R, I, &I>)
     }
 
     /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
@@ -148,9 +174,7 @@ impl<E, S, W> Pool<E, S, W> {
         items: T,
         named: Named,
     ) -> Map<T::IntoIter, R> {
-        Map::new(self, items.into_iter(), named, |engine, source, mut deliver| {
-            source.next().map(|item| engine.push(&item, &mut deliver)).is_some()
-        })
+        Map::new(self, items.into_iter(), named, pull::<_, R, I, I>)
     }
 }
 
@@ -239,21 +263,18 @@ impl<T, R: Payload> Map<T, R> {
                 return true;
             }
         }
-        while engine.wants_items(0)
-            && let Some(source) = &mut self.source
+        if let Some(source) = &mut self.source
+            && !(self.pull)(engine, source, 0, deliver)
         {
-            if !(self.pull)(engine, source, deliver) {
-                self.source = None;
-                engine.flush(deliver);
-            }
-            if engine.has_news() {
-                return true;
-            }
+            self.source = None;
+        }
+        if engine.has_news() {
+            return true;
         }
         if self.source.is_none() && engine.is_empty() {
             return false;
         }
-        if !news && !engine.has_news() {
+        if !news {
             engine.wait();
         }
         true
@@ -272,17 +293,13 @@ impl<T, R: Payload> Map<T, R> {
         self.out.pop_front()
     }
 
-    /// Pulls items until the window is full.
+    /// Pulls items while so many results wait.
     fn refill(&mut self, out: &mut VecDeque<(u64, Item<R>)>) {
-        let Some(engine) = &mut self.engine else { return };
-        while engine.wants_items(out.len())
-            && let Some(source) = &mut self.source
+        let waiting = out.len();
+        if let (Some(engine), Some(source)) = (&mut self.engine, &mut self.source)
+            && !(self.pull)(engine, source, waiting, &mut |index, item| out.push_back((index, item)))
         {
-            let deliver = &mut |index, item| out.push_back((index, item));
-            if !(self.pull)(engine, source, deliver) {
-                self.source = None;
-                engine.flush(deliver);
-            }
+            self.source = None;
         }
     }
 }

@@ -25,6 +25,7 @@ struct State {
 }
 
 impl Arrivals {
+    #[inline]
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
