@@ -7,9 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
-
-use parking_lot::RwLock;
+use std::sync::{Arc, PoisonError, RwLock};
 
 type Log = Arc<dyn Fn(&str) + Send + Sync>;
 type PanicFormat = Arc<dyn Fn(&(dyn Any + Send)) -> String + Send + Sync>;
@@ -25,7 +23,7 @@ static PANIC_FORMAT: RwLock<Option<PanicFormat>> = RwLock::new(None);
 /// forkring::hooks::set_log_error(|message| eprintln!("pool trouble: {message}"));
 /// ```
 pub fn set_log_error(f: impl Fn(&str) + Send + Sync + 'static) {
-    *LOG_ERROR.write() = Some(Arc::new(f));
+    set(&LOG_ERROR, Arc::new(f));
 }
 
 /// Sends the crate's notices (a worker has started, ended, was replaced) to `f` instead of the default.
@@ -34,7 +32,7 @@ pub fn set_log_error(f: impl Fn(&str) + Send + Sync + 'static) {
 /// forkring::hooks::set_log_info(|message| println!("pool: {message}"));
 /// ```
 pub fn set_log_info(f: impl Fn(&str) + Send + Sync + 'static) {
-    *LOG_INFO.write() = Some(Arc::new(f));
+    set(&LOG_INFO, Arc::new(f));
 }
 
 /// Turns the payload of a task's panic into the message of [`Panicked`](crate::Panicked). By default that is the
@@ -51,11 +49,19 @@ pub fn set_log_info(f: impl Fn(&str) + Send + Sync + 'static) {
 /// # Ok::<(), forkring::Error>(())
 /// ```
 pub fn set_panic_format(f: impl Fn(&(dyn Any + Send)) -> String + Send + Sync + 'static) {
-    *PANIC_FORMAT.write() = Some(Arc::new(f));
+    set(&PANIC_FORMAT, Arc::new(f));
+}
+
+fn set<T: ?Sized>(hook: &RwLock<Option<Arc<T>>>, f: Arc<T>) {
+    *hook.write().unwrap_or_else(PoisonError::into_inner) = Some(f);
+}
+
+fn get<T: ?Sized>(hook: &RwLock<Option<Arc<T>>>) -> Option<Arc<T>> {
+    hook.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 pub(crate) fn error(message: fmt::Arguments<'_>) {
-    let hook = LOG_ERROR.read().clone();
+    let hook = get(&LOG_ERROR);
     match hook {
         Some(hook) => call(&hook, message),
         // No logger has been installed, or everything is switched off, which is the same to this question.
@@ -65,7 +71,7 @@ pub(crate) fn error(message: fmt::Arguments<'_>) {
 }
 
 pub(crate) fn info(message: fmt::Arguments<'_>) {
-    let hook = LOG_INFO.read().clone();
+    let hook = get(&LOG_INFO);
     match hook {
         Some(hook) => call(&hook, message),
         None => log::info!(target: "forkring", "{message}"),
@@ -80,7 +86,7 @@ fn call(hook: &Log, message: fmt::Arguments<'_>) {
 
 /// The message of a panic.
 pub(crate) fn format_panic(payload: &(dyn Any + Send)) -> String {
-    if let Some(format) = PANIC_FORMAT.read().clone() {
+    if let Some(format) = get(&PANIC_FORMAT) {
         return format(payload);
     }
     match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {

@@ -26,11 +26,9 @@
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
 use std::cell::{RefCell, UnsafeCell};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-
-use parking_lot::Mutex;
 
 use super::core::Core;
 use crate::error::TaskError;
@@ -433,13 +431,18 @@ mod slab {
     const STORE_MAX: usize = 1024;
     const BLOCK: usize = 128;
 
-    pub(super) static DEPOT: Mutex<Vec<&'static Job>> = Mutex::new(Vec::new());
+    /// Std's mutex, for the reason given in [`registry`](super::super::registry).
+    static DEPOT: Mutex<Vec<&'static Job>> = Mutex::new(Vec::new());
+
+    pub(super) fn depot() -> MutexGuard<'static, Vec<&'static Job>> {
+        DEPOT.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     struct Store(Vec<&'static Job>);
 
     impl Drop for Store {
         fn drop(&mut self) {
-            DEPOT.lock().append(&mut self.0);
+            depot().append(&mut self.0);
         }
     }
 
@@ -455,7 +458,7 @@ mod slab {
     #[cold]
     fn refill() -> &'static Job {
         let mut cells = {
-            let mut depot = DEPOT.lock();
+            let mut depot = depot();
             let keep = depot.len().saturating_sub(STORE_MAX / 2);
             depot.split_off(keep)
         };
@@ -466,7 +469,7 @@ mod slab {
         }
         let job = cells.pop().expect("a block is not empty");
         if STORE.try_with(|store| store.borrow_mut().0.append(&mut cells)).is_err() {
-            DEPOT.lock().append(&mut cells);
+            depot().append(&mut cells);
         }
         job
     }
@@ -477,16 +480,16 @@ mod slab {
             let store = &mut store.borrow_mut().0;
             store.push(job);
             if store.len() > STORE_MAX {
-                DEPOT.lock().extend(store.drain(..STORE_MAX / 2));
+                depot().extend(store.drain(..STORE_MAX / 2));
             }
         });
         if kept.is_err() {
-            DEPOT.lock().push(job);
+            depot().push(job);
         }
     }
 }
 
 /// Held across a fork, so that the child finds the depot whole.
-pub(crate) fn depot_lock() -> &'static Mutex<Vec<&'static Job>> {
-    &slab::DEPOT
+pub(crate) fn lock_depot() -> MutexGuard<'static, Vec<&'static Job>> {
+    slab::depot()
 }

@@ -7,12 +7,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::job::Job;
 use crate::ground::sys::{SysError, fork_generation};
 
+/// Std's mutex: whoever lets go of it in a child touches this word and makes one system call. parking_lot's would look
+/// for threads that wait, under a lock of its own that may have been held at the moment of the fork.
 static REGISTRY: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 thread_local! {
@@ -25,7 +26,7 @@ thread_local! {
 pub(crate) struct Registry(Option<MutexGuard<'static, BTreeSet<RawFd>>>);
 
 pub(crate) fn lock() -> Registry {
-    Registry(Some(REGISTRY.lock()))
+    Registry(Some(REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 impl Registry {
@@ -83,8 +84,8 @@ thread_local! {
 
 fn before_fork() {
     let held = Held {
-        _registry: (!FORKING.get()).then(|| REGISTRY.lock()),
-        _depot: Some(super::job::depot_lock().lock()),
+        _registry: (!FORKING.get()).then(|| REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)),
+        _depot: Some(super::job::lock_depot()),
     };
     // A thread that forks while it is being destroyed lets go at once: its child cannot use pools.
     let _ = HELD.try_with(|slot| *slot.borrow_mut() = held);

@@ -12,7 +12,8 @@ use forkring::{Granularity, Pool, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    cell, children, counter, eventually, gate, private_kib, process, rss_kib, scenario, signal, status_of,
+    cell, children, counter, eventually, gate, private_kib, process, return_freed_memory, rss_kib, scenario,
+    signal, status_of,
 };
 
 /// The arena of a worker, beyond which payloads are streamed.
@@ -228,6 +229,7 @@ fn k_04_terminate_while_a_large_result_is_on_its_way() {
 #[test]
 fn k_05_many_large_results_and_a_slow_reader() {
     scenario(|| {
+        return_freed_memory();
         let pool = Pool::new(2).unwrap();
         let mut stream = pool.map(0..50_u8, |n: u8| vec![n; 10 << 20]).window(4);
         let mut highest = [0; 5];
@@ -238,9 +240,8 @@ fn k_05_many_large_results_and_a_slow_reader() {
             *tenth = rss_kib(std::process::id()).max(*tenth);
         }
         assert!(stream.next().is_none());
-        // Four in the window, one in hand, copies on their way, both workers' arenas, and what malloc keeps. All fifty
-        // at once would be 500 MB.
-        assert!(highest[4] < 400 << 10 && highest[4] < highest[3] + (20 << 10), "{highest:?} KiB");
+        // Four in the window, one in hand, copies on their way, and both workers' arenas.
+        assert!(highest[4] < 200 << 10, "{highest:?} KiB");
     });
 }
 
@@ -448,13 +449,17 @@ fn m_09_wide_values_are_equal_on_both_sides() {
 #[test]
 fn m_09_k_03_a_payload_above_four_gibibytes() {
     const SIZE: usize = (4 << 30) + 4097;
-    // The encoded input, the worker's copy of it, and some room for other tests.
+    // It takes 20 s of page faults, and stalled its neighbours beyond their bounds when it ran beside them. Not
+    // `#[ignore]`: the scenario's process would ignore it as well, and pass.
+    let wanted = std::env::var_os("FORKRING_HUGE").is_some();
+    // The encoded input, the worker's copy of it, and some room.
     let free = std::fs::read_to_string("/proc/meminfo").unwrap();
     let free = free.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
     let free: usize = free.unwrap().parse().unwrap();
-    if free < 14 << 20 {
+    if !wanted || free < 14 << 20 {
         // Past the harness, which keeps the output of tests that pass to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED for want of memory: a payload above four gibibytes");
+        let why = if wanted { "14 GiB of free memory" } else { "FORKRING_HUGE=1" };
+        let _ = writeln!(std::io::stderr(), "SKIPPED: a payload above four gibibytes needs {why}");
         return;
     }
     scenario(|| {

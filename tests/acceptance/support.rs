@@ -72,6 +72,13 @@ pub(crate) fn scenario<F: FnOnce() + Copy>(body: F) {
     }
 }
 
+/// Makes malloc give large blocks back when they are freed, instead of learning to keep them, so that the resident
+/// memory of this process says what is in use (mallopt(3), M_MMAP_THRESHOLD).
+pub(crate) fn return_freed_memory() {
+    // SAFETY: sets a number.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10) };
+}
+
 /// As [`scenario`], for a process that may end in any way: the test gets what it left and judges. `None`: this is
 /// that process, and `body` has run.
 #[must_use]
