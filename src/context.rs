@@ -313,17 +313,14 @@ impl<'a> Call<'a> {
     fn run_plain_item<R: Payload>(
         &self,
         bytes: &[u8],
-        stride: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) {
         let core = self.core;
         core.state_used.set(false);
         let ended = match panics::guard(|| f(core, bytes)) {
             Ok(Ok(value)) => {
-                let mut record = [Status::Value as u8; 1 + STRIDE_MAX];
-                record[1..=stride].copy_from_slice(codec::plain_bytes(&value).unwrap_or_default());
                 let mut port = core.port.borrow_mut();
-                port.append(&record[..=stride]);
+                port.append_value(codec::plain_bytes(&value).unwrap_or_default());
                 port.commit();
                 return;
             }
@@ -374,7 +371,7 @@ impl<'a> Call<'a> {
             let bytes = batch.get(i).unwrap_or_default();
             // One by one, so that a crash in the next item cannot take this one's result along.
             match stride {
-                Some(stride) => self.run_plain_item(bytes, stride, &f),
+                Some(_) => self.run_plain_item(bytes, &f),
                 None => self.run_item(bytes, &f),
             }
             if core.port.borrow().cancelled(index) {

@@ -64,7 +64,8 @@ impl Core {
                 let mut rich = self.stations[rich].own(self);
                 rich.keep_quiet();
                 rich.give_back(jobs);
-                return;
+                // The second look of edge BALANCE: somebody may have become idle while this station looked poor.
+                continue;
             };
             let mut poor = self.stations[poor].own(self);
             poor.keep_quiet();

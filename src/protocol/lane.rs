@@ -395,8 +395,9 @@ impl<T> Lane<T> {
         if total > self.max_payload as u64 {
             return Err(Violation("a response exceeds max_payload"));
         }
-        // The hint is bounded by `max_payload`, but memory is taken only as bytes arrive.
-        let bytes = AlignedBytes::with_capacity((total as usize).min(4 * ARENA_BYTES));
+        // The hint is bounded by `max_payload`, and what is not touched takes no memory; still a worker that lies must
+        // not be able to make an allocation fail.
+        let bytes = AlignedBytes::with_capacity((total as usize).min(TRUSTED_HINT_BYTES));
         Ok(Incoming { at: start, bytes })
     }
 
@@ -779,6 +780,9 @@ impl<T> Lane<T> {
         self.ring_if_asleep();
     }
 }
+
+/// A worker's word for a result's size is taken up to here.
+const TRUSTED_HINT_BYTES: usize = 256 << 20;
 
 const CLAIM_RANGE: Violation = Violation("the claim word is out of range");
 

@@ -354,6 +354,14 @@ impl Port {
         }
     }
 
+    /// One record of a batch without a length. In two writes: put together first, it would be read back in one piece
+    /// before its parts have left the store buffer, which costs 5 ns.
+    #[inline]
+    pub(crate) fn append_value(&mut self, bytes: &[u8]) {
+        self.append(&[Status::Value as u8]);
+        self.append(bytes);
+    }
+
     /// One record of a batch with a length in front.
     pub(crate) fn append_sized(&mut self, status: Status, bytes: &[u8]) {
         self.append(&sized_header(status, bytes.len()));
