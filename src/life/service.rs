@@ -106,6 +106,8 @@ impl Host {
                     Box::new(move || {
                         let mark = Mark::new(&core, &call);
                         let answer = mark.within(|| guarded(|| handler(&call.bytes, core.max_payload)));
+                        // Before the answer: the worker's next call has a mark of its own.
+                        mark.set(false);
                         core.answer_call(&call, answer);
                     }),
                 );
@@ -234,6 +236,7 @@ impl Future for Handling {
             Err(caught) => guarded_text(caught),
         };
         this.state = HandlingState::Over;
+        mark.set(false);
         if let Some(call) = this.call.take() {
             this.core.answer_call(&call, answer);
         }
