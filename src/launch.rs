@@ -156,7 +156,10 @@ pub(crate) fn launch(
 /// Makes what is shared, forks the zygote, and drops the master's copy of the seed.
 fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<Ends, SysError> {
     let mut registry = registry::lock();
-    let at_fork = Box::into_raw(Box::new(prepare(seed, handler, &mut registry, workers)?));
+    let Shared { socket, theirs, driver_bell, their_bell, master, stations } =
+        prepare(&mut registry, workers)?;
+    let launch = Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: registry.all() };
+    let at_fork = Box::into_raw(Box::new(AtFork { launch, socket, driver_bell, stations, handler }));
     let forked = fork_and_run(&mut registry, at_fork);
     // SAFETY: made by `Box::into_raw` above; the zygote has its own copy.
     let AtFork { launch, socket, driver_bell, mut stations, handler } = *unsafe { Box::from_raw(at_fork) };
@@ -185,12 +188,18 @@ fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<E
     Ok(Ends { socket, zygote: opened?, driver_bell: Arc::new(driver_bell), stations, handler })
 }
 
-fn prepare(
-    seed: Seed,
-    handler: Option<Handler>,
-    registry: &mut Registry,
-    workers: usize,
-) -> Result<AtFork, SysError> {
+/// What the master and the zygote are to share.
+struct Shared {
+    socket: Socket,
+    theirs: Socket,
+    driver_bell: Doorbell,
+    their_bell: Doorbell,
+    master: PidFd,
+    stations: Box<[Station]>,
+}
+
+/// Makes and registers descriptors. Owns nothing of the user's, which would be dropped under the lock on an error.
+fn prepare(registry: &mut Registry, workers: usize) -> Result<Shared, SysError> {
     let (socket, theirs) = Socket::pair()?;
     let driver_bell = Doorbell::new()?;
     let their_bell = duplicate(&driver_bell)?;
@@ -203,8 +212,7 @@ fn prepare(
     for station in &mut stations {
         station.for_each_fd(|fd| registry.add(fd));
     }
-    let launch = Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: registry.all() };
-    Ok(AtFork { launch, socket, driver_bell, stations, handler })
+    Ok(Shared { socket, theirs, driver_bell, their_bell, master, stations })
 }
 
 /// Another set of descriptors for the same doorbell.

@@ -155,7 +155,10 @@ impl<R> Task<R> {
             && !job.is_done()
             && job.register(context.waker()).is_pending()
         {
+            // Counted on its own: the job may be delivered, and its waker uncounted, while this goes on.
+            job.core().add_sleeper();
             job.core().stop_watching();
+            job.core().remove_sleeper();
             nested_poll(job.core(), &job);
             return Poll::Pending;
         }

@@ -148,7 +148,8 @@ impl Core {
         };
         drop(life);
         self.life_changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        // A panic in somebody's waker must not keep the others asleep, nor end the driver.
+        wakers.into_iter().for_each(|waker| drop(crate::panics::guard(|| waker.wake())));
         true
     }
 
@@ -270,10 +271,12 @@ impl Core {
         }
     }
 
-    /// Before somebody sleeps, who has been counted: no worker may rely on the driver's rounds.
+    /// Before somebody sleeps, who has been counted and stays so meanwhile: no worker may rely on the driver's rounds.
     pub(crate) fn stop_watching(&self) {
-        while let Some(station) = self.watched.first() {
-            self.stations[station].own(self).leave_watch();
+        for station in &self.stations {
+            if self.watched.contains(station.id) {
+                station.own(self).leave_watch();
+            }
         }
     }
 

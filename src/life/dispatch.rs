@@ -53,17 +53,20 @@ impl Core {
         while self.idle.any() {
             let Some(rich) = self.surplus.first() else { return };
             let jobs = {
-                let mut rich = self.stations[rich].own(self);
-                rich.keep_quiet();
-                rich.spare()
+                let mut owned = self.stations[rich].own(self);
+                owned.keep_quiet();
+                owned.put_off();
+                owned.spare()
             };
             if jobs.is_empty() {
+                self.catch_up(rich);
                 continue;
             }
             let Some(poor) = self.idle.take() else {
-                let mut rich = self.stations[rich].own(self);
-                rich.keep_quiet();
-                rich.give_back(jobs);
+                let mut owned = self.stations[rich].own(self);
+                owned.keep_quiet();
+                owned.give_back(jobs);
+                drop(owned);
                 // The second look of edge BALANCE: somebody may have become idle while this station looked poor.
                 continue;
             };
@@ -73,19 +76,31 @@ impl Core {
             for (job, parcel) in jobs {
                 poor.accept_moved(job, parcel);
             }
+            drop(poor);
+            self.catch_up(rich);
         }
+    }
+
+    /// Does what was put off while jobs were in nobody's station but this thread's hands.
+    fn catch_up(&self, station: usize) {
+        self.stations[station].own(self).keep_quiet();
     }
 
     /// Calls a job off. `true`: it had not started and never will; it ends with `error`.
     pub(crate) fn call_off(&self, job: &'static Job, generation: u64, error: &TaskError) -> bool {
         loop {
             let Place { station: at, .. } = job.place();
-            let mut station = self.stations[at].own(self);
-            if job.generation() != generation || job.is_done() {
+            // The cell may serve another pool by now, with other stations.
+            let Some(station) = self.stations.get(at).filter(|_| job.generation() == generation) else {
+                return false;
+            };
+            let mut station = station.own(self);
+            // Where the job is cannot change while its station is owned; it may have moved before. The generation is
+            // read last: it vouches for the place.
+            let Place { station: now, spot } = job.place();
+            if job.is_done() || job.generation() != generation {
                 return false;
             }
-            // Where the job is cannot change while its station is owned; it may have moved before.
-            let Place { station: now, spot } = job.place();
             if now != at {
                 continue;
             }
@@ -140,6 +155,8 @@ impl Owned<'_> {
         if spare.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
             self.take_back(&mut spare);
         }
+        // Retires what was taken back: nobody answers it.
+        self.poll();
         if spare.is_empty() {
             self.no_surplus();
         }

@@ -306,19 +306,17 @@ impl Driver {
 
     fn start_worker(&mut self, station: usize) -> Result<(), SysError> {
         let core = self.core.clone();
-        // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile.
-        let registry = registry::lock();
-        let (region, fds) = Region::create()?;
-        let mut owned = core.stations[station].own(&core);
+        let owned = core.stations[station].own(&core);
         let (Some(request), Some(response)) = (owned.request_bell.clone(), owned.response_bell.clone())
         else {
             return Ok(());
         };
         let who = Who { station, generation: owned.generation };
-        owned.lane = Some(Lane::new(region, request.clone(), core.max_payload));
-        owned.stage = Stage::Starting;
-        owned.reset();
         drop(owned);
+        // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile. No
+        // station is owned under it, since letting go of one may run user code.
+        let registry = registry::lock();
+        let (region, fds) = Region::create()?;
         let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
         send.extend(request.fds());
         send.extend(response.0.fds());
@@ -328,12 +326,15 @@ impl Driver {
         drop(registry);
         if !sent? {
             // A zygote that is stopped: it must not stop this thread too.
-            let mut owned = core.stations[station].own(&core);
-            owned.lane = None;
-            owned.stage = Stage::Vacant;
             self.vacant.push_back((station, Instant::now() + BACKOFF_MAX));
             return Ok(());
         }
+        // Before the zygote's report, which this thread reads.
+        let mut owned = core.stations[station].own(&core);
+        owned.lane = Some(Lane::new(region, request, core.max_payload));
+        owned.stage = Stage::Starting;
+        owned.reset();
+        drop(owned);
         self.starting.push((who, Instant::now() + self.init_timeout));
         Ok(())
     }

@@ -162,6 +162,8 @@ impl Job {
         if !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, core)) {
             *known = Some(core.clone());
         }
+        // What a cell remembers of an earlier use may be no station of this pool.
+        job.place.store(Place { station: 0, spot: Spot::Queue }.pack(), Ordering::Relaxed);
         (JobRef(job), job)
     }
 
@@ -260,6 +262,19 @@ impl Job {
             if state & BUSY != 0 {
                 std::hint::spin_loop();
                 state = self.state.load(Ordering::Acquire);
+                continue;
+            }
+            if state & WAKER != 0 {
+                // Dropped here: a waker is user code, which the pool's side must not run.
+                match self.change(state, state & !WAKER) {
+                    Ok(()) => {
+                        self.core().remove_sleeper();
+                        state &= !WAKER;
+                        // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
+                        drop(unsafe { (*self.waker.get()).take() });
+                    }
+                    Err(seen) => state = seen,
+                }
                 continue;
             }
             let flags = if report { GONE | REPORT } else { GONE };
@@ -378,9 +393,6 @@ impl JobRef {
         let mut state = job.state.load(Ordering::Acquire);
         loop {
             if state & GONE != 0 {
-                if state & WAKER != 0 {
-                    job.core().remove_sleeper();
-                }
                 // SAFETY: JOB-1, and nobody will take the outcome.
                 let stage = std::mem::replace(unsafe { &mut *job.stage.get() }, Stage::Empty);
                 job.free();

@@ -169,7 +169,8 @@ impl Queue {
         loop {
             if let Some(job) = work.jobs.pop_front() {
                 drop(work);
-                job();
+                // A handler's own panics are answers; this is for what its values do when they are dropped.
+                let _ = panics::guard(job);
                 work = self.work.lock();
             } else if work.stopped {
                 work.threads -= 1;

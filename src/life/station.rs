@@ -172,7 +172,7 @@ impl Station {
     pub(crate) fn try_own<'a>(&'a self, core: &'a Core) -> Option<Owned<'a>> {
         let won = self.word.compare_exchange(0, OWNED, Ordering::Acquire, Ordering::Relaxed).is_ok();
         // Lazily: an `Owned` that is made and dropped would let go of somebody else's station.
-        won.then(|| Owned { station: self, core, quiet: false, round: false })
+        won.then(|| Owned { station: self, core, quiet: false, round: false, puts_off: false })
     }
 
     /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual; if
@@ -222,7 +222,8 @@ impl Station {
             if word & OWNED == 0 {
                 match self.word.compare_exchange(word, OWNED, Ordering::Acquire, Ordering::Relaxed) {
                     Ok(_) => {
-                        let owned = Owned { station: self, core, quiet: false, round: false };
+                        let owned =
+                            Owned { station: self, core, quiet: false, round: false, puts_off: false };
                         let parcel = job.unqueue()?;
                         return Some((owned, job, parcel));
                     }
@@ -259,6 +260,8 @@ pub(crate) struct Owned<'a> {
     quiet: bool,
     /// Whether this is the driver on its round, which is no sign of life.
     round: bool,
+    /// Whether wakers and reports are left to the next owner.
+    puts_off: bool,
 }
 
 impl Deref for Owned<'_> {
@@ -283,11 +286,15 @@ impl Drop for Owned<'_> {
     fn drop(&mut self) {
         let mut rebalance = self.settle();
         let mut after = Afterwards::default();
-        after.collect(self);
+        if !self.puts_off {
+            after.collect(self);
+        }
         while self.station.word.compare_exchange(OWNED, 0, Ordering::Release, Ordering::Relaxed).is_err() {
             self.take_inbox();
             rebalance |= self.settle();
-            after.collect(self);
+            if !self.puts_off {
+                after.collect(self);
+            }
         }
         // The station is free; what follows touches only what was moved out of it.
         if !after.is_empty() {
@@ -365,6 +372,11 @@ impl<'a> Owned<'a> {
     /// This owner moves work between stations itself.
     pub(crate) fn keep_quiet(&mut self) {
         self.quiet = true;
+    }
+
+    /// Leaves user code to the next owner: this thread holds jobs that the code may want to call off.
+    pub(crate) fn put_off(&mut self) {
+        self.puts_off = true;
     }
 
     /// Whether an owner that only looks for responses should let go: somebody waits, or has left a job.
@@ -570,8 +582,8 @@ impl<'a> Owned<'a> {
             if lane.in_flight() == 0 || is_watched {
                 break;
             }
-            inner.wake = Wake::Driver;
-            lane.arm(Wake::Driver);
+            inner.wake = if inner.seat { Wake::Waiter } else { Wake::Driver };
+            lane.arm(inner.wake);
             if !lane.fence_and_ready() {
                 break;
             }
@@ -590,7 +602,11 @@ impl<'a> Owned<'a> {
     /// Whether it is enough that the driver comes by: somebody is here time and again, and nobody sleeps.
     #[inline]
     fn may_be_watched(&self) -> bool {
-        self.wake == Wake::Nobody && self.in_flight() > 0 && !self.round && self.core.may_watch()
+        self.wake == Wake::Nobody
+            && self.in_flight() > 0
+            && !self.round
+            && !self.seat
+            && self.core.may_watch()
     }
 
     /// Has the driver come by. `false`: somebody has gone to sleep meanwhile.

@@ -641,8 +641,8 @@ impl<T> Lane<T> {
             }
         }
         if self.calls.outgoing.is_some()
-            && self.region.b().answer_received.0.load(Ordering::Acquire) + (WINDOW_BYTES as u64)
-                > self.calls.out_bytes
+            && self.calls.out_bytes.wrapping_sub(self.region.b().answer_received.0.load(Ordering::Acquire))
+                != WINDOW_BYTES as u64
         {
             return true;
         }

@@ -111,7 +111,9 @@ impl Port {
     /// Tells the master how far this worker is.
     pub(crate) fn set_state(&mut self, state: WorkerState, text: &str) {
         let text = &text.as_bytes()[..text.len().min(ARENA_BYTES / 2)];
-        if !text.is_empty() && self.region.reserve(text.len()).is_ok() {
+        // Later, the arena belongs to results, which the master may not have read yet.
+        let unused = self.next == 0 && self.head == 0;
+        if unused && !text.is_empty() && self.region.reserve(text.len()).is_ok() {
             self.region.arena().copy_in(0, text);
             self.region.b().state.0.text_bytes.store(text.len() as u64, Ordering::Relaxed);
         }

@@ -329,7 +329,10 @@ impl<R: Payload> Engine<R> {
                 core.call_off(job, generation, &TaskError::Cancelled);
             }
         }
-        self.slots[at].bytes.clear();
+        let slot = &mut self.slots[at];
+        slot.bytes.clear();
+        // The old ones may still be written to.
+        slot.records = Arc::new(Records::new(at, self.arrivals.clone()));
         self.fail_rest(at, &damaged(why), deliver);
     }
 

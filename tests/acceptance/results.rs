@@ -243,7 +243,8 @@ fn c_04_ten_thousand_panics_are_one_workers_day() {
             let tasks: Vec<_> = (0..n).map(|n| pool.submit(body, &n)).collect();
             tasks.into_iter().for_each(|task| assert!(outcome(task).unwrap_err().is_panicked()));
         };
-        storm(1000);
+        // Until both have touched the whole arena that the messages come through.
+        (0..6).for_each(|_| storm(1000));
         let (master, worker) = (rss_kib(std::process::id()), rss_kib(pid));
         (0..9).for_each(|_| storm(1000));
         assert_eq!(pool.worker_pids(), [pid]);
