@@ -524,12 +524,17 @@ impl Driver {
         if self.core.phase() < Phase::Ending {
             self.core.advance(Phase::Ending, None);
         }
-        // Whatever is refused from here on is refused for the reason that is on record.
         let core = self.core.clone();
+        // Whoever ends the pool goes from station to station; this thread may get to one of them first.
+        let cause = match core.failure() {
+            Some(failure) => TaskError::PoolFailed(failure),
+            None if self.orderly => TaskError::Closed,
+            None => TaskError::Terminated,
+        };
         for station in &core.stations {
             let mut owned = station.own(&core);
-            let error = owned.refusal.clone().unwrap_or(TaskError::Closed);
-            owned.put_down(&error);
+            let told = owned.refusal.clone().filter(|refusal| !refusal.is_closed());
+            owned.put_down(&told.unwrap_or_else(|| cause.clone()));
         }
         let _ = self.socket.try_send(&Order::Terminate.to_bytes(), &[]);
         self.await_zygote();
