@@ -359,7 +359,7 @@ impl<'a> Call<'a> {
         let Some(batch) = Items::new::<I>(self.input, items) else {
             return core.port.borrow_mut().answer(index, Status::Decode, b"a batch's table is damaged");
         };
-        let stride = codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX);
+        let stride = record_stride::<R>();
         let start = {
             let mut port = core.port.borrow_mut();
             if let Err(error) = port.reserve_stream(items.saturating_mul(stride.map_or(64, |s| s + 1))) {
@@ -384,7 +384,13 @@ impl<'a> Call<'a> {
 }
 
 /// Fixed-size results up to this many bytes travel without a length.
-pub(crate) const STRIDE_MAX: usize = 16;
+const STRIDE_MAX: usize = 16;
+
+/// The size of a batch's results, if they travel without a length. Both ends ask here.
+#[inline]
+pub(crate) fn record_stride<R: Payload>() -> Option<usize> {
+    codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX)
+}
 
 impl Failure {
     #[cold]

@@ -382,7 +382,7 @@ impl StationSet {
         self.words.iter().any(|word| word.load(Ordering::SeqCst) != 0)
     }
 
-    /// Some member, looking from `from` on.
+    /// The first member.
     pub(crate) fn first(&self) -> Option<usize> {
         self.words.iter().enumerate().find_map(|(i, word)| {
             let word = word.load(Ordering::SeqCst);

@@ -47,7 +47,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
 /// what another one has too much of.
 const ROUND: Duration = Duration::from_millis(1);
-const ROUND_MANY: Duration = Duration::from_millis(1);
 /// The zygote is given this long to kill and reap its workers.
 const ZYGOTE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,8 +130,7 @@ impl Driver {
             }
             let mut timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
             if self.core.makes_rounds() {
-                let pause = if self.core.stations.len() == 1 { ROUND } else { ROUND_MANY };
-                timeout = Some(timeout.unwrap_or(pause).min(pause));
+                timeout = Some(timeout.unwrap_or(ROUND).min(ROUND));
             }
             let waited = self.epoll.as_ref().map(|epoll| epoll.wait(&mut events, timeout));
             let tokens: Vec<u64> = match waited {

@@ -186,10 +186,12 @@ impl Queue {
 
 /// A panic in a handler becomes an error in the task.
 fn guarded(handler: impl FnOnce() -> Answer) -> Answer {
-    panics::guard(handler).unwrap_or_else(|Caught { message, location }| {
-        let at = if location.is_empty() { String::new() } else { format!(" (at {location})") };
-        (AnswerKind::Panicked, AlignedBytes::from(format!("{message}{at}").as_bytes()))
-    })
+    panics::guard(handler).unwrap_or_else(panicked)
+}
+
+fn panicked(Caught { message, location }: Caught) -> Answer {
+    let at = if location.is_empty() { String::new() } else { format!(" (at {location})") };
+    (AnswerKind::Panicked, AlignedBytes::from(format!("{message}{at}").as_bytes()))
 }
 
 /// An async handler at work on one call.
@@ -234,7 +236,7 @@ impl Future for Handling {
         let answer = match step {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(answer)) => answer,
-            Err(caught) => guarded_text(caught),
+            Err(caught) => panicked(caught),
         };
         this.state = HandlingState::Over;
         mark.set(false);
@@ -243,10 +245,6 @@ impl Future for Handling {
         }
         Poll::Ready(())
     }
-}
-
-fn guarded_text(Caught { message, location }: Caught) -> Answer {
-    (AnswerKind::Panicked, AlignedBytes::from(format!("{message} (at {location})").as_bytes()))
 }
 
 impl Drop for Handling {

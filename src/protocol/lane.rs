@@ -668,12 +668,8 @@ impl<T> Lane<T> {
     /// Requests that the worker has not claimed.
     pub(crate) fn unclaimed(&self) -> Result<u64, Violation> {
         let count = self.region.b().claim.0.load().count;
-        self.sent.checked_sub(count).filter(|_| count >= self.answered_claims()).ok_or(CLAIM_RANGE)
-    }
-
-    /// A lower bound of what the claim word must say: all that is answered or retired was claimed or taken back.
-    fn answered_claims(&self) -> u64 {
-        self.answered
+        // All that is answered or retired was claimed or taken back.
+        self.sent.checked_sub(count).filter(|_| count >= self.answered).ok_or(CLAIM_RANGE)
     }
 
     /// Takes back at most `max` of the oldest requests that have not started.

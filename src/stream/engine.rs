@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::records::{Arrivals, Records};
-use crate::context::{BatchBytes, Named, STRIDE_MAX};
+use crate::context::{BatchBytes, Named, record_stride};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
@@ -243,7 +243,7 @@ impl<R: Payload> Engine<R> {
 
     /// Reads whole records. `false`: they make no sense.
     fn read_records(&mut self, at: usize, deliver: &mut impl Deliver<R>) -> bool {
-        let stride = codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX);
+        let stride = record_stride::<R>();
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
         let valid = loop {

@@ -122,6 +122,7 @@ fn a_04_whichever_descriptor_cannot_be_had_building_fails_and_leaves_nothing() {
 fn a_04_whichever_process_or_thread_cannot_be_had_building_fails_and_leaves_nothing() {
     scenario(|| {
         if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can become a user that nobody else is");
             return;
         }
         Pool::new(1).unwrap().close().wait();
