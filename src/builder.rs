@@ -7,6 +7,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::bound::Bound;
 use crate::context::{self, Worker, WorkerInfo};
 use crate::error::{BoxError, Error, TaskError};
@@ -14,6 +16,7 @@ use crate::ground::spin::WaitPolicy;
 use crate::launch::{self, Plan};
 use crate::life::seed::BoundFn;
 use crate::life::service::{Answer, BoxFuture, Handler, Spawn};
+use crate::life::terms::OnWorkerLoss;
 use crate::limits;
 use crate::memory::codec::{self, AlignedBytes, Payload, View};
 use crate::pool::Pool;
@@ -203,7 +206,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
 
     /// The most bytes that one input, result, service request or answer may take. Default: 4 GiB.
     pub fn max_payload(self, bytes: usize) -> Self {
-        self.set(|plan| plan.max_payload = bytes)
+        self.set(|plan| plan.policy.max_payload = bytes)
     }
 
     /// How workers and waiting threads wait. Default: [`WaitPolicy::Adaptive`].
@@ -218,6 +221,32 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// worker that drops such a value would close somebody else's number.
     pub fn close_inherited_fds(self, on: bool) -> Self {
         self.set(|plan| plan.close_inherited_fds = on)
+    }
+
+    /// How long a task may run, from its start; in a stream, each item. At the limit its worker is killed and replaced, and the
+    /// task ends with [`TaskError::TimedOut`]. Other tasks are not touched. Default: no limit.
+    ///
+    /// The clock is the master's (CLOCK_MONOTONIC) and is read from time to time: a task gets its limit at least, and about a
+    /// sixteenth of it more at most. Time in which the program is stopped as a whole (SIGSTOP, Ctrl-Z) does not count.
+    pub fn task_timeout(self, limit: Duration) -> Self {
+        self.set(|plan| plan.policy.terms.timeout = Some(limit))
+    }
+
+    /// A signal that a worker gets before SIGKILL when its task is killed or runs out of time, and how long it may take to
+    /// act on it: SIGTERM to clean up, SIGABRT for a core dump. Default: SIGKILL at once.
+    pub fn kill_signal(self, first: Signal, gap: Duration) -> Self {
+        self.set(|plan| plan.policy.kill_signal = Some((first as i32, gap)))
+    }
+
+    /// How many times a task is started again after the loss of its worker, never after a panic or a time-out. Default: 0, so
+    /// that a task starts at most once.
+    pub fn retries(self, n: u32) -> Self {
+        self.set(|plan| plan.policy.terms.retries = n)
+    }
+
+    /// What the loss of a worker means for the pool. Default: [`OnWorkerLoss::FailTask`].
+    pub fn on_worker_loss(self, policy: OnWorkerLoss) -> Self {
+        self.set(|plan| plan.policy.on_worker_loss = policy)
     }
 
     /// A name for messages and threads. Default: `forkring`.

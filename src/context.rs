@@ -367,6 +367,7 @@ impl<'a> Call<'a> {
             }
             port.open_stream(index, 0)
         };
+        let mut status = Status::BatchDone;
         for i in done..items {
             let bytes = batch.get(i).unwrap_or_default();
             // One by one, so that a crash in the next item cannot take this one's result along.
@@ -374,12 +375,14 @@ impl<'a> Call<'a> {
                 Some(_) => self.run_plain_item(bytes, &f),
                 None => self.run_item(bytes, &f),
             }
-            if core.port.borrow().cancelled(index) {
-                // Nobody wants the rest.
+            // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
+            // looks how many records there are. So it knows the last item that can have started.
+            if core.port.borrow().cancelled(index) && i + 1 < items {
+                status = Status::BatchCut;
                 break;
             }
         }
-        core.port.borrow_mut().close_stream(index, start);
+        core.port.borrow_mut().close_stream(index, start, status);
     }
 }
 

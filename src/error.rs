@@ -145,6 +145,16 @@ impl fmt::Display for TaskError {
     }
 }
 
+impl TaskError {
+    /// The same, seen from an item that was started so many times.
+    pub(crate) fn after_attempts(mut self, attempts: u32) -> Self {
+        if let Self::WorkerLost(lost) = &mut self {
+            Arc::make_mut(&mut lost.inner).attempts = attempts;
+        }
+        self
+    }
+}
+
 impl std::error::Error for TaskError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
@@ -199,6 +209,8 @@ pub(crate) struct LostDetails {
     pub(crate) signal: Option<i32>,
     pub(crate) max_rss_bytes: u64,
     pub(crate) attempts: u32,
+    pub(crate) ran_for: Option<Duration>,
+    pub(crate) tasks_done: u64,
     pub(crate) hint: Option<LossHint>,
 }
 
@@ -248,6 +260,16 @@ impl WorkerLost {
         self.inner.attempts
     }
 
+    /// How long the task had been running, to within a few milliseconds; in a stream, its batch. `None` if that is not known.
+    pub fn ran_for(&self) -> Option<Duration> {
+        self.inner.ran_for
+    }
+
+    /// How many tasks the process had finished before; a batch of a stream counts as one.
+    pub fn tasks_done(&self) -> u64 {
+        self.inner.tasks_done
+    }
+
     /// What may lie behind it.
     pub fn hint(&self) -> Option<LossHint> {
         self.inner.hint
@@ -256,14 +278,18 @@ impl WorkerLost {
 
 impl fmt::Display for WorkerLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint, .. } = &*self.inner;
+        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint, ran_for, .. } =
+            &*self.inner;
         write!(f, "worker {worker} (generation {generation}, pid {pid}) ")?;
         match (exit_code, signal) {
             (Some(code), _) => write!(f, "left with exit code {code}")?,
             (_, Some(signal)) => write!(f, "was ended by {}", signal_name(*signal))?,
             _ => f.write_str("was lost")?,
         }
-        f.write_str(" while it ran the task")?;
+        match ran_for {
+            Some(time) => write!(f, " after {:.3} s of the task", time.as_secs_f64())?,
+            None => f.write_str(" while it ran the task")?,
+        }
         if *attempts > 1 {
             write!(f, " (attempt {attempts})")?;
         }

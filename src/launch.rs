@@ -24,6 +24,7 @@ use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
 use crate::life::service::{Handler, Host};
 use crate::life::station::{Bell, Station};
+use crate::life::terms::{OnWorkerLoss, Policy, Terms};
 use crate::life::threads;
 use crate::life::zygote::{self, Launch};
 use crate::limits;
@@ -37,8 +38,8 @@ pub(crate) struct Plan {
     pub(crate) state: Option<MakeState>,
     pub(crate) on_exit: Option<OnExit>,
     pub(crate) handler: Option<Handler>,
-    pub(crate) max_payload: usize,
     pub(crate) wait_policy: WaitPolicy,
+    pub(crate) policy: Policy,
     pub(crate) init_timeout: Duration,
     pub(crate) close_inherited_fds: bool,
     pub(crate) name: String,
@@ -61,8 +62,13 @@ impl Default for Plan {
             state: None,
             on_exit: None,
             handler: None,
-            max_payload: limits::MAX_PAYLOAD_DEFAULT,
             wait_policy: WaitPolicy::default(),
+            policy: Policy {
+                max_payload: limits::MAX_PAYLOAD_DEFAULT,
+                terms: Terms::default(),
+                kill_signal: None,
+                on_worker_loss: OnWorkerLoss::default(),
+            },
             init_timeout: limits::INIT_TIMEOUT_DEFAULT,
             close_inherited_fds: false,
             name: "forkring".to_owned(),
@@ -100,15 +106,14 @@ pub(crate) fn launch(
     let cores = cores::usable_cores();
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
-    limits::check_max_payload(plan.max_payload)?;
+    limits::check_max_payload(plan.policy.max_payload)?;
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
     panics::install();
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);
     let objects = Objects::load();
-    let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } =
-        plan;
+    let Plan { init, state, on_exit, handler, policy, init_timeout, close_inherited_fds, name, .. } = plan;
     let seed = Seed {
         name: name.clone(),
         env,
@@ -119,7 +124,7 @@ pub(crate) fn launch(
         bound,
         may_unwind,
         objects: objects.clone(),
-        max_payload,
+        max_payload: policy.max_payload,
         spin,
         close_inherited_fds,
     };
@@ -127,8 +132,7 @@ pub(crate) fn launch(
     let Ends { socket, zygote, driver_bell, stations, handler } =
         fork_zygote(seed, handler, workers).map_err(failed)?;
     let host = handler.map(Host::new);
-    let core =
-        Arc::new(Core::new(name.clone(), max_payload, objects, spin, stations, host, driver_bell.clone()));
+    let core = Arc::new(Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone()));
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
     let driver = Arc::new(Mutex::new(Some(driver)));

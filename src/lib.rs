@@ -40,6 +40,7 @@ mod limits;
 mod panics;
 mod pool;
 mod stream;
+mod submitter;
 mod task;
 
 mod ground;
@@ -54,7 +55,11 @@ pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInf
 pub use error::{BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, WorkerLost};
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
+pub use life::terms::OnWorkerLoss;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
+/// The signals that [`Builder::kill_signal`] takes.
+pub use nix::sys::signal::Signal;
 pub use pool::{Close, Closed, Pool};
 pub use stream::{Granularity, Indexed, Map, StreamSummary};
+pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

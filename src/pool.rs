@@ -14,10 +14,12 @@ use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
 use crate::life::driver;
 use crate::life::job::Job;
+use crate::life::terms::Terms;
 use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::Parcel;
 use crate::stream::Granularity;
+use crate::submitter::Submitter;
 use crate::task::Task;
 
 /// How long the end of a pool may take before a thread that drops or terminates it stops waiting for it. The pool's
@@ -202,7 +204,37 @@ impl<E, S, W> Pool<E, S, W> {
 
     #[inline]
     pub(crate) fn start<I: Input + ?Sized, R>(&self, named: Named, input: &I) -> Task<R> {
-        start(self.core(), named, input)
+        start(self.core(), named, input, None)
+    }
+
+    /// Terms for some of the tasks: time limits, retries, what dropping a handle means. See [`Submitter`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::new(1)?;
+    /// let impatient = pool.options().timeout(Duration::from_millis(50)).kill_on_drop();
+    /// let endless = impatient.submit(|_: ()| loop { std::hint::spin_loop() }, &());
+    /// assert!(endless.wait().map(|()| ()).unwrap_err().is_timed_out());
+    /// assert_eq!(impatient.submit(|n: u32| n + 1, &1).wait()?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn options(&self) -> Submitter<E, S, W> {
+        Submitter::new(self.clone(), self.core().policy.terms)
+    }
+
+    /// Short for [`options`](Self::options)`().`[`timeout`](Submitter::timeout)`(limit)`.
+    pub fn with_timeout(&self, limit: Duration) -> Submitter<E, S, W> {
+        self.options().timeout(limit)
+    }
+
+    /// Has every worker replaced by a fresh process, each once it has finished the task that it runs. Returns at once. Tasks
+    /// that have not started run in the replacements.
+    pub fn recycle_workers(&self) {
+        if self.core().is_here() {
+            self.core().renew_workers();
+        }
     }
 
     /// Submits a task that nobody waits for. A failure goes to the log hook.
@@ -226,7 +258,7 @@ impl<E, S, W> Pool<E, S, W> {
         self.detach(self.submit_with(f, input));
     }
 
-    fn detach<R>(&self, task: Task<R>) {
+    pub(crate) fn detach<R>(&self, task: Task<R>) {
         if let Some(error) = task.early_failure() {
             crate::life::events::error(self.core(), format_args!("a detached task failed: {error}"));
         }
@@ -295,18 +327,30 @@ impl<E, S, W> Pool<E, S, W> {
     }
 }
 
-/// Encodes an input and hands the task to a station.
+/// Encodes an input and hands the task to a station. Without terms of its own it has those of the pool.
 #[inline]
-pub(crate) fn start<I: Input + ?Sized, R>(core: &Arc<Core>, named: Named, input: &I) -> Task<R> {
+pub(crate) fn start<I: Input + ?Sized, R>(
+    core: &Arc<Core>,
+    named: Named,
+    input: &I,
+    terms: Option<Terms>,
+) -> Task<R> {
     if !core.is_here() {
         return Task::failed(TaskError::NotInThisProcess);
     }
-    match codec::encode(input, core.max_payload) {
+    if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
+        return Task::failed(TaskError::TimedOut { limit });
+    }
+    match codec::encode(input, core.policy.max_payload) {
         Ok(input) => {
             let code = CodeId::of(named.code, named.types, &core.objects);
-            let (held, job) = Job::allocate(core);
+            let (mut held, job) = Job::allocate(core);
+            let deadline = terms.and_then(|terms| held.agree(terms));
             core.submit(held, Parcel { code, batch: None, input });
-            Task::submitted(job)
+            if let Some(deadline) = deadline {
+                core.set_deadline(deadline);
+            }
+            Task::submitted(job).killed_on_drop(terms.is_some_and(|terms| terms.kill_on_drop))
         }
         Err(error) => Task::failed(encode_error(error)),
     }

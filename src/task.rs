@@ -12,6 +12,7 @@ use crate::error::{CodecError, Panicked, TaskError};
 use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
 use crate::life::service::nested_poll;
+use crate::life::verdict::Why;
 use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::panics::{self, Caught};
 use crate::protocol::lane::Reply;
@@ -38,6 +39,7 @@ use crate::protocol::wire::Status;
 #[must_use = "dropping a Task cancels it if it has not started; use .detach() to let it run"]
 pub struct Task<R> {
     state: State,
+    kill_on_drop: bool,
     _result: PhantomData<Box<R>>,
 }
 
@@ -67,11 +69,16 @@ impl fmt::Display for TaskId {
 
 impl<R> Task<R> {
     pub(crate) fn submitted(job: &'static Job) -> Self {
-        Self { state: State::Submitted(job), _result: PhantomData }
+        Self { state: State::Submitted(job), kill_on_drop: false, _result: PhantomData }
     }
 
     pub(crate) fn failed(error: TaskError) -> Self {
-        Self { state: State::Failed(error), _result: PhantomData }
+        Self { state: State::Failed(error), kill_on_drop: false, _result: PhantomData }
+    }
+
+    pub(crate) fn killed_on_drop(mut self, kill_on_drop: bool) -> Self {
+        self.kill_on_drop = kill_on_drop;
+        self
     }
 
     /// The error of a task that never got as far as a worker.
@@ -102,6 +109,23 @@ impl<R> Task<R> {
     /// is running, and can see that it is cancelled, or it is over.
     pub fn cancel(&self) -> bool {
         self.job().is_some_and(|job| cancel(job.core(), job, job.generation()))
+    }
+
+    /// Ends the task, if it is running by killing its worker: it ends with [`TaskError::Cancelled`]. Other tasks are not
+    /// touched: what the worker had not started runs elsewhere. A result that is there already stays.
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(1)?;
+    /// let endless = pool.submit(|_: ()| loop { std::hint::spin_loop() }, &());
+    /// endless.kill();
+    /// assert!(endless.wait().map(|()| ()).unwrap_err().is_cancelled());
+    /// assert_eq!(pool.submit(|n: u32| n + 1, &1).wait()?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn kill(&self) {
+        if let Some(job) = self.job() {
+            kill(job.core(), job, job.generation());
+        }
     }
 
     /// Lets the task run to its end without a handle. A failure goes to the log hook.
@@ -223,7 +247,11 @@ impl<R> Drop for Task<R> {
             // Once abandoned, the cell may be somebody else's, so what is needed of it is taken before.
             let (core, generation) = (job.core().clone(), job.generation());
             if job.abandon(false) {
-                core.call_off(job, generation, &TaskError::Cancelled);
+                if self.kill_on_drop {
+                    kill(&core, job, generation);
+                } else {
+                    cancel(&core, job, generation);
+                }
             }
         }
     }
@@ -231,6 +259,10 @@ impl<R> Drop for Task<R> {
 
 fn cancel(core: &Core, job: &'static Job, generation: u64) -> bool {
     core.call_off(job, generation, &TaskError::Cancelled)
+}
+
+fn kill(core: &Core, job: &'static Job, generation: u64) {
+    core.kill(job, generation, &TaskError::Cancelled, Why::Killed);
 }
 
 /// A task whose result is left in its archived form. See [`Task::archived`].
@@ -258,7 +290,7 @@ impl<R: Payload> Future for ArchivedTask<R> {
     }
 }
 
-/// Watches and cancels a task while somebody else waits for it.
+/// Watches, cancels and kills a task while somebody else waits for it.
 #[derive(Clone, Debug)]
 pub struct TaskHandle {
     job: Option<(&'static Job, u64, Arc<Core>)>,
@@ -282,6 +314,15 @@ impl TaskHandle {
             _ => false,
         }
     }
+
+    /// As [`Task::kill`].
+    pub fn kill(&self) {
+        if let Some((job, generation, core)) = &self.job
+            && core.is_here()
+        {
+            kill(core, job, *generation);
+        }
+    }
 }
 
 fn reply_of(outcome: Outcome) -> Result<Reply, TaskError> {
@@ -291,7 +332,7 @@ fn reply_of(outcome: Outcome) -> Result<Reply, TaskError> {
             Some(error) => Err(error),
         },
         Outcome::Failed(error) => Err(error),
-        Outcome::BatchLost(lost) => Err(lost.1),
+        Outcome::BatchLost(lost) => Err(lost.1.unwrap_or(TaskError::Cancelled)),
     }
 }
 
@@ -299,7 +340,7 @@ fn reply_of(outcome: Outcome) -> Result<Reply, TaskError> {
 #[inline]
 pub(crate) fn failure_of(reply: &Reply) -> Option<TaskError> {
     match reply.status {
-        Status::Value | Status::SizedValue | Status::BatchDone => None,
+        Status::Value | Status::SizedValue | Status::BatchDone | Status::BatchCut => None,
         status => Some(error_of(status, reply.body.as_bytes())),
     }
 }
@@ -325,7 +366,7 @@ pub(crate) fn error_of(status: Status, bytes: &[u8]) -> TaskError {
         Status::Decode => TaskError::Decode(text()),
         Status::UnknownTask => TaskError::UnknownTask,
         Status::Skipped => TaskError::Cancelled,
-        Status::Value | Status::SizedValue | Status::BatchDone => {
+        Status::Value | Status::SizedValue | Status::BatchDone | Status::BatchCut => {
             TaskError::Decode(CodecError::new("a value in the place of an error"))
         }
     }

@@ -42,6 +42,11 @@ impl SpinBudget {
         Self { limit }
     }
 
+    /// Whether a spin ends only when something is found.
+    pub(crate) fn is_endless(self) -> bool {
+        self.limit.is_none()
+    }
+
     /// Looks until `look` finds something or the budget is used up.
     #[inline]
     pub(crate) fn spin<T>(self, mut look: impl FnMut() -> Option<T>) -> Option<T> {

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::job::Deadline;
 use super::service::{Host, Request};
 use super::station::Station;
+use super::terms::Policy;
+use super::timers::{Timer, Timers};
 use crate::error::{PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::spin::SpinBudget;
@@ -22,15 +25,18 @@ pub(crate) struct Core {
     pub(crate) me: OnceLock<Weak<Core>>,
     pub(crate) name: String,
     fork_generation: u32,
-    pub(crate) max_payload: usize,
     pub(crate) objects: Objects,
     pub(crate) spin: SpinBudget,
+    pub(crate) policy: Policy,
+    pub(crate) timers: Timers,
     pub(crate) stations: Box<[Station]>,
     /// Stations that have nothing to do, and stations that hold more than they are running.
     pub(crate) idle: StationSet,
     pub(crate) surplus: StationSet,
     /// Stations that the driver comes by at.
     pub(crate) watched: StationSet,
+    /// Stations that run jobs with a time limit, so that the driver looks from time to time.
+    pub(crate) timed: StationSet,
     /// Jobs may be between two stations.
     pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
@@ -76,9 +82,9 @@ struct Life {
 impl Core {
     pub(crate) fn new(
         name: String,
-        max_payload: usize,
         objects: Objects,
         spin: SpinBudget,
+        policy: Policy,
         stations: Box<[Station]>,
         service: Option<Host>,
         bell: Arc<Doorbell>,
@@ -88,13 +94,15 @@ impl Core {
             me: OnceLock::new(),
             name,
             fork_generation: fork_generation::current(),
-            max_payload,
             objects,
             spin,
+            policy,
+            timers: Timers::default(),
             stations,
             idle: StationSet::new(count),
             surplus: StationSet::new(count),
             watched: StationSet::new(count),
+            timed: StationSet::new(count),
             moves: Moves::default(),
             sleepers: AtomicUsize::new(0),
             rounds: AtomicBool::new(false),
@@ -268,6 +276,19 @@ impl Core {
         self.rounds.store(false, Ordering::SeqCst);
         if self.watched.any() {
             self.rounds.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The driver is to look at a station's running job at least this often.
+    pub(crate) fn watch_time(&self, station: usize) {
+        self.timed.set(station);
+        self.ring_driver();
+    }
+
+    /// Has a task ended when its time is over.
+    pub(crate) fn set_deadline(&self, deadline: Deadline) {
+        if self.timers.add(deadline.at, Timer::Deadline(deadline)) {
+            self.ring_driver();
         }
     }
 

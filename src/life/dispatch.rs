@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
+use super::verdict::Why;
 use crate::error::TaskError;
 use crate::protocol::lane::Parcel;
 
@@ -88,6 +89,15 @@ impl Core {
 
     /// Calls a job off. `true`: it had not started and never will; it ends with `error`.
     pub(crate) fn call_off(&self, job: &'static Job, generation: u64, error: &TaskError) -> bool {
+        self.reach(job, generation, error, None)
+    }
+
+    /// Ends a job, if need be by killing its worker.
+    pub(crate) fn kill(&self, job: &'static Job, generation: u64, error: &TaskError, why: Why) {
+        self.reach(job, generation, error, Some(why));
+    }
+
+    fn reach(&self, job: &'static Job, generation: u64, error: &TaskError, kill: Option<Why>) -> bool {
         loop {
             let Place { station: at, .. } = job.place();
             // The cell may serve another pool by now, with other stations.
@@ -112,11 +122,17 @@ impl Core {
             }
             if let Spot::Ring(index) = spot {
                 let unstarted = station.lane.as_mut().and_then(|lane| lane.cancel(index));
-                let called_off = unstarted.is_some();
-                if let Some(job) = unstarted {
-                    station.finish(job, Outcome::Failed(error.clone()));
-                }
-                return called_off;
+                return match (unstarted, kill) {
+                    (Some(job), _) => {
+                        station.finish(job, Outcome::Failed(error.clone()));
+                        true
+                    }
+                    (None, Some(why)) => {
+                        station.condemn(index, None, why, error.clone());
+                        false
+                    }
+                    (None, None) => false,
+                };
             }
             let Some(position) = station.queue.iter().position(|queued| std::ptr::eq(queued.job(), job))
             else {
@@ -194,9 +210,10 @@ impl Owned<'_> {
     /// Ends everything here with `error` and kills the worker. Published results win.
     pub(crate) fn put_down(&mut self, error: &TaskError) {
         self.refusal = Some(error.clone());
-        // Nothing more starts; then the last look.
-        if let Some(lane) = &mut self.lane {
-            lane.seal();
+        // Nothing more starts; then the last look. A claim word that is out of range is the concern of what remains.
+        let unstarted = self.lane.as_mut().and_then(|lane| lane.stop().ok()).unwrap_or_default();
+        for (job, _) in unstarted {
+            self.finish(job, Outcome::Failed(error.clone()));
         }
         self.poll();
         if let Some(process) = &self.process {
@@ -208,7 +225,8 @@ impl Owned<'_> {
         }
         if let Some(lane) = self.lane.take() {
             let remains = lane.remains();
-            for (job, _) in remains.started.into_iter().chain(remains.unstarted) {
+            let started = remains.started.into_iter().map(|(_, job, parcel)| (job, parcel));
+            for (job, _) in started.chain(remains.unstarted) {
                 self.finish(job, Outcome::Failed(error.clone()));
             }
         }

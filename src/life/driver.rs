@@ -10,19 +10,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Phase};
+use super::end::{End, describe};
 use super::events;
-use super::job::{JobRef, Outcome};
+use super::job::Deadline;
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::registry;
 use super::station::{Process, Stage};
-use crate::error::{LossHint, LostDetails, PoolFailure, TaskError, WorkerLost, signal_name};
+use super::terms::OnWorkerLoss;
+use super::timers::Timer;
+use super::verdict::Why;
+use crate::error::{PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::SysError;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
 use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
 use crate::memory::region::Region;
-use crate::protocol::lane::{Lane, Parcel, Violation};
+use crate::protocol::lane::Lane;
 use crate::protocol::wire::{self, WorkerState};
 
 thread_local! {
@@ -47,6 +51,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
 /// what another one has too much of.
 const ROUND: Duration = Duration::from_millis(1);
+/// A look that comes later than this after its time means that this process had been stopped.
+const STOOD_STILL: Duration = Duration::from_millis(100);
+/// A worker that died without having finished anything is replaced after this pause if its predecessor did the same, so that
+/// tasks that all crash do not keep the machine busy with forks.
+const CRASH_PAUSE: Duration = Duration::from_millis(2);
 /// The zygote is given this long to kill and reap its workers.
 const ZYGOTE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -65,6 +74,10 @@ pub(crate) struct Driver {
     /// Workers that are not ready yet, and until when they have to be.
     starting: Vec<(Who, Instant)>,
     failed_starts: u32,
+    /// For each station, whether its last worker was lost without having finished anything.
+    barren: Box<[bool]>,
+    /// When the stations that run jobs with a time limit are looked at next.
+    look_at: Option<Instant>,
     /// Workers that have not ended.
     processes: usize,
     orderly: bool,
@@ -81,6 +94,7 @@ impl Driver {
     ) -> Result<Self, SysError> {
         let now = Instant::now();
         let vacant = (0..core.stations.len()).map(|station| (station, now)).collect();
+        let barren = vec![false; core.stations.len()].into();
         let mut driver = Self {
             core,
             bell,
@@ -91,6 +105,8 @@ impl Driver {
             vacant,
             starting: Vec::new(),
             failed_starts: 0,
+            barren,
+            look_at: None,
             processes: 0,
             orderly: false,
         };
@@ -141,7 +157,9 @@ impl Driver {
                     Vec::new()
                 }
             };
-            if tokens.contains(&BELL) {
+            let now = Instant::now();
+            let rung = tokens.contains(&BELL);
+            if rung {
                 self.bell.clear();
                 self.attend();
             } else if self.core.makes_rounds() {
@@ -155,7 +173,11 @@ impl Driver {
                 self.zygote_lost();
                 break;
             }
-            self.check_deadlines();
+            self.check_starts();
+            if self.core.timed.any() && (rung || self.look_at.is_none_or(|at| at <= now)) {
+                self.check_times(now);
+            }
+            self.expire();
         }
         self.finish();
     }
@@ -164,7 +186,33 @@ impl Driver {
         let vacant =
             self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
         let starting = self.starting.iter().map(|&(_, until)| until).min();
-        vacant.into_iter().chain(starting).min()
+        let look = self.look_at.filter(|_| self.core.timed.any());
+        [vacant, starting, look, self.core.timers.next()].into_iter().flatten().min()
+    }
+
+    /// Looks at the stations that run jobs with a time limit.
+    fn check_times(&mut self, now: Instant) {
+        // If this process was stopped meanwhile, so were its clocks, as far as its tasks are concerned.
+        let lost = self.look_at.and_then(|planned| now.checked_duration_since(planned));
+        let lost = lost.filter(|&lost| lost > STOOD_STILL).unwrap_or_default();
+        let core = self.core.clone();
+        let timed = core.stations.iter().filter(|station| core.timed.contains(station.id));
+        self.look_at = timed.filter_map(|station| station.own(&core).check_time(now, lost)).min();
+    }
+
+    /// Ends tasks whose deadlines are over, and workers that have had their gap.
+    fn expire(&self) {
+        let now = Instant::now();
+        while let Some(timer) = self.core.timers.take_due(now) {
+            match timer {
+                Timer::Deadline(Deadline { job, generation, limit, .. }) => {
+                    self.core.kill(job, generation, &TaskError::TimedOut { limit }, Why::Overtime);
+                }
+                Timer::Kill(who) => {
+                    self.core.stations[who.station].own(&self.core).kill_at_last(who.generation)
+                }
+            }
+        }
     }
 
     fn fail(&mut self, message: String) {
@@ -251,7 +299,7 @@ impl Driver {
         }
     }
 
-    fn check_deadlines(&mut self) {
+    fn check_starts(&mut self) {
         let now = Instant::now();
         let late: Vec<Who> =
             self.starting.iter().filter(|(_, until)| *until <= now).map(|(who, _)| *who).collect();
@@ -329,7 +377,7 @@ impl Driver {
         }
         // Before the zygote's report, which this thread reads.
         let mut owned = core.stations[station].own(&core);
-        owned.lane = Some(Lane::new(region, request, core.max_payload));
+        owned.lane = Some(Lane::new(region, request, core.policy.max_payload));
         owned.stage = Stage::Starting;
         owned.reset();
         drop(owned);
@@ -393,44 +441,35 @@ impl Driver {
         let mut owned = core.stations[who.station].own(&core);
         owned.poll();
         let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
-        let violation = owned.violation.take();
+        let (violation, verdict) = (owned.violation.take(), owned.verdict.take());
         owned.generation += 1;
         core.set_generation(who.station, owned.generation);
         let process = owned.process.take();
-        let lane = owned.lane.take();
+        let mut end = End {
+            who,
+            pid,
+            status,
+            max_rss_kib,
+            stage,
+            violation,
+            verdict,
+            tasks_done: owned.tasks_done,
+            ran_for: None,
+        };
         let mut failed_text = None;
         let mut unwinding = false;
-        if let Some(lane) = lane {
+        if let Some(lane) = owned.lane.take() {
             if let Ok((state, text)) = lane.worker_state() {
                 failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);
                 unwinding = state == WorkerState::Unwinding;
             }
-            let remains = lane.remains();
-            let loss = |attempts| {
-                let hint = match (violation, status) {
-                    (Some(violation), _) => Some(LossHint::Violation(violation.0)),
-                    (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
-                    _ => None,
-                };
-                worker_lost(who, pid, status, max_rss_kib, attempts, hint)
-            };
-            for (job, parcel) in remains.started {
-                owned.lose(job, parcel, loss(1));
-            }
-            // What broke the protocol cannot be asked what it has started.
-            let (again, lost) = match violation {
-                None if remains.valid => (remains.unstarted, Vec::new()),
-                _ => (Vec::new(), remains.unstarted),
-            };
-            for (job, parcel) in lost {
-                owned.lose(job, parcel, loss(1));
-            }
-            owned.give_back(again);
+            end.ran_for = lane.ran_for();
+            owned.bury(lane, &end);
         }
         let pending = !owned.is_empty();
         drop(owned);
         release_pidfd(process);
-        self.report_end(who, pid, stage, status, violation);
+        end.report(&core);
         if core.phase() >= Phase::Ending {
             return;
         }
@@ -443,10 +482,24 @@ impl Driver {
         // There is work after all: the end begins again after it.
         self.orderly = false;
         if stage == Stage::Starting {
-            self.start_failed(who, status, unwinding);
-        } else {
-            self.vacant.push_back((who.station, Instant::now()));
+            return self.start_failed(who, status, unwinding);
         }
+        if end.is_loss() {
+            match core.policy.on_worker_loss {
+                OnWorkerLoss::FailTask => {}
+                OnWorkerLoss::FailAll => return self.fail(format!("a worker was lost: {end}")),
+                OnWorkerLoss::Abort => {
+                    events::error(&core, format_args!("a worker was lost, so the program is aborted: {end}"));
+                    std::process::abort();
+                }
+            }
+        }
+        let mut due = Instant::now();
+        let barren = end.is_loss() && end.tasks_done == 0;
+        if std::mem::replace(&mut self.barren[who.station], barren) && barren {
+            due += CRASH_PAUSE;
+        }
+        self.vacant.push_back((who.station, due));
     }
 
     /// A worker died before it was ready, without saying why.
@@ -463,22 +516,6 @@ impl Driver {
         }
         let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
         self.vacant.push_back((who.station, Instant::now() + pause));
-    }
-
-    fn report_end(&self, who: Who, pid: u32, stage: Stage, status: ExitStatus, violation: Option<Violation>) {
-        let Who { station, generation } = who;
-        let how = describe(status);
-        let text = format_args!("worker {station} (generation {generation}, pid {pid}) {how}");
-        if stage == Stage::Ending {
-            events::info(&self.core, format_args!("{text}, as told"));
-        } else if let Some(Violation(what)) = violation {
-            events::error(
-                &self.core,
-                format_args!("{text} after it broke the protocol ({what}); it is replaced"),
-            );
-        } else {
-            events::error(&self.core, format_args!("{text}; it is replaced"));
-        }
     }
 
     /// Takes the pool down step by step. `true`: all that is left is to let go of what it held.
@@ -594,46 +631,10 @@ const UNWINDING_HINT: &str = ": start_worker() was unwinding towards StartWorker
      catches panics or waits for threads that do not exist in a worker, such as catch_unwind, thread::scope, \
      thread::spawn, tokio::spawn or the drop of a runtime; call build() outside of it";
 
-fn describe(status: ExitStatus) -> String {
-    match status {
-        ExitStatus::Exited(code) => format!("left with exit code {code}"),
-        ExitStatus::Signaled(signal, _) => format!("was ended by {}", signal_name(signal)),
-    }
-}
-
-fn worker_lost(
-    who: Who,
-    pid: u32,
-    status: ExitStatus,
-    max_rss_kib: u64,
-    attempts: u32,
-    hint: Option<LossHint>,
-) -> TaskError {
-    let (exit_code, signal) = match status {
-        ExitStatus::Exited(code) => (Some(code), None),
-        ExitStatus::Signaled(signal, _) => (None, Some(signal)),
-    };
-    let Who { station: worker, generation } = who;
-    let max_rss_bytes = max_rss_kib.saturating_mul(1024);
-    let details = LostDetails { worker, generation, pid, exit_code, signal, max_rss_bytes, attempts, hint };
-    TaskError::WorkerLost(WorkerLost { inner: Arc::new(details) })
-}
-
 fn release_pidfd(process: Option<Process>) {
     if let Some(process) = process {
         let mut registry = registry::lock();
         registry.remove(process.pidfd.as_fd());
         drop(process);
-    }
-}
-
-impl super::station::Owned<'_> {
-    /// The worker died while it ran this.
-    fn lose(&mut self, job: JobRef, parcel: Parcel, error: TaskError) {
-        let outcome = match parcel.batch {
-            Some(_) => Outcome::BatchLost(Box::new((parcel, error))),
-            None => Outcome::Failed(error),
-        };
-        self.finish(job, outcome);
     }
 }

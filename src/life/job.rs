@@ -22,6 +22,7 @@
 //! | GONE | task | nobody will take the outcome |
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
+//! | LIMITED | submitter | its terms have a time limit |
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
@@ -29,8 +30,10 @@ use std::cell::{RefCell, UnsafeCell};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::terms::Terms;
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::{Parcel, Reply};
@@ -41,6 +44,7 @@ const BUSY: u64 = 1 << 2;
 const GONE: u64 = 1 << 3;
 const PINNED: u64 = 1 << 4;
 const REPORT: u64 = 1 << 5;
+const LIMITED: u64 = 1 << 6;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -48,8 +52,8 @@ const GENERATION_SHIFT: u32 = 32;
 pub(crate) enum Outcome {
     Reply(Reply),
     Failed(TaskError),
-    /// A batch lost its worker: the request, and what its running item ends with.
-    BatchLost(Box<(Parcel, TaskError)>),
+    /// A batch is not finished: the request, and what its running item ends with, if one was running.
+    BatchLost(Box<(Parcel, Option<TaskError>)>),
 }
 
 /// What the cell holds besides its flags.
@@ -82,6 +86,25 @@ pub(crate) struct Job {
     waker: UnsafeCell<Option<Waker>>,
     core: UnsafeCell<Option<Arc<Core>>>,
     batch: UnsafeCell<Option<Arc<dyn BatchSink>>>,
+    special: UnsafeCell<Option<Box<Special>>>,
+}
+
+/// When a job has to be over.
+#[derive(Debug)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) job: &'static Job,
+    pub(crate) generation: u64,
+    pub(crate) limit: Duration,
+}
+
+/// What only some jobs have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Special {
+    /// `None`: the pool's.
+    terms: Option<Terms>,
+    /// How many workers were lost over it.
+    losses: u32,
 }
 
 // SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
@@ -150,6 +173,7 @@ impl Job {
             waker: UnsafeCell::new(None),
             core: UnsafeCell::new(None),
             batch: UnsafeCell::new(None),
+            special: UnsafeCell::new(None),
         }
     }
 
@@ -291,6 +315,8 @@ impl Job {
         unsafe { *self.waker.get() = None };
         // SAFETY: JOB-1, likewise.
         unsafe { *self.batch.get() = None };
+        // SAFETY: JOB-1, likewise.
+        unsafe { *self.special.get() = None };
         // The next generation, with no flags. Release: the cell's fields before its next use.
         let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
         self.state.store(((generation + 1) & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
@@ -354,6 +380,50 @@ impl JobRef {
     pub(crate) fn batch(&self) -> Option<&Arc<dyn BatchSink>> {
         // SAFETY: JOB-1: changed only by whoever holds the job.
         unsafe { &*self.0.batch.get() }.as_ref()
+    }
+
+    fn special(&self) -> Option<&Special> {
+        // SAFETY: JOB-1: changed only by whoever holds the job.
+        unsafe { &*self.0.special.get() }.as_deref()
+    }
+
+    fn special_mut(&mut self) -> &mut Special {
+        // SAFETY: JOB-1, and `self` is borrowed mutably.
+        unsafe { &mut *self.0.special.get() }.get_or_insert_default()
+    }
+
+    /// Gives the job terms of its own. The deadline, if they have one, is to be set once the job is submitted.
+    #[cold]
+    pub(crate) fn agree(&mut self, terms: Terms) -> Option<Deadline> {
+        self.special_mut().terms = Some(terms);
+        if terms.timeout.is_some() {
+            self.0.state.fetch_or(LIMITED, Ordering::Relaxed);
+        }
+        let (limit, at) = (terms.deadline?, terms.due()?);
+        Some(Deadline { at, job: self.0, generation: self.0.generation(), limit })
+    }
+
+    fn terms(&self, core: &Core) -> Terms {
+        self.special().and_then(|special| special.terms).unwrap_or(core.policy.terms)
+    }
+
+    /// Whether it may have a time limit: a look at the state word.
+    #[inline]
+    pub(crate) fn is_limited(&self, core: &Core) -> bool {
+        core.policy.terms.timeout.is_some() || self.0.state.load(Ordering::Relaxed) & LIMITED != 0
+    }
+
+    /// How long it may run.
+    pub(crate) fn timeout(&self, core: &Core) -> Option<Duration> {
+        self.terms(core).timeout
+    }
+
+    /// Its worker was lost. Whether it is to be started again, and how many times it has been started.
+    pub(crate) fn note_loss(&mut self, core: &Core) -> (bool, u32) {
+        let retries = self.terms(core).retries;
+        let special = self.special_mut();
+        special.losses += 1;
+        (special.losses <= retries && !self.is_unwanted(), self.special().map_or(1, |special| special.losses))
     }
 
     /// The job must run at its station.

@@ -1,11 +1,13 @@
 //! The lives of tasks, workers and pools: who waits for what, and what happens when something ends.
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
-//! a pool share), [`dispatch`], [`wait`], [`driver`], [`service`]. In other processes: [`zygote`], [`worker`].
+//! a pool share), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose), [`service`]. In other
+//! processes: [`zygote`], [`worker`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
 pub(crate) mod driver;
+pub(crate) mod end;
 pub(crate) mod events;
 pub(crate) mod job;
 pub(crate) mod messages;
@@ -13,7 +15,10 @@ pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;
 pub(crate) mod station;
+pub(crate) mod terms;
 pub(crate) mod threads;
+pub(crate) mod timers;
+pub(crate) mod verdict;
 pub(crate) mod wait;
 pub(crate) mod worker;
 pub(crate) mod zygote;

@@ -105,7 +105,8 @@ impl Host {
                     &core.clone(),
                     Box::new(move || {
                         let mark = Mark::new(&core, &call);
-                        let answer = mark.within(|| guarded(|| handler(&call.bytes, core.max_payload)));
+                        let answer =
+                            mark.within(|| guarded(|| handler(&call.bytes, core.policy.max_payload)));
                         // Before the answer: the worker's next call has a mark of its own.
                         mark.set(false);
                         core.answer_call(&call, answer);
@@ -217,7 +218,7 @@ impl Handling {
     fn step(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
         if let HandlingState::Unstarted(handler) = &self.state {
             let bytes = self.call.as_mut().map(|call| std::mem::take(&mut call.bytes)).unwrap_or_default();
-            self.state = HandlingState::Running(handler(bytes, self.core.max_payload));
+            self.state = HandlingState::Running(handler(bytes, self.core.policy.max_payload));
         }
         match &mut self.state {
             HandlingState::Running(future) => future.as_mut().poll(context),

@@ -32,6 +32,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake as TaskWake;
+use std::time::Duration;
 
 use crossbeam_utils::{Backoff, CachePadded};
 
@@ -40,6 +41,7 @@ use super::driver;
 use super::events;
 use super::job::{After, Job, JobRef, Outcome, Place, Spot};
 use super::service::Request;
+use super::verdict::{Seen, Verdict};
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::PidFd;
@@ -97,7 +99,9 @@ pub(crate) enum Stage {
     /// Asked for, or running `init`.
     Starting,
     Ready,
-    /// Told to leave, or killed.
+    /// Told to leave when it has finished what it is at, or killed: see [`Verdict`]. It is replaced.
+    Leaving,
+    /// Told to leave, or killed, because the pool ends.
     Ending,
 }
 
@@ -120,6 +124,10 @@ pub(crate) struct Inner {
     /// Whether a thread sleeps on `response_bell`.
     pub(crate) seat: bool,
     pub(crate) tasks_done: u64,
+    pub(crate) verdict: Option<Verdict>,
+    /// What ran on the driver's last look, while there is anything with a time limit.
+    pub(crate) seen: Option<Seen>,
+    pub(crate) look_every: Option<Duration>,
     wake: Wake,
     is_idle: bool,
     has_surplus: bool,
@@ -150,6 +158,9 @@ impl Station {
                 request_bell: Some(request_bell),
                 seat: false,
                 tasks_done: 0,
+                verdict: None,
+                seen: None,
+                look_every: None,
                 wake: Wake::Nobody,
                 is_idle: false,
                 has_surplus: false,
@@ -462,7 +473,7 @@ impl<'a> Owned<'a> {
             self.finish(job, Outcome::Failed(TaskError::Cancelled));
             return None;
         }
-        let id = self.station.id;
+        let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let lane = inner.lane.as_mut()?;
         // STATION-3. Arming before the first request is published needs no fence: nothing can come before it. With
@@ -472,6 +483,7 @@ impl<'a> Owned<'a> {
             lane.arm(Wake::Driver);
         }
         let (shared, spare) = (job.job(), !job.is_pinned());
+        let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         match lane.push(job, parcel) {
             Ok(index) => {
                 // The job is in the ring under this index; only this thread, its owner, moves it.
@@ -479,6 +491,9 @@ impl<'a> Owned<'a> {
                 lane.ring_if_asleep();
                 inner.may_spare |= spare;
                 self.leave_idle();
+                if let Some(limit) = limit {
+                    self.watch_time(limit);
+                }
                 None
             }
             Err((job, parcel, Refusal::Full)) => Some((job, parcel)),
@@ -667,6 +682,9 @@ impl<'a> Owned<'a> {
     pub(crate) fn reset(&mut self) {
         self.wake = Wake::Nobody;
         self.violation = None;
+        self.verdict = None;
+        self.seen = None;
+        self.tasks_done = 0;
     }
 
     #[inline]
@@ -737,6 +755,10 @@ impl Sink<JobRef> for Delivery<'_> {
             _ => Outcome::Reply(reply),
         };
         self.after.extend(job.finish(outcome));
+    }
+
+    fn cut(&mut self, job: JobRef, parcel: Parcel) {
+        self.after.extend(job.finish(Outcome::BatchLost(Box::new((parcel, None)))));
     }
 
     fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {

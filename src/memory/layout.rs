@@ -60,6 +60,8 @@ pub(crate) struct SideB {
     pub(crate) call: Line<Transfer>,
     /// Position up to which the worker has copied out of the answer window in `A`.
     pub(crate) answer_received: Line<AtomicU64>,
+    /// When the worker last had nothing in hand, in nanoseconds of [`coarse_now`](crate::ground::sys::clock::coarse_now).
+    pub(crate) free_at_ns: Line<AtomicU64>,
 }
 
 /// A worker's state and the length of the message that explains it, which starts the arena of `B`.

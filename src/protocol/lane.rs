@@ -7,11 +7,12 @@
 //! [`Violation`], after which the worker is retired. Side `A` is written by this process alone and is believed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::ground::barrier;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::Head;
-use crate::ground::sys::SysError;
+use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::{ArenaReader, place};
 use crate::memory::codec::{AlignedBytes, Encoded};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
@@ -61,6 +62,8 @@ pub(crate) enum Refusal {
 pub(crate) trait Sink<T> {
     /// The request of `token` is answered.
     fn reply(&mut self, token: T, reply: Reply);
+    /// The batch of `token` was cut after the records that have come: the request, for the rest of it.
+    fn cut(&mut self, token: T, parcel: Parcel);
     /// More records of the batch of `token` have come.
     fn records(&mut self, token: &mut T, from: ArenaReader<'_>, position: u64, len: usize);
     /// The worker asks the service something.
@@ -76,6 +79,8 @@ struct Entry<T> {
     /// Where the arena's tail goes once this entry and all before it are answered.
     span_end: u64,
     batch: bool,
+    /// The worker was stopped while it ran this batch.
+    stopped: bool,
 }
 
 /// A request larger than the arena, on its way. There is one at most, and no span behind it.
@@ -193,8 +198,13 @@ impl<T> Lane<T> {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
             head.extra |= BATCH;
         }
-        self.entries[slot_of(index)] =
-            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch: batch.is_some() });
+        self.entries[slot_of(index)] = Some(Entry {
+            token: Some(token),
+            taken: false,
+            span_end: self.head,
+            batch: batch.is_some(),
+            stopped: false,
+        });
         slot.publish(index, head);
         self.sent += 1;
         index
@@ -316,7 +326,8 @@ impl<T> Lane<T> {
     #[inline]
     fn read_reply(&mut self, index: u64, head: Head) -> Result<Reply, Violation> {
         let status = u8::try_from(head.extra).ok().and_then(Status::from_wire);
-        let Some(status) = status.filter(|&s| s != Status::BatchDone && s != Status::SizedValue) else {
+        let whole = |s: &Status| !matches!(s, Status::BatchDone | Status::BatchCut | Status::SizedValue);
+        let Some(status) = status.filter(whole) else {
             return Err(Violation("a response's status is unknown"));
         };
         let slot = self.region.response(index);
@@ -420,12 +431,23 @@ impl<T> Lane<T> {
 
     /// The end of a batch: its last records.
     fn finish_batch(&mut self, index: u64, head: Head, sink: &mut impl Sink<T>) -> Result<(), Violation> {
-        if head.extra == Status::BatchDone as u16 && head.kind == Place::Stream as u8 {
+        let stopped = self.entries[slot_of(index)].as_ref().is_some_and(|entry| entry.stopped);
+        if stopped && head.extra == Status::Skipped as u16 {
+            // The worker was stopped between its claim and the first item.
+            self.cut_batch(index, sink);
+            return Ok(());
+        }
+        let cut = head.extra == Status::BatchCut as u16;
+        if (cut || head.extra == Status::BatchDone as u16) && head.kind == Place::Stream as u8 {
             let slot = self.region.response(index);
             let (start, len) = (slot.get(0), slot.get(1));
             let Some(end) = start.checked_add(len) else { return Err(Violation("a batch is too long")) };
             self.deliver_records(index, start, end, sink)?;
             self.incoming = None;
+            if cut {
+                self.cut_batch(index, sink);
+                return Ok(());
+            }
             let status = Status::BatchDone;
             if let Some(token) = self.retire() {
                 sink.reply(token, Reply { status, body: Encoded::Inline { len: 0, bytes: [0; 32] } });
@@ -441,6 +463,13 @@ impl<T> Lane<T> {
             sink.reply(token, reply);
         }
         Ok(())
+    }
+
+    fn cut_batch(&mut self, index: u64, sink: &mut impl Sink<T>) {
+        let parcel = self.parcel(index);
+        if let Some(token) = self.retire() {
+            sink.cut(token, parcel);
+        }
     }
 
     fn deliver_records(
@@ -716,28 +745,67 @@ impl<T> Lane<T> {
         Parcel { code, batch, input }
     }
 
+    /// How long the worker has had something in hand; the word is its own, so it is a figure to show, nothing more.
+    pub(crate) fn ran_for(&self) -> Option<Duration> {
+        let free_at = self.region.b().free_at_ns.0.load(Ordering::Relaxed);
+        let now = clock::coarse_now();
+        (free_at > 0).then(|| now.saturating_sub(Duration::from_nanos(free_at)))
+    }
+
+    /// The request that the worker is running, as far as is known: the oldest one that is not answered, if it was claimed.
+    pub(crate) fn running(&self) -> Option<Running<'_, T>> {
+        let index = self.answered;
+        let entry = self.entries.get(slot_of(index))?.as_ref().filter(|entry| !entry.taken)?;
+        if index == self.sent || self.region.b().claim.0.load().count <= index {
+            return None;
+        }
+        let out = &self.region.b().out.0;
+        let flows = out.tag.load(Ordering::Acquire) == index + 1;
+        let progress = if flows { out.sent.load(Ordering::Acquire) } else { 0 };
+        Some(Running { index, progress, token: entry.token.as_ref() })
+    }
+
+    /// Before the worker is ended on purpose: nothing more starts in it, neither a request nor, in a batch that is running,
+    /// another item. What has not started comes back; the caller [`poll`](Self::poll)s, and what is then not answered is
+    /// running still.
+    pub(crate) fn stop(&mut self) -> Result<Vec<(T, Parcel)>, Violation> {
+        let count = self.region.b().claim.0.seal();
+        if !(self.answered..=self.sent).contains(&count) {
+            return Err(CLAIM_RANGE);
+        }
+        if let Some(entry) = &mut self.entries[slot_of(self.answered)]
+            && entry.batch
+            && self.answered < count
+        {
+            entry.stopped = true;
+            self.mark_cancelled(self.answered);
+            // Edge CUT: the mark, a barrier, then a look at the records.
+            let _ = barrier::heavy();
+        }
+        Ok((count..self.sent).filter_map(|index| self.reclaim(index)).collect())
+    }
+
+    fn mark_cancelled(&mut self, index: u64) {
+        let slot = self.region.request(index);
+        if let Some(mut head) = slot.poll(index) {
+            head.extra |= CANCELLED;
+            slot.publish(index, head);
+        }
+    }
+
     /// Marks a request as cancelled. The token comes back if it had not started: then it never does, and the worker's
     /// response, which comes in its turn, is dropped.
     pub(crate) fn cancel(&mut self, index: u64) -> Option<T> {
         if index < self.answered || index >= self.sent {
             return None;
         }
-        let slot = self.region.request(index);
-        if let Some(mut head) = slot.poll(index) {
-            head.extra |= CANCELLED;
-            slot.publish(index, head);
-        }
+        self.mark_cancelled(index);
         // Edge CANCEL: the mark, a fence, the claim word; the worker claims with a full barrier, then looks for it.
         fence(Ordering::SeqCst);
         if self.region.b().claim.0.load().count > index {
             return None;
         }
         self.entries[slot_of(index)].as_mut()?.token.take()
-    }
-
-    /// Seals the claim word: nothing more starts in this worker.
-    pub(crate) fn seal(&mut self) {
-        self.region.b().claim.0.seal();
     }
 
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
@@ -747,9 +815,12 @@ impl<T> Lane<T> {
         let valid = (self.answered..=self.sent).contains(&claimed);
         let mut remains = Remains { started: Vec::new(), unstarted: Vec::new(), valid };
         for index in self.answered..self.sent {
-            if let Some(parcel) = self.reclaim(index) {
-                let started = !valid || index < claimed;
-                if started { &mut remains.started } else { &mut remains.unstarted }.push(parcel);
+            if let Some((token, parcel)) = self.reclaim(index) {
+                if !valid || index < claimed {
+                    remains.started.push((index, token, parcel));
+                } else {
+                    remains.unstarted.push((token, parcel));
+                }
             }
         }
         remains
@@ -782,10 +853,21 @@ const TRUSTED_HINT_BYTES: usize = 256 << 20;
 
 const CLAIM_RANGE: Violation = Violation("the claim word is out of range");
 
+/// A request that is running, and a figure that grows whenever a part of its response has come: an item of a batch, a piece
+/// of a large result.
+#[derive(Debug)]
+pub(crate) struct Running<'a, T> {
+    pub(crate) index: u64,
+    pub(crate) progress: u64,
+    /// `None`: nobody wants the response.
+    pub(crate) token: Option<&'a T>,
+}
+
 /// What a dead worker leaves.
 #[derive(Debug)]
 pub(crate) struct Remains<T> {
-    pub(crate) started: Vec<(T, Parcel)>,
+    /// With their indices.
+    pub(crate) started: Vec<(u64, T, Parcel)>,
     pub(crate) unstarted: Vec<(T, Parcel)>,
     /// Whether the claim word could be believed.
     pub(crate) valid: bool,

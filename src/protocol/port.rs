@@ -13,7 +13,7 @@ use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::Head;
 use crate::ground::spin::SpinBudget;
-use crate::ground::sys::SysError;
+use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::place;
 use crate::memory::codec::AlignedBytes;
 use crate::memory::layout::{ARENA_BYTES, SPAN_ALIGN, WINDOW_BYTES};
@@ -124,15 +124,31 @@ impl Port {
 
     /// Blocks until there is a request to run. `None`: the worker is to leave.
     pub(crate) fn next_request(&mut self) -> Option<Request> {
+        self.stamp();
         loop {
             let spin = self.spin;
             let found = spin.spin(|| self.look());
-            match found.or_else(|| self.sleep_until(Self::look)) {
+            if spin.is_endless() {
+                self.stamp();
+            }
+            let found = found.or_else(|| {
+                let found = self.sleep_until(Self::look);
+                self.stamp();
+                found
+            });
+            match found {
                 Some(Look::Start(request)) => return Some(request),
                 Some(Look::Leave) => return None,
                 None => {}
             }
         }
+    }
+
+    /// Notes that nothing is in hand at the moment. After an answer rather than before a task: nobody waits for it there.
+    #[inline]
+    fn stamp(&self) {
+        let now = clock::coarse_now().as_nanos() as u64;
+        self.region.b().free_at_ns.0.store(now, Ordering::Relaxed);
     }
 
     fn look(&mut self) -> Option<Look> {
@@ -378,13 +394,13 @@ impl Port {
         self.notify();
     }
 
-    /// Ends a batch.
-    pub(crate) fn close_stream(&mut self, index: u64, start: u64) {
+    /// Ends a batch: all of it is done, or it was cut.
+    pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status) {
         self.stream = None;
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);
-        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: Status::BatchDone as u16 });
+        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
         self.notify();
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn parse(bytes: &[u8], stride: Option<usize>) -> Parsed<'_> {
         };
     }
     let status = match Status::from_wire(status) {
-        Some(Status::BatchDone | Status::Skipped) | None => return Parsed::Invalid,
+        Some(Status::BatchDone | Status::BatchCut | Status::Skipped) | None => return Parsed::Invalid,
         Some(status) => status,
     };
     let Some((len, rest)) = rest.split_first_chunk::<8>() else { return Parsed::Partial };

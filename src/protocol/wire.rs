@@ -77,6 +77,8 @@ wire_enum! {
         BatchDone = 8,
         /// The worker could not get memory for the result; the text.
         Memory = 9,
+        /// A batch was cancelled between two items: those that were done have been sent, the others have not started.
+        BatchCut = 10,
     }
 }
 

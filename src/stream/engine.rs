@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use super::records::{Arrivals, Records};
 use crate::context::{BatchBytes, Named, record_stride};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
+use crate::life::terms::Terms;
+use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
 use crate::memory::codec::{self, Encoded, Payload};
 use crate::pool::{Handle, encode_error};
@@ -46,6 +49,10 @@ struct Slot<R> {
     bytes: Vec<u8>,
     /// Results that wait for their turn, in an ordered stream.
     held: VecDeque<Item<R>>,
+    /// When all of it has to be over, if it is known.
+    due: Option<Instant>,
+    /// How many workers were lost over the item that comes next.
+    losses: u32,
 }
 
 /// See the module's documentation.
@@ -56,6 +63,8 @@ pub(super) struct Engine<R> {
     ordered: bool,
     granularity: usize,
     max_payload: usize,
+    /// `None`: the pool's.
+    terms: Option<Terms>,
     window: usize,
     slots: Vec<Slot<R>>,
     free: Vec<usize>,
@@ -78,6 +87,7 @@ impl<R: Payload> Engine<R> {
         granularity: usize,
         window: Option<usize>,
         ordered: bool,
+        terms: Option<Terms>,
     ) -> Self {
         let core = handle.core();
         let code = CodeId::of(named.code, named.types, &core.objects);
@@ -86,13 +96,14 @@ impl<R: Payload> Engine<R> {
             Some(items) => items.div_ceil(granularity).max(1),
             None => core.stations.len() * depth,
         };
-        let max_payload = core.max_payload;
+        let max_payload = core.policy.max_payload;
         Self {
             handle,
             code,
             ordered,
             granularity,
             max_payload,
+            terms,
             window,
             slots: Vec::new(),
             free: Vec::new(),
@@ -184,11 +195,22 @@ impl<R: Payload> Engine<R> {
         let at = self.free.pop().unwrap_or_else(|| {
             let records = Arc::new(Records::new(self.slots.len(), self.arrivals.clone()));
             let (bytes, held) = (Vec::new(), VecDeque::new());
-            self.slots.push(Slot { job: None, records, items: 0, received: 0, first: 0, bytes, held });
+            self.slots.push(Slot {
+                job: None,
+                records,
+                items: 0,
+                received: 0,
+                first: 0,
+                bytes,
+                held,
+                due: None,
+                losses: 0,
+            });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[at];
         (slot.items, slot.received, slot.first) = (items, 0, first);
+        (slot.due, slot.losses) = (None, 0);
         if self.ordered {
             self.order.push_back(at);
         }
@@ -200,12 +222,26 @@ impl<R: Payload> Engine<R> {
         if !core.is_here() {
             return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
         }
+        if let Some(limit) = self.terms.unwrap_or(core.policy.terms).expired() {
+            return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
+        }
+        let slot = &mut self.slots[at];
+        if let Some(limit) = self.terms.and_then(|terms| terms.deadline)
+            && slot.due.is_some_and(|due| due <= Instant::now())
+        {
+            return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
+        }
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
-        let slot = &mut self.slots[at];
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
+        let deadline = self.terms.and_then(|terms| held.agree(terms));
         core.submit(held, parcel);
+        if let Some(mut deadline) = deadline {
+            // What is sent again has the time that is left.
+            deadline.at = *slot.due.get_or_insert(deadline.at);
+            core.set_deadline(deadline);
+        }
     }
 
     /// Blocks until something has arrived.
@@ -279,6 +315,7 @@ impl<R: Payload> Engine<R> {
         let slot = &mut self.slots[at];
         let index = slot.first + u64::from(slot.received);
         slot.received += 1;
+        slot.losses = 0;
         if front {
             deliver(index, item);
         } else {
@@ -306,12 +343,28 @@ impl<R: Payload> Engine<R> {
         }
     }
 
-    /// A worker died: the item that was running fails, and the rest runs elsewhere.
-    fn go_on(&mut self, at: usize, mut parcel: Parcel, error: TaskError, deliver: &mut impl Deliver<R>) {
+    /// A batch was cut short, by the end of its worker if there is an error: the item that was running fails, and the rest
+    /// runs elsewhere.
+    fn go_on(
+        &mut self,
+        at: usize,
+        mut parcel: Parcel,
+        error: Option<TaskError>,
+        deliver: &mut impl Deliver<R>,
+    ) {
+        let retries = self.terms.unwrap_or(self.handle.core().policy.terms).retries;
+        let slot = &mut self.slots[at];
         // A record that is not whole was the victim's.
-        self.slots[at].bytes.clear();
-        if self.slots[at].received < self.slots[at].items {
-            self.settle(at, Err(error), deliver);
+        slot.bytes.clear();
+        match error {
+            Some(error) if slot.received < slot.items => {
+                slot.losses += 1;
+                if !error.is_worker_lost() || slot.losses > retries {
+                    let error = error.after_attempts(slot.losses);
+                    self.settle(at, Err(error), deliver);
+                }
+            }
+            _ => {}
         }
         let Slot { items, received: done, .. } = self.slots[at];
         if done == items {
@@ -405,7 +458,12 @@ impl<R> Drop for Engine<R> {
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
                 let generation = job.generation();
-                if job.abandon(false) {
+                if !job.abandon(false) {
+                    continue;
+                }
+                if self.terms.is_some_and(|terms| terms.kill_on_drop) {
+                    core.kill(job, generation, &TaskError::Cancelled, Why::Killed);
+                } else {
                     core.call_off(job, generation, &TaskError::Cancelled);
                 }
             }

@@ -10,6 +10,7 @@ use super::engine::{Engine, Item};
 use super::{Granularity, StreamSummary};
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
+use crate::life::terms::Terms;
 use crate::limits::check_granularity;
 use crate::memory::codec::{Payload, View};
 use crate::pool::{Handle, Pool};
@@ -31,6 +32,7 @@ pub struct Map<T, R> {
     source: Option<T>,
     handle: Handle,
     named: Named,
+    terms: Option<Terms>,
     granularity: Granularity,
     window: Option<usize>,
     ordered: bool,
@@ -184,6 +186,7 @@ impl<T, R: Payload> Map<T, R> {
             source: Some(source),
             handle: pool.handle().clone(),
             named,
+            terms: None,
             granularity: pool.granularity(),
             window: None,
             ordered: true,
@@ -191,6 +194,11 @@ impl<T, R: Payload> Map<T, R> {
             out: VecDeque::new(),
             pull,
         }
+    }
+
+    pub(crate) fn on_terms(mut self, terms: Terms) -> Self {
+        self.terms = Some(terms);
+        self
     }
 
     /// Results as they come, instead of in the order of the items.
@@ -247,7 +255,8 @@ impl<T, R: Payload> Map<T, R> {
         if self.engine.is_none() {
             let granularity = check_granularity(self.granularity)?;
             let handle = self.handle.clone();
-            self.engine = Some(Engine::new(handle, self.named, granularity, self.window, self.ordered));
+            self.engine =
+                Some(Engine::new(handle, self.named, granularity, self.window, self.ordered, self.terms));
         }
         Ok(())
     }

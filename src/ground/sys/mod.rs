@@ -1,5 +1,6 @@
 //! The kernel's services under Rust types: the only place in the crate that makes system calls.
 //!
+//! * [`clock`] – a coarse one
 //! * [`memory`] – sealed memfds and shared mappings
 //! * [`socket`] – a message socket that carries descriptors
 //! * [`process`] – fork, pidfds, exit statuses
@@ -19,6 +20,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+pub(crate) mod clock;
 pub(crate) mod cores;
 pub(crate) mod descriptors;
 pub(crate) mod fork_generation;

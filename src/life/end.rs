@@ -1,0 +1,152 @@
+//! How a worker ended, and what becomes of what it had.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::Core;
+use super::events;
+use super::job::{JobRef, Outcome};
+use super::messages::Who;
+use super::station::{Owned, Stage};
+use super::verdict::Verdict;
+use crate::error::{LossHint, LostDetails, TaskError, WorkerLost, signal_name};
+use crate::ground::sys::process::ExitStatus;
+use crate::protocol::lane::{Lane, Parcel, Violation};
+
+/// All that is known about the end of a worker.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) who: Who,
+    pub(crate) pid: u32,
+    pub(crate) status: ExitStatus,
+    pub(crate) max_rss_kib: u64,
+    /// How far it was.
+    pub(crate) stage: Stage,
+    pub(crate) violation: Option<Violation>,
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) tasks_done: u64,
+    pub(crate) ran_for: Option<Duration>,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Who { station, generation } = self.who;
+        write!(f, "worker {station} (generation {generation}, pid {}) {}", self.pid, describe(self.status))
+    }
+}
+
+impl End {
+    /// Whether nobody had told it to end.
+    pub(crate) fn is_loss(&self) -> bool {
+        let left = self.status == ExitStatus::Exited(0);
+        match (self.stage, &self.verdict) {
+            (Stage::Leaving, Some(Verdict { victim: Some(_), .. })) => self.violation.is_some(),
+            (Stage::Leaving, _) => !left || self.violation.is_some(),
+            (Stage::Ending, _) => false,
+            _ => true,
+        }
+    }
+
+    /// One line of the log: how it ended, why, and what follows.
+    pub(crate) fn report(&self, core: &Core) {
+        if self.stage == Stage::Ending {
+            return events::info(core, format_args!("{self}, as told"));
+        }
+        match (&self.violation, &self.verdict) {
+            (Some(Violation(what)), _) => {
+                events::error(
+                    core,
+                    format_args!("{self} after it broke the protocol ({what}); it is replaced"),
+                );
+            }
+            (None, Some(verdict)) if !self.is_loss() => {
+                events::info(
+                    core,
+                    format_args!("{self}, because {}; it is replaced", verdict.why.describe()),
+                );
+            }
+            _ => events::error(core, format_args!("{self}; it is replaced")),
+        }
+    }
+
+    /// What the task ends with that the worker had in hand, if nobody had decided on something else.
+    fn lost(&self, attempts: u32) -> TaskError {
+        let hint = match (&self.violation, self.status) {
+            (Some(violation), _) => Some(LossHint::Violation(violation.0)),
+            (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
+            _ => None,
+        };
+        let (exit_code, signal) = match self.status {
+            ExitStatus::Exited(code) => (Some(code), None),
+            ExitStatus::Signaled(signal, _) => (None, Some(signal)),
+        };
+        let details = LostDetails {
+            worker: self.who.station,
+            generation: self.who.generation,
+            pid: self.pid,
+            exit_code,
+            signal,
+            max_rss_bytes: self.max_rss_kib.saturating_mul(1024),
+            attempts,
+            ran_for: self.ran_for,
+            tasks_done: self.tasks_done,
+            hint,
+        };
+        TaskError::WorkerLost(WorkerLost { inner: Arc::new(details) })
+    }
+}
+
+impl Owned<'_> {
+    /// Deals with what a dead worker leaves: its running task has its outcome, what had not started is the station's again.
+    pub(crate) fn bury(&mut self, lane: Lane<JobRef>, end: &End) {
+        let remains = lane.remains();
+        let mut again = Vec::new();
+        for (index, job, parcel) in remains.started {
+            let victim = end.verdict.as_ref().and_then(|verdict| verdict.victim.as_ref());
+            match victim.filter(|(at, _)| *at == index && end.violation.is_none()) {
+                Some((_, error)) => self.fail(job, parcel, error.clone()),
+                None => again.extend(self.lose(job, parcel, end)),
+            }
+        }
+        if end.violation.is_none() && remains.valid {
+            again.extend(remains.unstarted);
+        } else {
+            // What broke the protocol cannot be asked what it has started.
+            for (job, parcel) in remains.unstarted {
+                again.extend(self.lose(job, parcel, end));
+            }
+        }
+        self.give_back(again);
+    }
+
+    /// The worker was lost with this in hand. It comes back if it is to be started again.
+    fn lose(&mut self, mut job: JobRef, parcel: Parcel, end: &End) -> Option<(JobRef, Parcel)> {
+        if parcel.batch.is_some() {
+            // Its stream decides about the items.
+            self.fail(job, parcel, end.lost(1));
+            return None;
+        }
+        let (again, attempts) = job.note_loss(self.core);
+        if again {
+            return Some((job, parcel));
+        }
+        self.fail(job, parcel, end.lost(attempts));
+        None
+    }
+
+    fn fail(&mut self, job: JobRef, parcel: Parcel, error: TaskError) {
+        let outcome = match parcel.batch {
+            Some(_) => Outcome::BatchLost(Box::new((parcel, Some(error)))),
+            None => Outcome::Failed(error),
+        };
+        self.finish(job, outcome);
+    }
+}
+
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Exited(code) => format!("left with exit code {code}"),
+        ExitStatus::Signaled(signal, _) => format!("was ended by {}", signal_name(signal)),
+    }
+}

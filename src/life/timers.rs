@@ -1,0 +1,128 @@
+//! What is to happen at a certain time: deadlines of tasks, and the SIGKILL after a gentler signal. The driver sleeps no
+//! longer than until the first of them.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::job::Deadline;
+use super::messages::Who;
+
+/// Something that becomes due.
+#[derive(Debug)]
+pub(crate) enum Timer {
+    /// The task has to be over. It may be over long since, and its cell serve another one.
+    Deadline(Deadline),
+    /// The worker has had its gap.
+    Kill(Who),
+}
+
+impl Timer {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Deadline(Deadline { job, generation, .. }) => {
+                job.generation() != *generation || job.is_done()
+            }
+            Self::Kill(_) => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    at: Instant,
+    timer: Timer,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    heap: BinaryHeap<Reverse<Entry>>,
+    /// How many entries there are when those of finished tasks are thrown out next.
+    sweep_at: usize,
+}
+
+/// Fewer entries are not worth a sweep.
+const SWEEP_MIN: usize = 1024;
+
+impl Timers {
+    /// `true`: it is the first one, so the driver must be told.
+    pub(crate) fn add(&self, at: Instant, timer: Timer) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.heap.len() >= queue.sweep_at.max(SWEEP_MIN) {
+            // Tasks end long before their deadlines as a rule. Each entry pays for two looks, amortised.
+            queue.heap.retain(|Reverse(entry)| !entry.timer.is_over());
+            queue.sweep_at = 2 * queue.heap.len();
+        }
+        let first = queue.heap.peek().is_none_or(|Reverse(entry)| at < entry.at);
+        queue.heap.push(Reverse(Entry { at, timer }));
+        first
+    }
+
+    /// When the first one is due.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let mut queue = self.queue.lock();
+        while queue.heap.peek().is_some_and(|Reverse(entry)| entry.timer.is_over()) {
+            queue.heap.pop();
+        }
+        queue.heap.peek().map(|Reverse(entry)| entry.at)
+    }
+
+    /// Takes one that is due.
+    pub(crate) fn take_due(&self, now: Instant) -> Option<Timer> {
+        let mut queue = self.queue.lock();
+        let due = queue.heap.peek().is_some_and(|Reverse(entry)| entry.at <= now);
+        if due { queue.heap.pop().map(|Reverse(entry)| entry.timer) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn timers_come_in_the_order_of_their_times() {
+        let timers = Timers::default();
+        let start = Instant::now();
+        let at = |n: u64| start + Duration::from_secs(n);
+        let who = |n: u64| Timer::Kill(Who { station: 0, generation: n });
+        assert!(timers.add(at(3), who(3)));
+        assert!(timers.add(at(1), who(1)));
+        assert!(!timers.add(at(2), who(2)));
+        assert_eq!(timers.next(), Some(at(1)));
+        assert!(timers.take_due(start).is_none());
+        for n in 1..=3 {
+            let Some(Timer::Kill(who)) = timers.take_due(at(3)) else { panic!("one is due") };
+            assert_eq!(who.generation, n);
+        }
+        assert_eq!(timers.next(), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! Ending a worker on purpose: because its task ran out of time, because somebody wants that task killed, or because the
+//! worker is to be renewed.
+//!
+//! The order of things makes sure that nobody else is touched:
+//!
+//! 1. The claim word is sealed, and a batch that is running is marked: nothing more starts in this worker. What had not
+//!    started is the station's again and goes elsewhere.
+//! 2. The responses are looked at once more. If the task has been answered, or the batch has come to another item, nobody is
+//!    killed: the worker leaves by itself once it has finished what it is at.
+//! 3. The verdict is written down: who is to die, and what the task ends with. It wins over the death notice.
+//! 4. The signal is sent, through a pidfd. If the worker publishes a response before the signal gets to it, the response wins.
+//!
+//! A sealed word never moves again, so a worker that was spared is replaced all the same.
+
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use super::job::JobRef;
+use super::messages::Who;
+use super::station::{Owned, Stage};
+use super::timers::Timer;
+use crate::error::TaskError;
+use crate::ground::sys::process::PidFd;
+use crate::protocol::wire;
+
+/// Why a worker is ended that might have served on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Its task ran out of time.
+    Overtime,
+    /// Somebody killed its task.
+    Killed,
+    /// Somebody asked for fresh workers, or its task was over just before it was to be killed.
+    Renewed,
+}
+
+impl Why {
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::Overtime => "its task ran out of time",
+            Self::Killed => "its task was killed",
+            Self::Renewed => "it is renewed",
+        }
+    }
+}
+
+/// What was decided about a station's process.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) why: Why,
+    /// The request that is to end with the worker, and what its task, or the running item of its batch, ends with. `None`: the
+    /// worker leaves when it has finished what it is at.
+    pub(crate) victim: Option<(u64, TaskError)>,
+}
+
+/// The request that runs at a station, as the driver saw it on its last look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    index: u64,
+    progress: u64,
+    since: Instant,
+}
+
+/// A task's time is looked at this many times, at least, before it is over.
+const LOOKS: u32 = 16;
+const LOOK_MIN: Duration = Duration::from_millis(1);
+const LOOK_MAX: Duration = Duration::from_millis(250);
+
+impl Owned<'_> {
+    /// Ends the request that is running, with its worker. `progress`: only if it has come no further than this.
+    pub(crate) fn condemn(&mut self, index: u64, progress: Option<u64>, why: Why, error: TaskError) {
+        if self.verdict.as_ref().is_some_and(|verdict| verdict.victim.is_some()) {
+            // It is dying already, and the first cause holds.
+            return;
+        }
+        self.stop(Why::Renewed);
+        let running = self.lane.as_ref().and_then(|lane| {
+            let running = lane.running()?;
+            Some((running.index, running.progress))
+        });
+        let still = running.is_some_and(|(at, reached)| at == index && progress.is_none_or(|p| p == reached));
+        if !still || self.violation.is_some() {
+            return;
+        }
+        self.verdict = Some(Verdict { why, victim: Some((index, error)) });
+        let (first, gap) = match self.core.policy.kill_signal {
+            Some((signal, gap)) => (signal, Some(gap)),
+            None => (nix::libc::SIGKILL, None),
+        };
+        self.signal(first);
+        let who = Who { station: self.station.id, generation: self.generation };
+        if let Some(at) = gap.and_then(|gap| Instant::now().checked_add(gap))
+            && self.core.timers.add(at, Timer::Kill(who))
+        {
+            self.core.ring_driver();
+        }
+    }
+
+    /// Lets nothing more start in the worker, and tells it to leave when it has finished what it is at.
+    pub(crate) fn stop(&mut self, why: Why) {
+        if self.stage != Stage::Ready || self.violation.is_some() {
+            return;
+        }
+        let Some(lane) = &mut self.lane else { return };
+        let stopped = lane.stop();
+        lane.order(wire::Order::Exit);
+        self.stage = Stage::Leaving;
+        self.verdict = Some(Verdict { why, victim: None });
+        match stopped {
+            Ok(unstarted) => self.give_back(unstarted),
+            Err(violation) => self.break_off(violation),
+        }
+        // Also retires what was taken back.
+        self.poll();
+    }
+
+    fn signal(&self, signal: i32) {
+        // An error means that there is nothing left to kill.
+        let _ = self.process.as_ref().map(|process| PidFd::kill(&process.pidfd, signal));
+    }
+
+    /// The worker has had its gap since the first signal.
+    pub(crate) fn kill_at_last(&self, generation: u64) {
+        if self.generation == generation && self.verdict.is_some() {
+            self.signal(nix::libc::SIGKILL);
+        }
+    }
+
+    /// A job with a time limit has been sent: the driver has to look from time to time.
+    pub(crate) fn watch_time(&mut self, limit: Duration) {
+        let pause = (limit / LOOKS).clamp(LOOK_MIN, LOOK_MAX);
+        if self.look_every.is_none_or(|known| pause < known) {
+            self.look_every = Some(pause);
+            self.core.watch_time(self.station.id);
+        }
+    }
+
+    /// Looks what is running and for how long. Returns when to look again at the latest; `None`: when the next job with a limit
+    /// has been sent. `lost`: how long this process itself stood still since the last look, which is no task's fault.
+    pub(crate) fn check_time(&mut self, now: Instant, lost: Duration) -> Option<Instant> {
+        self.disarm();
+        self.poll();
+        let pause = self.look_every?;
+        let core = self.core;
+        let inner = &mut **self;
+        let Some(lane) = inner.lane.as_ref().filter(|lane| lane.in_flight() > 0) else {
+            inner.seen = None;
+            inner.look_every = None;
+            core.timed.clear(self.station.id);
+            return None;
+        };
+        let mut next = now + pause;
+        let Some(running) = lane.running() else {
+            inner.seen = None;
+            return Some(next);
+        };
+        let (index, progress) = (running.index, running.progress);
+        let limit = running.token.and_then(|job: &JobRef| job.timeout(core));
+        let since = match inner.seen {
+            Some(seen) if (seen.index, seen.progress) == (index, progress) => seen.since + lost,
+            _ => now,
+        };
+        inner.seen = Some(Seen { index, progress, since });
+        if let Some(limit) = limit
+            && let Some(end) = since.checked_add(limit)
+        {
+            if end > now {
+                next = next.min(end);
+            } else {
+                self.condemn(index, Some(progress), Why::Overtime, TaskError::TimedOut { limit });
+            }
+        }
+        Some(next)
+    }
+}
+
+impl Core {
+    /// Has every worker replaced when it has finished its task.
+    pub(crate) fn renew_workers(&self) {
+        for station in &self.stations {
+            station.own(self).stop(Why::Renewed);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! [`Submitter`]: tasks on terms of their own.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::builder::NoService;
+use crate::context::{self, Named, Worker};
+use crate::error::{Error, TaskError};
+use crate::life::terms::Terms;
+use crate::memory::codec::{Input, Payload, View};
+use crate::pool::{self, Pool};
+use crate::stream::{Map, StreamSummary};
+use crate::task::Task;
+
+/// Submits tasks to a pool on terms of their own: see [`Pool::options`]. A handle of the pool, cheap to clone.
+///
+/// What is not said is as the pool's builder said it.
+#[derive(Clone)]
+#[must_use = "terms do nothing until a task is submitted on them"]
+pub struct Submitter<E = (), S = NoService, W = ()> {
+    pool: Pool<E, S, W>,
+    terms: Terms,
+}
+
+impl<E, S, W> fmt::Debug for Submitter<E, S, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitter").field("pool", &self.pool).field("terms", &self.terms).finish()
+    }
+}
+
+impl<E, S, W> Submitter<E, S, W> {
+    pub(crate) fn new(pool: Pool<E, S, W>, terms: Terms) -> Self {
+        Self { pool, terms }
+    }
+
+    /// How long a task may run, from its start; in a stream, each item. As
+    /// [`Builder::task_timeout`](crate::Builder::task_timeout). A limit of zero ends tasks before they start.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.terms.timeout = Some(limit);
+        self
+    }
+
+    /// When a task has to be over, counted from its submission: one that still waits then never starts, one that runs is
+    /// killed as by a time-out. In a stream it counts from the sending of each message.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.terms.deadline = Some(limit);
+        self
+    }
+
+    /// As [`Builder::retries`](crate::Builder::retries).
+    pub fn retries(mut self, n: u32) -> Self {
+        self.terms.retries = n;
+        self
+    }
+
+    /// Dropping the [`Task`] kills it even while it runs: see [`Task::kill`].
+    pub fn kill_on_drop(mut self) -> Self {
+        self.terms.kill_on_drop = true;
+        self
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Pool<E, S, W> {
+        &self.pool
+    }
+
+    fn start<I: Input + ?Sized, R>(&self, named: Named, input: &I) -> Task<R> {
+        pool::start(self.pool.handle().core(), named, input, Some(self.terms))
+    }
+
+    /// As [`Pool::submit`].
+    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> Task<R>
+    where
+        I: Payload,
+        R: Payload,
+    {
+        self.start(context::plain_task(&f), input)
+    }
+
+    /// As [`Pool::submit_with`].
+    pub fn submit_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) -> Task<R>
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        self.start(context::context_task::<_, E, S, W, I, R>(&f), input)
+    }
+
+    /// As [`Pool::spawn`].
+    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
+    where
+        I: Payload,
+        R: Payload,
+    {
+        self.pool.detach(self.submit(f, input));
+    }
+
+    /// As [`Pool::spawn_with`].
+    pub fn spawn_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        self.pool.detach(self.submit_with(f, input));
+    }
+
+    /// As [`Pool::map`].
+    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.pool.map(items, f).on_terms(self.terms)
+    }
+
+    /// As [`Pool::map_with`].
+    pub fn map_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+    ) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.pool.map_with(items, f).on_terms(self.terms)
+    }
+
+    /// As [`Pool::map_ref`].
+    pub fn map_ref<'a, I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+    ) -> Map<T::IntoIter, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = &'a I>,
+    {
+        self.pool.map_ref(items, f).on_terms(self.terms)
+    }
+
+    /// As [`Pool::iter_stream`].
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn iter_stream<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+        g: impl FnMut(Result<R, TaskError>),
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map(items, f).unordered().run(g)
+    }
+
+    /// As [`Pool::iter_stream_with`].
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn iter_stream_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        g: impl FnMut(Result<R, TaskError>),
+    ) -> Result<StreamSummary, Error>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = I>,
+    {
+        self.map_with(items, f).unordered().run(g)
+    }
+}
