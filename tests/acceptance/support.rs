@@ -37,8 +37,8 @@ use nix::unistd::Pid;
 
 /// No wait is longer. Reaching it is the failure "hang".
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
-/// A scenario takes no longer.
-const SCENARIO_BOUND: Duration = Duration::from_secs(60);
+/// A scenario takes no longer, unless `FORKRING_BOUND_SECS` says so.
+const SCENARIO_BOUND_SECS: u64 = 60;
 /// Marks the processes of a scenario, in their environment.
 const MARK: &str = "FORKRING_SCENARIO";
 
@@ -117,7 +117,8 @@ fn run_in_child(path: &str) -> Finished {
         .spawn()
         .unwrap();
     let group = child.id();
-    let deadline = Instant::now() + SCENARIO_BOUND;
+    let bound = std::env::var("FORKRING_BOUND_SECS").ok().and_then(|secs| secs.parse().ok());
+    let deadline = Instant::now() + Duration::from_secs(bound.unwrap_or(SCENARIO_BOUND_SECS));
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break Some(status);
@@ -245,6 +246,10 @@ pub(crate) fn gate(n: usize) -> Gate {
 impl Gate {
     pub(crate) fn open(self) {
         self.0.bump();
+    }
+
+    pub(crate) fn is_open(self) -> bool {
+        self.0.get() > 0
     }
 
     /// Waits until it is open.
