@@ -48,7 +48,7 @@ impl Claimed {
 }
 
 impl ClaimWord {
-    #[cfg(any(test, forkring_loom))]
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
         Self(AtomicU64::new(0))
     }
@@ -96,6 +96,9 @@ impl ClaimWord {
         Claimed::of(self.0.fetch_or(SEALED, Ordering::SeqCst)).count
     }
 }
+
+#[cfg(all(test, forkring_loom))]
+mod loom;
 
 #[cfg(all(test, not(forkring_loom)))]
 mod tests {

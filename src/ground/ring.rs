@@ -65,7 +65,7 @@ const _: () = {
 
 impl<const W: usize> Slot<W> {
     /// An unpublished slot on the heap.
-    #[cfg(any(test, forkring_loom))]
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
         Self { head: AtomicU64::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
@@ -117,6 +117,9 @@ impl<const W: usize> Slot<W> {
         }
     }
 }
+
+#[cfg(all(test, forkring_loom))]
+mod loom;
 
 #[cfg(all(test, not(forkring_loom)))]
 mod tests {

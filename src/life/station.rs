@@ -771,3 +771,6 @@ impl Sink<JobRef> for Delivery<'_> {
         self.calls.push(Request { station: self.station, generation: self.generation, number, bytes });
     }
 }
+
+#[cfg(all(test, forkring_loom))]
+mod loom;

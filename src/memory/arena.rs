@@ -177,7 +177,10 @@ impl Append for AlignedBytes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU8;
+
     use super::*;
+    use crate::ground::ring::{Head, RequestSlot, ResponseSlot, Slot};
 
     const BYTES: u64 = 256;
 
@@ -218,6 +221,61 @@ mod tests {
                 tail = live.front().map_or(head, |&(s, _)| s);
             }
         }
+    }
+
+    /// Nothing but the slots orders the copies, as between two processes.
+    #[test]
+    fn spans_travel_between_threads() {
+        const SLOTS: u64 = 4;
+        const TOTAL: u64 = 10_000;
+        let memory: Vec<AtomicU8> = (0..BYTES).map(|_| AtomicU8::new(0)).collect();
+        let base = || NonNull::from(&memory[..]).cast();
+        let filled: [RequestSlot; SLOTS as usize] = std::array::from_fn(|_| Slot::new());
+        let freed: [ResponseSlot; SLOTS as usize] = std::array::from_fn(|_| Slot::new());
+        let at = |index: u64| (index % SLOTS) as usize;
+        let len_of = |index: u64| 1 + index * 37 % 100;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: `memory` outlives the scope and has a power of two of bytes.
+                let arena = unsafe { ArenaReader::new(base(), memory.len()) };
+                let mut bytes = Vec::new();
+                for index in 0..TOTAL {
+                    while filled[at(index)].poll(index).is_none() {
+                        std::thread::yield_now();
+                    }
+                    bytes.clear();
+                    arena.append_to(filled[at(index)].get(0), len_of(index) as usize, &mut bytes);
+                    assert!(bytes.iter().all(|&byte| byte == index as u8), "span {index}");
+                    freed[at(index)].publish(index, Head::new(1, 0));
+                }
+            });
+            // SAFETY: as above; the bytes are atomics, so that a shared reference does not forbid to write them.
+            let arena = unsafe { ArenaWriter::new(base(), memory.len()) };
+            let (mut head, mut tail, mut oldest) = (0, 0, 0);
+            let mut ends = std::collections::VecDeque::new();
+            for index in 0..TOTAL {
+                let len = len_of(index);
+                let start = loop {
+                    match place(tail, head, BYTES, len, 16) {
+                        Some(start) if index - oldest < SLOTS => break start,
+                        _ => {}
+                    }
+                    while freed[at(oldest)].poll(oldest).is_none() {
+                        std::thread::yield_now();
+                    }
+                    tail = ends.pop_front().unwrap();
+                    oldest += 1;
+                };
+                if ends.is_empty() {
+                    tail = start;
+                }
+                head = start + len;
+                ends.push_back(head);
+                arena.copy_in(start, &vec![index as u8; len as usize]);
+                filled[at(index)].set(0, start);
+                filled[at(index)].publish(index, Head::new(1, 0));
+            }
+        });
     }
 
     #[test]

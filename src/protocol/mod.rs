@@ -8,3 +8,6 @@ pub(crate) mod lane;
 pub(crate) mod port;
 pub(crate) mod records;
 pub(crate) mod wire;
+
+#[cfg(all(test, forkring_loom))]
+mod loom;

@@ -1,0 +1,322 @@
+//! Models of the edges between lane and port.
+//!
+//! Words and barriers are the real ones ([`Slot`], [`ClaimWord`], [`OutWords`], [`barrier`], which fences on both
+//! sides here). What `Lane` and `Port` do with them is repeated step by step, since a region is mapped memory and
+//! loom's atomics are not.
+//!
+//! loom knows `fence(SeqCst)` but takes SeqCst accesses for AcqRel ones. So where the worker relies on its claim, a
+//! compare-and-swap, to be a full barrier, a fence follows it here.
+//!
+//! A lost wake-up shows as a deadlock, which loom reports: nobody sleeps with a time limit.
+
+#![allow(unsafe_code, reason = "bytes of an arena, whose races loom looks for")]
+
+use loom::cell::UnsafeCell;
+use loom::model::Builder;
+use loom::sync::{Arc, Notify};
+use loom::thread;
+
+use crate::ground::barrier;
+use crate::ground::claim::{Claim, ClaimWord};
+use crate::ground::ring::{Head, Slot};
+use crate::memory::layout::OutWords;
+use crate::protocol::wire::{CANCELLED, Wake};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+const HEAD: Head = Head::new(1, 0);
+
+/// Runs a model with at most this many preemptions, which are the places where a thread could have gone on.
+fn model_with_preemptions(bound: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(bound);
+    builder.check(model);
+}
+
+/// A doorbell: it keeps a ring that nobody waits for, and its sleeper may wake up for nothing.
+type Bell = Notify;
+
+/// The words of a few messages.
+fn slots<const N: usize>() -> [Slot<1>; N] {
+    std::array::from_fn(|_| Slot::new())
+}
+
+fn mark(slot: &Slot<1>, index: u64) {
+    if let Some(head) = slot.poll(index) {
+        slot.publish(index, Head { extra: head.extra | CANCELLED, ..head });
+    }
+}
+
+fn is_marked(slot: &Slot<1>, index: u64) -> bool {
+    slot.poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
+}
+
+/// Edge CANCEL: `Lane::cancel` and `Port::open`.
+#[test]
+fn a_cancelled_request_is_skipped_or_had_started() {
+    loom::model(|| {
+        let shared = Arc::new((ClaimWord::new(), Slot::<1>::new()));
+        shared.1.publish(0, HEAD);
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (claims, slot) = &*shared;
+                assert_eq!(claims.claim(0), Claim::Won);
+                // The claim is the barrier.
+                fence(Ordering::SeqCst);
+                is_marked(slot, 0)
+            }
+        });
+        let (claims, slot) = &*shared;
+        mark(slot, 0);
+        fence(Ordering::SeqCst);
+        let had_started = claims.load().count > 0;
+        let skipped = worker.join().expect("the worker ends");
+        assert!(had_started || skipped, "the master gave up a task that ran");
+    });
+}
+
+/// A request that is cancelled and taken back at once: `Lane::cancel`, then `Lane::take_back`.
+#[test]
+fn a_cancelled_request_that_is_taken_back_never_starts() {
+    loom::model(|| {
+        let shared = Arc::new((ClaimWord::new(), Slot::<1>::new()));
+        shared.1.publish(0, HEAD);
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (claims, slot) = &*shared;
+                let won = claims.claim(0) == Claim::Won;
+                fence(Ordering::SeqCst);
+                won && !is_marked(slot, 0)
+            }
+        });
+        let (claims, slot) = &*shared;
+        mark(slot, 0);
+        fence(Ordering::SeqCst);
+        let given_up = claims.load().count == 0;
+        let taken = !claims.take_back(1, 1).is_empty();
+        let started = worker.join().expect("the worker ends");
+        assert!(!(started && (given_up || taken)));
+    });
+}
+
+/// The worker's side of edge BELL: `Port::next_request` without its spinning.
+fn serve(requests: &[Slot<1>], sleeping: &AtomicU64, bell: &Bell) {
+    let mut naps = 0;
+    for (index, slot) in (0..).zip(requests) {
+        while slot.poll(index).is_none() {
+            naps += 1;
+            sleeping.store(2 * naps - 1, Ordering::Relaxed);
+            barrier::heavy();
+            if slot.poll(index).is_none() {
+                bell.wait();
+            }
+            sleeping.store(2 * naps, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Edge BELL: `Lane::push`, `Lane::ring_if_asleep` and `Port::sleep_until`.
+#[test]
+fn a_worker_that_falls_asleep_is_rung_for_every_request() {
+    model_with_preemptions(4, || {
+        let shared = Arc::new((slots::<2>(), AtomicU64::new(0), Bell::new()));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || serve(&shared.0, &shared.1, &shared.2)
+        });
+        let (requests, sleeping, bell) = &*shared;
+        let mut rung_nap = 0;
+        for (index, slot) in (0..).zip(requests) {
+            slot.publish(index, HEAD);
+            barrier::light();
+            let nap = sleeping.load(Ordering::Relaxed);
+            if nap % 2 == 1 && nap != rung_nap {
+                rung_nap = nap;
+                bell.notify();
+            }
+        }
+        worker.join().expect("the worker ends");
+    });
+}
+
+/// The worker's side of edge SLEEP: `Port::notify`.
+fn notify(wake: &AtomicU64, rung: &mut u64, bell: &Bell) {
+    barrier::light();
+    let word = wake.load(Ordering::Relaxed);
+    if word != *rung {
+        *rung = word;
+        if Wake::of(word) == Wake::Waiter {
+            bell.notify();
+        }
+    }
+}
+
+/// Edge SLEEP: `Port::notify`, `Lane::arm` and `Lane::fence_and_ready`.
+#[test]
+fn a_master_that_falls_asleep_is_rung_for_every_arming() {
+    model_with_preemptions(4, || {
+        let shared = Arc::new((slots::<2>(), AtomicU64::new(0), Bell::new()));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (responses, wake, bell) = &*shared;
+                let mut rung = 0;
+                for (index, slot) in (0..).zip(responses) {
+                    slot.publish(index, HEAD);
+                    notify(wake, &mut rung, bell);
+                }
+            }
+        });
+        let (responses, wake, bell) = &*shared;
+        let mut epoch = 0;
+        let mut arm = |whom: Wake| {
+            epoch += 1;
+            wake.store(whom.word(epoch), Ordering::Release);
+        };
+        for (index, slot) in (0..).zip(responses) {
+            while slot.poll(index).is_none() {
+                arm(Wake::Waiter);
+                barrier::heavy();
+                if slot.poll(index).is_none() {
+                    bell.wait();
+                }
+                arm(Wake::Nobody);
+            }
+        }
+        worker.join().expect("the worker ends");
+    });
+}
+
+/// `Lane::arm` before the first request: the response cannot come before it, so there is neither a fence nor a second
+/// look.
+#[test]
+fn a_lane_that_is_armed_before_it_is_used_needs_no_second_look() {
+    loom::model(|| {
+        let shared = Arc::new((slots::<2>(), AtomicU64::new(0), Bell::new()));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let ([request, response], wake, bell) = &*shared;
+                while request.poll(0).is_none() {
+                    thread::yield_now();
+                }
+                response.publish(0, HEAD);
+                notify(wake, &mut 0, bell);
+            }
+        });
+        let ([request, response], wake, bell) = &*shared;
+        wake.store(Wake::Waiter.word(1), Ordering::Release);
+        request.publish(0, HEAD);
+        loop {
+            bell.wait();
+            if response.poll(0).is_some() {
+                break;
+            }
+        }
+        worker.join().expect("the worker ends");
+    });
+}
+
+/// A batch that is cancelled while it runs. The worker commits an item, fences lightly, and looks for the mark before
+/// it starts the next one; the master marks, fences heavily, and reads how far the batch is.
+#[test]
+fn a_cancelled_batch_starts_nothing_behind_the_item_that_was_running() {
+    const ITEMS: u64 = 3;
+    model_with_preemptions(4, || {
+        let shared = Arc::new((Slot::<1>::new(), out_words()));
+        shared.0.publish(0, HEAD);
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (slot, out) = &*shared;
+                let mut started = 0;
+                for item in 0..ITEMS {
+                    started += 1;
+                    out.sent.store(item + 1, Ordering::Release);
+                    barrier::light();
+                    if is_marked(slot, 0) {
+                        break;
+                    }
+                }
+                started
+            }
+        });
+        let (slot, out) = &*shared;
+        mark(slot, 0);
+        barrier::heavy();
+        let done = out.sent.load(Ordering::Acquire);
+        let started = worker.join().expect("the worker ends");
+        assert!(started <= done + 1, "{started} items were started, {done} were done when it was cancelled");
+    });
+}
+
+fn out_words() -> OutWords {
+    OutWords {
+        tag: AtomicU64::new(0),
+        start: AtomicU64::new(0),
+        sent: AtomicU64::new(0),
+        total_bytes: AtomicU64::new(0),
+    }
+}
+
+/// Where the stream of response `index` starts and what else is written about it; no two streams share a number.
+const fn start_of(index: u64) -> u64 {
+    100 * (index + 1)
+}
+const fn total_of(index: u64) -> u64 {
+    start_of(index) + 50
+}
+
+/// `Port::open_stream`.
+fn open_stream(out: &OutWords, index: u64) {
+    out.tag.store(0, Ordering::Relaxed);
+    fence(Ordering::Release);
+    out.start.store(start_of(index), Ordering::Relaxed);
+    out.sent.store(start_of(index), Ordering::Relaxed);
+    out.total_bytes.store(total_of(index), Ordering::Relaxed);
+    out.tag.store(index + 1, Ordering::Release);
+}
+
+/// `Lane::receive_open_stream`: start, sent and total of response `index` if it flows.
+fn look_at_stream(out: &OutWords, index: u64) -> Option<(u64, u64, u64)> {
+    if out.tag.load(Ordering::Acquire) != index + 1 {
+        return None;
+    }
+    let (start, sent) = (out.start.load(Ordering::Relaxed), out.sent.load(Ordering::Acquire));
+    let total = out.total_bytes.load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    (out.tag.load(Ordering::Relaxed) == index + 1).then_some((start, sent, total))
+}
+
+/// Edges OUT-OPEN and OUT-SENT: the worker opens the stream of the next response while the master still looks at the
+/// words of the last one.
+#[test]
+fn the_words_of_a_stream_belong_to_its_tag_and_its_bytes_are_there() {
+    model_with_preemptions(4, || {
+        let shared = Arc::new((out_words(), UnsafeCell::new(0_u8)));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (out, byte) = &*shared;
+                open_stream(out, 0);
+                // SAFETY: loom ends the model if the master may be reading it.
+                byte.with_mut(|byte| unsafe { *byte = 7 });
+                out.sent.store(start_of(0) + 1, Ordering::Release);
+                open_stream(out, 1);
+            }
+        });
+        let (out, byte) = &*shared;
+        for index in 0..2 {
+            if let Some((start, sent, total)) = look_at_stream(out, index) {
+                assert_eq!((start, total), (start_of(index), total_of(index)));
+                assert!((0..=1).contains(&(sent - start)), "{sent} is none of this stream's positions");
+                if sent == start_of(0) + 1 {
+                    // SAFETY: as above, for the worker's writing.
+                    assert_eq!(byte.with(|byte| unsafe { *byte }), 7);
+                }
+            }
+        }
+        worker.join().expect("the worker ends");
+    });
+}
