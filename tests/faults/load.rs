@@ -24,6 +24,8 @@ const GENERATIONS: usize = 1000;
 pub(crate) const EXITS: usize = 250;
 
 const MIB: usize = 1 << 20;
+/// More than an arena, both ways.
+const LONG_BYTES: usize = 7 * MIB;
 /// What a call sends and receives does not fit into the window of 64 KiB.
 const LONG_CALL_BYTES: usize = 200_000;
 
@@ -158,7 +160,7 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     let echoes = |ids: std::ops::Range<usize>, bytes| -> Vec<_> {
         ids.map(|id| (id, pool.submit_with(echo, &numbered(id, bytes)))).collect()
     };
-    let long = echoes(ids(2), 10 * MIB);
+    let long = echoes(ids(2), LONG_BYTES);
     let spans = echoes(ids(4), MIB);
     let asking = |ids: std::ops::Range<usize>, bytes| -> Vec<_> {
         ids.map(|id| (id, pool.submit_with(ask, &numbered(id, bytes)))).collect()
@@ -167,7 +169,7 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     let long_calls = asking(ids(2), LONG_CALL_BYTES);
     let panics: Vec<_> = ids(2).map(|id| (id, pool.submit_with(panicking, &(id as u64)))).collect();
 
-    let (numbers, records, bulky) = (ids(60), ids(40), ids(12));
+    let (numbers, records, bulky) = (ids(60), ids(40), ids(6));
     let awaited: Vec<_> = ids(8).map(|id| (id, pool.submit_with(small, &(id as u64)))).collect();
     let mut outcomes: Vec<Option<Result<(), TaskError>>> = (0..next).map(|_| None).collect();
     let mut settle = |id: usize, outcome| {
@@ -190,7 +192,7 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
         }
     };
     of_bytes(records, 40, batch);
-    // Two messages, each of which needs more than the arena.
+    // One message, whose results need more than the arena.
     of_bytes(bulky, MIB, Granularity::Fixed(6));
 
     for (id, task) in awaited {
@@ -199,7 +201,7 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     for (id, task) in plain {
         settle(id, check(task.wait(), &(id as u64 * 3)));
     }
-    let kinds = [(long, 10 * MIB), (spans, MIB), (calls, 100), (long_calls, LONG_CALL_BYTES)];
+    let kinds = [(long, LONG_BYTES), (spans, MIB), (calls, 100), (long_calls, LONG_CALL_BYTES)];
     for (tasks, bytes) in kinds {
         for (id, task) in tasks {
             settle(id, check(task.wait(), &numbered(id, bytes)));
