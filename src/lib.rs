@@ -56,5 +56,5 @@ pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
 pub use pool::{Close, Closed, Pool};
-pub use stream::{Granularity, Indexed, Map, StreamSummary};
+pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::records::{Arrivals, Records};
+use super::stop::Control;
 use crate::context::{BatchBytes, Named, record_stride};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
@@ -52,6 +53,7 @@ struct Slot<R> {
 #[derive(Debug)]
 pub(super) struct Engine<R> {
     handle: Handle,
+    control: Arc<Control>,
     code: CodeId,
     ordered: bool,
     granularity: usize,
@@ -74,6 +76,7 @@ pub(super) struct Engine<R> {
 impl<R: Payload> Engine<R> {
     pub(super) fn new(
         handle: Handle,
+        control: Arc<Control>,
         named: Named,
         granularity: usize,
         window: Option<usize>,
@@ -87,8 +90,10 @@ impl<R: Payload> Engine<R> {
             None => core.stations.len() * depth,
         };
         let max_payload = core.max_payload;
+        let arrivals = control.arrivals.clone();
         Self {
             handle,
+            control,
             code,
             ordered,
             granularity,
@@ -97,7 +102,7 @@ impl<R: Payload> Engine<R> {
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
-            arrivals: Arc::default(),
+            arrivals,
             looked_at: Vec::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
@@ -169,6 +174,46 @@ impl<R: Payload> Engine<R> {
         }
     }
 
+    /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
+    /// replaces.
+    pub(super) fn hold_place(&mut self, deliver: &mut impl Deliver<R>) {
+        self.flush(deliver);
+        let index = self.pulled;
+        self.pulled += 1;
+        let at = self.open(index, 1);
+        self.fail_rest(at, &TaskError::Cancelled, deliver);
+    }
+
+    /// Whether the source is not to be pulled again.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.control.is_over()
+    }
+
+    /// Whether this is the process of the pool.
+    pub(super) fn is_here(&self) -> bool {
+        self.handle.core().is_here()
+    }
+
+    /// In another process than the pool's, nothing more comes of what was on its way.
+    pub(super) fn disown(&mut self, deliver: &mut impl Deliver<R>) {
+        self.flush(deliver);
+        for at in 0..self.slots.len() {
+            if self.slots[at].job.take().is_some() {
+                self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
+            }
+        }
+    }
+
+    /// A stopper wants to know the jobs.
+    pub(super) fn be_watched(&self) {
+        for (at, slot) in self.slots.iter().enumerate() {
+            if let Some(job) = slot.job {
+                self.control.note(at, job, job.generation());
+            }
+        }
+    }
+
     /// Sends the batch that is being filled, if there is one.
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
@@ -200,12 +245,19 @@ impl<R: Payload> Engine<R> {
         if !core.is_here() {
             return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
         }
+        if self.control.is_stopped() {
+            return self.fail_rest(at, &TaskError::Cancelled, deliver);
+        }
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
         let slot = &mut self.slots[at];
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
+        let generation = job.generation();
         core.submit(held, parcel);
+        if self.control.is_watched() {
+            self.control.note(at, job, generation);
+        }
     }
 
     /// Blocks until something has arrived.
@@ -237,7 +289,13 @@ impl<R: Payload> Engine<R> {
         }
         if done {
             self.slots[at].job = None;
-            self.end(at, job.take(), deliver);
+            match job.take() {
+                // The worker has seen that nobody wants the rest.
+                Outcome::Reply(Reply { status: Status::BatchDone, .. }) if self.control.is_stopped() => {
+                    self.fail_rest(at, &TaskError::Cancelled, deliver);
+                }
+                outcome => self.end(at, outcome, deliver),
+            }
         }
     }
 
