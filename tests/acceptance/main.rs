@@ -18,4 +18,5 @@ mod fork_safety;
 mod payloads;
 mod services;
 mod start_worker;
+mod stream_control;
 mod streams;
