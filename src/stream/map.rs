@@ -23,6 +23,9 @@ use crate::pool::{Handle, Pool};
 /// the order of the items, unless [`unordered`](Self::unordered). It keeps the pool alive. Dropping it calls off what
 /// has not started.
 ///
+/// It ends when its source does, when it is [stopped](Self::stopper), or when the pool takes no more tasks because it was
+/// closed, was terminated or failed: every item that was pulled has an outcome then, and the source is not pulled again.
+///
 /// ```
 /// let pool = forkring::Pool::new(2)?;
 /// let squares: Vec<u64> = pool.map(0..5, |n: u64| n * n).map(Result::unwrap).collect();

@@ -39,10 +39,10 @@ impl Stopper {
         Self { control }
     }
 
-    /// Stops the stream: its source is not pulled again. Items that were pulled and have not started are called off
-    /// when this returns, and end with [`TaskError::Cancelled`]. Those that are running go on, can see that they are
-    /// cancelled ([`Worker::cancelled`](crate::Worker::cancelled)), and their results are delivered. Then the stream
-    /// ends.
+    /// Stops the stream: its source is not pulled again. Items that were pulled and have not started are called off,
+    /// even if nobody looks at the stream for the moment, and end with [`TaskError::Cancelled`]. Those that are running
+    /// go on, can see that they are cancelled ([`Worker::cancelled`](crate::Worker::cancelled)), and their results are
+    /// delivered; of a batch, the items behind the one that is running are called off. Then the stream ends.
     ///
     /// Never waits for a task. Has no effect on a stream that is over or stopped already, nor in another process than
     /// the pool's.

@@ -172,6 +172,36 @@ fn stop_is_seen_by_the_task_that_runs() {
 }
 
 #[test]
+fn stop_lets_the_source_go_while_items_run() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        struct OpensGate;
+        impl Drop for OpensGate {
+            fn drop(&mut self) {
+                gate(1).open();
+            }
+        }
+        let held = OpensGate;
+        let source = (0..).inspect(move |_: &u32| {
+            let _ = &held;
+        });
+        let stream = pool.map(source, gated).window(1);
+        let stopper = stream.stopper();
+        let reader = std::thread::spawn(move || {
+            here_sleeps();
+            stream.collect::<Vec<_>>()
+        });
+        counter(0).wait_for(1);
+        asleep();
+        stopper.stop();
+        gate(1).wait();
+        assert!(!reader.is_finished());
+        gate(0).open();
+        assert!(matches!(reader.join().unwrap()[..], [Ok(0)]));
+    });
+}
+
+#[test]
 fn stop_before_the_first_pull_after_the_end_and_twice() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
@@ -622,7 +652,7 @@ fn ends_with_its_pool(g: usize, end: impl FnOnce(&Pool), expected: impl Fn(&Task
     assert_eq!(pulled(), before + summary.items);
     let judge = |stream: Map<_, u32>| {
         let rest: Vec<_> = stream.collect();
-        assert!(rest.iter().all(|r| r.as_ref().map_or_else(|error| expected(error), |_| true)), "{rest:?}");
+        assert!(rest.iter().all(|r| r.as_ref().map_or_else(&expected, |_| true)), "{rest:?}");
         rest.len() as u64
     };
     let rest = judge(ordered) + judge(unordered);
