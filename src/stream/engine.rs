@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use super::records::{Arrivals, Records};
-use super::stop::Control;
+use super::stop::{Control, Message, call_off};
 use crate::context::{BatchBytes, Named, record_stride};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
@@ -209,7 +209,7 @@ impl<R: Payload> Engine<R> {
     pub(super) fn be_watched(&self) {
         for (at, slot) in self.slots.iter().enumerate() {
             if let Some(job) = slot.job {
-                self.control.note(at, job, job.generation());
+                self.control.note(at, Message { first: slot.first, job, generation: job.generation() });
             }
         }
     }
@@ -253,10 +253,10 @@ impl<R: Payload> Engine<R> {
         let slot = &mut self.slots[at];
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
-        let generation = job.generation();
+        let message = Message { first: slot.first, job, generation: job.generation() };
         core.submit(held, parcel);
         if self.control.is_watched() {
-            self.control.note(at, job, generation);
+            self.control.note(at, message);
         }
     }
 
@@ -460,13 +460,16 @@ impl<R> Drop for Engine<R> {
         if !core.is_here() {
             return;
         }
+        let mut messages = Vec::new();
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
-                let generation = job.generation();
+                // Once abandoned, the cell may be somebody else's.
+                let message = Message { first: slot.first, job, generation: job.generation() };
                 if job.abandon(false) {
-                    core.call_off(job, generation, &TaskError::Cancelled);
+                    messages.push(message);
                 }
             }
         }
+        call_off(core, messages);
     }
 }

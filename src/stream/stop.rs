@@ -64,8 +64,27 @@ pub(super) struct Control {
     stopped: AtomicBool,
     /// Whether there is a stopper, which needs to know the jobs.
     watched: AtomicBool,
-    /// For each slot of the window, its latest job, and the generation that tells whether the cell still is that job.
-    jobs: Mutex<Vec<Option<(&'static Job, u64)>>>,
+    /// For each slot of the window, its latest message.
+    messages: Mutex<Vec<Option<Message>>>,
+}
+
+/// A message that was sent.
+#[derive(Clone, Copy)]
+pub(super) struct Message {
+    /// Index of its first item in the stream.
+    pub(super) first: u64,
+    pub(super) job: &'static Job,
+    /// Tells whether the cell still is that job.
+    pub(super) generation: u64,
+}
+
+/// Calls messages off, the youngest first: a worker whose task ends because it sees that it is cancelled then finds
+/// nothing to go on with.
+pub(super) fn call_off(core: &Core, mut messages: Vec<Message>) {
+    messages.sort_unstable_by_key(|message| std::cmp::Reverse(message.first));
+    for Message { job, generation, .. } in messages {
+        core.call_off(job, generation, &TaskError::Cancelled);
+    }
 }
 
 impl fmt::Debug for Control {
@@ -84,7 +103,7 @@ impl Control {
             arrivals: Arc::default(),
             stopped: AtomicBool::new(false),
             watched: AtomicBool::new(false),
-            jobs: Mutex::new(Vec::new()),
+            messages: Mutex::new(Vec::new()),
         }
     }
 
@@ -109,19 +128,19 @@ impl Control {
         self.watched.store(true, Ordering::Relaxed);
     }
 
-    /// This slot's message is this job. Called after the job was submitted: either the stopper finds it in the list,
-    /// or it is called off here.
-    pub(super) fn note(&self, at: usize, job: &'static Job, generation: u64) {
+    /// This slot has this message. Called after it was sent: either the stopper finds it in the list, or it is called
+    /// off here.
+    pub(super) fn note(&self, at: usize, message: Message) {
         let stopped = {
-            let mut jobs = self.jobs.lock();
-            if jobs.len() <= at {
-                jobs.resize(at + 1, None);
+            let mut messages = self.messages.lock();
+            if messages.len() <= at {
+                messages.resize(at + 1, None);
             }
-            jobs[at] = Some((job, generation));
+            messages[at] = Some(message);
             self.is_stopped()
         };
         if stopped {
-            self.core.call_off(job, generation, &TaskError::Cancelled);
+            call_off(&self.core, vec![message]);
         }
     }
 
@@ -130,16 +149,14 @@ impl Control {
         if !self.core.is_here() {
             return;
         }
-        let jobs = {
-            let mut jobs = self.jobs.lock();
+        let messages = {
+            let mut messages = self.messages.lock();
             if self.stopped.swap(true, Ordering::AcqRel) {
                 return;
             }
-            std::mem::take(&mut *jobs)
+            std::mem::take(&mut *messages)
         };
-        for (job, generation) in jobs.into_iter().flatten() {
-            self.core.call_off(job, generation, &TaskError::Cancelled);
-        }
+        call_off(&self.core, messages.into_iter().flatten().collect());
         self.arrivals.poke();
     }
 }

@@ -368,19 +368,28 @@ fn e_19_a_stream_that_is_cancelled_ends_and_leaves_idle_workers() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
         for round in 0..2_u32 {
-            let f = |w: &Worker, n: &View<u32>| {
-                if n.to_native() > 0 {
+            let f = |w: &Worker, item: &View<(u32, u32)>| {
+                let (round, n) = (item.0.to_native(), item.1.to_native());
+                if n > 0 {
                     eventually("it is cancelled", || w.cancelled());
+                } else {
+                    gate(round as usize).wait();
                 }
-                n.to_native()
+                n
             };
-            let mut stream = pool.map_with(0..5_u32, f);
+            // The first result comes when all items are on their way.
+            let end = std::iter::from_fn(move || {
+                gate(round as usize).open();
+                None
+            });
+            let mut stream = pool.map_with((0..5_u32).map(move |n| (round, n)).chain(end), f);
             assert_eq!(stream.next().unwrap().unwrap(), 0);
             if round == 0 {
                 stream.stopper().stop();
                 let rest: Vec<_> = stream.by_ref().collect();
                 assert_eq!(rest.len(), 4);
                 assert!(rest.iter().all(|r| r.as_ref().map_or_else(TaskError::is_cancelled, |n| *n > 0)));
+                assert!(rest.iter().filter(|r| r.is_ok()).count() <= 2, "more ran than there are workers");
                 assert!(stream.next().is_none());
             } else {
                 drop(stream);
