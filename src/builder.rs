@@ -21,7 +21,7 @@ use crate::limits;
 use crate::memory::codec::{self, AlignedBytes, Payload, View};
 use crate::pool::Pool;
 use crate::protocol::wire::AnswerKind;
-use crate::stream::{Granularity, StreamSummary};
+use crate::stream::{Flow, Granularity, StreamSummary};
 
 /// The service type of a pool without a service.
 #[derive(Debug)]
@@ -314,7 +314,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     }
 
     /// Builds a pool of its own around `f`, which may capture and borrow, runs a stream through it, and closes it.
-    /// Otherwise as [`Pool::iter_stream`].
+    /// Otherwise as [`Pool::iter_stream`]; after a `ControlFlow::Break` too, closing waits for the items that are running.
     ///
     /// ```
     /// use forkring::{Granularity, Pool};
@@ -332,7 +332,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// # Errors
     ///
     /// As [`build`](Self::build).
-    pub fn iter_stream<I, R, F, G>(
+    pub fn iter_stream<I, R, F, G, Q>(
         self,
         items: impl IntoIterator<Item = I>,
         f: F,
@@ -342,7 +342,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         I: Payload,
         R: Payload,
         F: Fn(I) -> R,
-        G: FnMut(Result<R, TaskError>),
+        G: FnMut(Result<R, TaskError>) -> Q,
+        Q: Flow,
     {
         let granularity = self.granularity;
         let place = BoundFn(std::ptr::from_ref(&f).cast());
@@ -358,7 +359,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// # Errors
     ///
     /// As [`build`](Self::build).
-    pub fn iter_stream_with<I, R, F, G>(
+    pub fn iter_stream_with<I, R, F, G, Q>(
         self,
         items: impl IntoIterator<Item = I>,
         f: F,
@@ -368,7 +369,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         I: Payload,
         R: Payload,
         F: Fn(&Worker<E, S, W>, &View<I>) -> R,
-        G: FnMut(Result<R, TaskError>),
+        G: FnMut(Result<R, TaskError>) -> Q,
+        Q: Flow,
     {
         let granularity = self.granularity;
         let place = BoundFn(std::ptr::from_ref(&f).cast());

@@ -65,6 +65,6 @@ pub use memory::codec::{Input, OwnedArchive, Payload, View};
 /// The signals that [`Builder::kill_signal`] takes.
 pub use nix::sys::signal::Signal;
 pub use pool::{Close, Closed, Pool};
-pub use stream::{Granularity, Indexed, Map, StreamSummary};
+pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

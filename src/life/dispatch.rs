@@ -38,6 +38,22 @@ impl Core {
         }
     }
 
+    /// Hands over what is left of a job that was submitted in time, so that a pool that is closing still takes it.
+    #[cold]
+    pub(crate) fn submit_again(&self, job: JobRef, parcel: Parcel) {
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.stations.len();
+        let mut owned = self.stations[at].own(self);
+        owned.leave_idle();
+        if self.phase() >= Phase::Ending {
+            // Whoever puts the station down may have been here already.
+            owned.accept(job, parcel);
+        } else {
+            owned.accept_moved(job, parcel);
+        }
+        drop(owned);
+        self.ring_driver();
+    }
+
     /// Moves tasks from stations that hold more than they run to stations that have nothing to do.
     #[cold]
     pub(crate) fn rebalance(&self) {

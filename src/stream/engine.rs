@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use super::records::{Arrivals, Records};
+use super::stop::{Control, Message, call_off};
 use crate::context::{BatchBytes, Named, record_stride};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
@@ -59,6 +60,7 @@ struct Slot<R> {
 #[derive(Debug)]
 pub(super) struct Engine<R> {
     handle: Handle,
+    control: Arc<Control>,
     code: CodeId,
     ordered: bool,
     granularity: usize,
@@ -83,6 +85,7 @@ pub(super) struct Engine<R> {
 impl<R: Payload> Engine<R> {
     pub(super) fn new(
         handle: Handle,
+        control: Arc<Control>,
         named: Named,
         granularity: usize,
         window: Option<usize>,
@@ -97,8 +100,10 @@ impl<R: Payload> Engine<R> {
             None => core.stations.len() * depth,
         };
         let max_payload = core.policy.max_payload;
+        let arrivals = control.arrivals.clone();
         Self {
             handle,
+            control,
             code,
             ordered,
             granularity,
@@ -108,7 +113,7 @@ impl<R: Payload> Engine<R> {
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
-            arrivals: Arc::default(),
+            arrivals,
             looked_at: Vec::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
@@ -180,6 +185,46 @@ impl<R: Payload> Engine<R> {
         }
     }
 
+    /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
+    /// replaces.
+    pub(super) fn hold_place(&mut self, deliver: &mut impl Deliver<R>) {
+        self.flush(deliver);
+        let index = self.pulled;
+        self.pulled += 1;
+        let at = self.open(index, 1);
+        self.fail_rest(at, &TaskError::Cancelled, deliver);
+    }
+
+    /// Whether the source is not to be pulled again.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.control.is_over()
+    }
+
+    /// Whether this is the process of the pool.
+    pub(super) fn is_here(&self) -> bool {
+        self.handle.core().is_here()
+    }
+
+    /// In another process than the pool's, nothing more comes of what was on its way.
+    pub(super) fn disown(&mut self, deliver: &mut impl Deliver<R>) {
+        self.flush(deliver);
+        for at in 0..self.slots.len() {
+            if self.slots[at].job.take().is_some() {
+                self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
+            }
+        }
+    }
+
+    /// A stopper wants to know the jobs.
+    pub(super) fn be_watched(&self) {
+        for (at, slot) in self.slots.iter().enumerate() {
+            if let Some(job) = slot.job {
+                self.control.note(at, Message { first: slot.first, job, generation: job.generation() });
+            }
+        }
+    }
+
     /// Sends the batch that is being filled, if there is one.
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
@@ -222,6 +267,9 @@ impl<R: Payload> Engine<R> {
         if !core.is_here() {
             return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
         }
+        if self.control.is_stopped() {
+            return self.fail_rest(at, &TaskError::Cancelled, deliver);
+        }
         if let Some(limit) = self.terms.unwrap_or(core.policy.terms).expired() {
             return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
         }
@@ -235,12 +283,20 @@ impl<R: Payload> Engine<R> {
         let (mut held, job) = Job::allocate(core);
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
+        let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = self.terms.and_then(|terms| held.agree(terms));
-        core.submit(held, parcel);
+        if parcel.batch.is_some_and(|batch| batch.done > 0) {
+            core.submit_again(held, parcel);
+        } else {
+            core.submit(held, parcel);
+        }
         if let Some(mut deadline) = deadline {
             // What is sent again has the time that is left.
             deadline.at = *slot.due.get_or_insert(deadline.at);
             core.set_deadline(deadline);
+        }
+        if self.control.is_watched() {
+            self.control.note(at, message);
         }
     }
 
@@ -273,7 +329,13 @@ impl<R: Payload> Engine<R> {
         }
         if done {
             self.slots[at].job = None;
-            self.end(at, job.take(), deliver);
+            match job.take() {
+                // The worker has seen that nobody wants the rest.
+                Outcome::Reply(Reply { status: Status::BatchDone, .. }) if self.control.is_stopped() => {
+                    self.fail_rest(at, &TaskError::Cancelled, deliver);
+                }
+                outcome => self.end(at, outcome, deliver),
+            }
         }
     }
 
@@ -455,17 +517,20 @@ impl<R> Drop for Engine<R> {
         if !core.is_here() {
             return;
         }
+        let mut messages = Vec::new();
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
-                let generation = job.generation();
-                if !job.abandon(false) {
-                    continue;
+                // Once abandoned, the cell may be somebody else's.
+                let message = Message { first: slot.first, job, generation: job.generation() };
+                if job.abandon(false) {
+                    messages.push(message);
                 }
-                if self.terms.is_some_and(|terms| terms.kill_on_drop) {
-                    core.kill(job, generation, &TaskError::Cancelled, Why::Killed);
-                } else {
-                    core.call_off(job, generation, &TaskError::Cancelled);
-                }
+            }
+        }
+        call_off(core, messages.clone());
+        if self.terms.is_some_and(|terms| terms.kill_on_drop) {
+            for Message { job, generation, .. } in messages {
+                core.kill(job, generation, &TaskError::Cancelled, Why::Killed);
             }
         }
     }

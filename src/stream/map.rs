@@ -1,12 +1,15 @@
 //! [`Map`]: a stream as an iterator.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Engine, Item};
+use super::stop::{Control, Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
@@ -20,6 +23,9 @@ use crate::pool::{Handle, Pool};
 /// Lazy: nothing happens before the first `next`, and the source is never pulled further ahead than the window. In
 /// the order of the items, unless [`unordered`](Self::unordered). It keeps the pool alive. Dropping it calls off what
 /// has not started.
+///
+/// It ends when its source does, when it is [stopped](Self::stopper), or when the pool takes no more tasks because it was
+/// closed, was terminated or failed: every item that was pulled has an outcome then, and the source is not pulled again.
 ///
 /// ```
 /// let pool = forkring::Pool::new(2)?;
@@ -36,6 +42,9 @@ pub struct Map<T, R> {
     granularity: Granularity,
     window: Option<usize>,
     ordered: bool,
+    control: Arc<Control>,
+    /// Whether the source was given up before its end.
+    cut_short: bool,
     /// Made at the first pull, when the options are final.
     engine: Option<Engine<R>>,
     /// Results that have not been asked for.
@@ -46,28 +55,45 @@ pub struct Map<T, R> {
 /// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
 /// is `false`. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
 /// each item would cost as much as the item. The number is that of results that wait to be asked for.
-type Pull<T, R> = fn(&mut Engine<R>, &mut T, usize, &mut dyn FnMut(u64, Item<R>)) -> bool;
+pub(super) type Pull<T, R> = fn(&mut Engine<R>, &mut T, usize, &mut Sink<'_, R>) -> bool;
 
-fn pull<T, R, I, B>(
-    engine: &mut Engine<R>,
-    source: &mut T,
-    waiting: usize,
-    mut deliver: &mut dyn FnMut(u64, Item<R>),
-) -> bool
+/// Where a pull leaves results that need no worker.
+pub(super) type Sink<'a, R> = dyn FnMut(u64, Item<R>) + 'a;
+
+fn pull<T, R, I, B>(engine: &mut Engine<R>, source: &mut T, waiting: usize, deliver: &mut Sink<'_, R>) -> bool
 where
     T: Iterator<Item = B>,
     R: Payload,
     I: Payload,
     B: Borrow<I>,
 {
+    pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
+        engine.push(item.borrow(), &mut deliver);
+    })
+}
+
+/// The loop of a [`Pull`], around what is to be done with an item.
+#[inline]
+pub(super) fn pull_into<T: Iterator, R: Payload>(
+    engine: &mut Engine<R>,
+    source: &mut T,
+    waiting: usize,
+    deliver: &mut Sink<'_, R>,
+    push: impl Fn(&mut Engine<R>, T::Item, &mut Sink<'_, R>),
+) -> bool {
     let room = engine.room(waiting);
+    let delivered = Cell::new(false);
+    let mut deliver = |index, item| {
+        delivered.set(true);
+        deliver(index, item);
+    };
     while engine.wants_items(room) {
         let Some(item) = source.next() else {
             engine.flush(&mut deliver);
             return false;
         };
-        engine.push(item.borrow(), &mut deliver);
-        if engine.has_news() {
+        push(engine, item, &mut deliver);
+        if engine.has_news() || delivered.get() || engine.is_over() {
             break;
         }
     }
@@ -133,21 +159,22 @@ impl<E, S, W> Pool<E, S, W> {
     /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
     /// pull from the source, `g` gets everything that is there.
     ///
-    /// A panic in `g` stops the stream and goes on in the caller.
+    /// `g` may stop the stream: by `ControlFlow::Break`, see [`Map::run`], or by a panic, which goes on in the caller.
     ///
     /// # Errors
     ///
     /// A granularity out of range.
-    pub fn iter_stream<I, R, T>(
+    pub fn iter_stream<I, R, T, Q>(
         &self,
         items: T,
         f: impl Fn(I) -> R + Copy + Send + 'static,
-        g: impl FnMut(Result<R, TaskError>),
+        g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
         I: Payload,
         R: Payload,
         T: IntoIterator<Item = I>,
+        Q: Flow,
     {
         self.map(items, f).unordered().run(g)
     }
@@ -157,16 +184,17 @@ impl<E, S, W> Pool<E, S, W> {
     /// # Errors
     ///
     /// A granularity out of range.
-    pub fn iter_stream_with<I, R, T>(
+    pub fn iter_stream_with<I, R, T, Q>(
         &self,
         items: T,
         f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
-        g: impl FnMut(Result<R, TaskError>),
+        g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
         I: Payload,
         R: Payload,
         T: IntoIterator<Item = I>,
+        Q: Flow,
     {
         self.map_with(items, f).unordered().run(g)
     }
@@ -181,8 +209,10 @@ impl<E, S, W> Pool<E, S, W> {
 }
 
 impl<T, R: Payload> Map<T, R> {
-    fn new<E, S, W>(pool: &Pool<E, S, W>, source: T, named: Named, pull: Pull<T, R>) -> Self {
+    pub(super) fn new<E, S, W>(pool: &Pool<E, S, W>, source: T, named: Named, pull: Pull<T, R>) -> Self {
         Self {
+            control: Arc::new(Control::new(pool.handle().core().clone())),
+            cut_short: false,
             source: Some(source),
             handle: pool.handle().clone(),
             named,
@@ -229,34 +259,87 @@ impl<T, R: Payload> Map<T, R> {
         Indexed(self)
     }
 
-    /// Hands every result to `g`, here. A panic in `g` stops the stream and goes on in the caller.
+    /// Something that stops this stream from another thread, or from `g`. See [`Stopper::stop`].
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(1)?;
+    /// let mut stream = pool.map(0.., |n: u32| n);
+    /// let stopper = stream.stopper();
+    /// assert_eq!(stream.next().unwrap()?, 0);
+    /// stopper.stop();
+    /// // What was on its way comes, or was cancelled; then it is over.
+    /// assert!(stream.all(|result| result.is_ok() || result.unwrap_err().is_cancelled()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stopper(&self) -> Stopper {
+        self.control.watch();
+        if let Some(engine) = &self.engine {
+            engine.be_watched();
+        }
+        Stopper::new(self.control.clone())
+    }
+
+    /// Hands every result to `g`, here.
+    ///
+    /// `g` may return a [`ControlFlow`](std::ops::ControlFlow): a `Break` stops the stream as [`Stopper::stop`] does, and
+    /// `g` is not called again. `run` does not wait for the items that are running then. A panic in `g` does the same and
+    /// goes on in the caller.
     ///
     /// # Errors
     ///
     /// A granularity out of range.
-    pub fn run(mut self, mut g: impl FnMut(Result<R, TaskError>)) -> Result<StreamSummary, Error> {
+    pub fn run<F: Flow>(self, mut g: impl FnMut(Result<R, TaskError>) -> F) -> Result<StreamSummary, Error> {
+        self.run_judged(|_, item| {
+            let failed = item.is_err();
+            (failed, g(item))
+        })
+    }
+
+    /// As [`run`](Self::run). `g` also says whether its item failed.
+    pub(super) fn run_judged<F: Flow>(
+        mut self,
+        mut g: impl FnMut(u64, Item<R>) -> (bool, F),
+    ) -> Result<StreamSummary, Error> {
         let start = Instant::now();
         self.open()?;
         let (mut ok, mut failed) = (0, 0);
-        let mut deliver = |_: u64, item: Item<R>| {
-            match &item {
-                Ok(_) => ok += 1,
-                Err(_) => failed += 1,
+        let control = self.control.clone();
+        let broken = Cell::new(false);
+        let mut deliver = |index: u64, item: Item<R>| {
+            if broken.get() {
+                return;
             }
-            g(item);
+            let (fails, flow) = g(index, item);
+            if fails {
+                failed += 1;
+            } else {
+                ok += 1;
+            }
+            if flow.stops() {
+                broken.set(true);
+                control.stop();
+            }
         };
         // Whatever is there goes out before the source is pulled, which may block.
-        while self.step(true, &mut deliver) {}
+        while self.step(true, &mut deliver) && !broken.get() {}
         let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
-        Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped: false })
+        let stopped = self.cut_short || self.control.is_stopped();
+        Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped })
     }
 
-    fn open(&mut self) -> Result<(), Error> {
+    pub(super) fn open(&mut self) -> Result<(), Error> {
         if self.engine.is_none() {
             let granularity = check_granularity(self.granularity)?;
-            let handle = self.handle.clone();
-            self.engine =
-                Some(Engine::new(handle, self.named, granularity, self.window, self.ordered, self.terms));
+            let (handle, control) = (self.handle.clone(), self.control.clone());
+            self.engine = Some(Engine::new(
+                handle,
+                control,
+                self.named,
+                granularity,
+                self.window,
+                self.ordered,
+                self.terms,
+            ));
         }
         Ok(())
     }
@@ -265,6 +348,11 @@ impl<T, R: Payload> Map<T, R> {
     /// deliver. `false`: the stream is over.
     fn step(&mut self, fill: bool, deliver: &mut impl FnMut(u64, Item<R>)) -> bool {
         let Some(engine) = &mut self.engine else { return false };
+        if !engine.is_here() {
+            self.cut_short |= self.source.take().is_some();
+            engine.disown(deliver);
+            return false;
+        }
         let news = engine.has_news();
         if news {
             engine.collect(deliver);
@@ -272,12 +360,13 @@ impl<T, R: Payload> Map<T, R> {
                 return true;
             }
         }
-        if let Some(source) = &mut self.source
-            && !(self.pull)(engine, source, 0, deliver)
-        {
-            self.source = None;
-        }
-        if engine.has_news() {
+        let delivered = Cell::new(false);
+        self.refill(0, &mut |index, item| {
+            delivered.set(true);
+            deliver(index, item);
+        });
+        let Some(engine) = &self.engine else { return false };
+        if engine.has_news() || delivered.get() {
             return true;
         }
         if self.source.is_none() && engine.is_empty() {
@@ -289,27 +378,30 @@ impl<T, R: Payload> Map<T, R> {
         true
     }
 
+    /// Pulls items while so many results wait to be asked for, or gives the source up if the stream is over.
+    fn refill(&mut self, waiting: usize, deliver: &mut impl FnMut(u64, Item<R>)) {
+        let (Some(engine), Some(source)) = (&mut self.engine, &mut self.source) else { return };
+        if engine.is_over() {
+            self.cut_short = true;
+            self.source = None;
+            engine.flush(deliver);
+        } else if !(self.pull)(engine, source, waiting, deliver) {
+            self.source = None;
+        }
+    }
+
     /// The next result.
-    fn advance(&mut self) -> Option<(u64, Item<R>)> {
+    pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
         let mut out = std::mem::take(&mut self.out);
         let low = self.engine.as_ref().is_some_and(|engine| engine.is_low(out.len()));
         // A consumer that works through many results must not let the workers run dry.
         if !out.is_empty() && low && self.source.is_some() {
-            self.refill(&mut out);
+            let waiting = out.len();
+            self.refill(waiting, &mut |index, item| out.push_back((index, item)));
         }
         while out.is_empty() && self.step(false, &mut |index, item| out.push_back((index, item))) {}
         self.out = out;
         self.out.pop_front()
-    }
-
-    /// Pulls items while so many results wait.
-    fn refill(&mut self, out: &mut VecDeque<(u64, Item<R>)>) {
-        let waiting = out.len();
-        if let (Some(engine), Some(source)) = (&mut self.engine, &mut self.source)
-            && !(self.pull)(engine, source, waiting, &mut |index, item| out.push_back((index, item)))
-        {
-            self.source = None;
-        }
     }
 }
 

@@ -1,14 +1,19 @@
 //! Streams: a function applied to many items, in batches, with a bounded window.
 //!
-//! [`Map`] is the iterator that users see; [`engine`] keeps the window of batches, [`records`] collects their results.
+//! [`Map`] is the iterator that users see, [`TryMap`] the one over a source that may fail; [`engine`] keeps the window of
+//! batches, [`records`] collects their results, [`stop`] ends a stream before its source does.
 
 mod engine;
 mod map;
 mod records;
+mod stop;
+mod try_map;
 
 use std::time::Duration;
 
 pub use map::{Indexed, Map};
+pub use stop::{Flow, Stopper};
+pub use try_map::{TryIndexed, TryMap};
 
 /// How many items of a stream share one message.
 ///
@@ -21,7 +26,7 @@ pub enum Granularity {
     Fixed(usize),
 }
 
-/// What a stream that ran to its end has done.
+/// What a stream has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSummary {
@@ -29,12 +34,13 @@ pub struct StreamSummary {
     pub items: u64,
     /// Items that gave a result.
     pub ok: u64,
-    /// Items that ended with an error.
+    /// Items that ended with an error. After a [`ControlFlow::Break`](std::ops::ControlFlow::Break) some of the items
+    /// have no outcome.
     pub failed: u64,
     /// Messages sent to workers.
     pub batches: u64,
     /// From the first pull to the last result.
     pub elapsed: Duration,
-    /// Whether the stream was stopped before its source ended.
+    /// Whether the stream was stopped, or did not pull all of its source because the pool closed, ended or failed.
     pub stopped: bool,
 }

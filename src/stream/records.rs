@@ -13,7 +13,7 @@ use crate::memory::arena::ArenaReader;
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     state: Mutex<State>,
-    /// Whether `ready` has something: a hint that costs a load.
+    /// Whether `ready` has something, or the stream's owner was poked: a hint that costs a load.
     any: AtomicBool,
 }
 
@@ -21,6 +21,8 @@ pub(super) struct Arrivals {
 struct State {
     /// Batches with records that nobody has looked at.
     ready: Vec<usize>,
+    /// Whether there is something else to look at than batches.
+    poked: bool,
     waker: Option<Waker>,
 }
 
@@ -34,19 +36,33 @@ impl Arrivals {
     pub(super) fn take(&self, into: &mut Vec<usize>) {
         let mut state = self.state.lock();
         into.append(&mut state.ready);
+        state.poked = false;
         self.any.store(false, Ordering::Release);
     }
 
-    /// Wants `waker` called when a batch has something. `Ready`: one has.
+    /// Wants `waker` called when a batch has something, or at a poke. `Ready`: there is something.
     pub(super) fn register(&self, waker: &Waker) -> Poll<()> {
         let mut state = self.state.lock();
-        if !state.ready.is_empty() {
+        if !state.ready.is_empty() || state.poked {
             return Poll::Ready(());
         }
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
         Poll::Pending
+    }
+
+    /// Wakes whoever waits, and keeps who is about to from sleeping.
+    pub(super) fn poke(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.poked = true;
+            self.any.store(true, Ordering::Release);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn announce(&self, batch: usize) -> Option<Waker> {

@@ -20,4 +20,5 @@ mod limits;
 mod payloads;
 mod services;
 mod start_worker;
+mod stream_control;
 mod streams;

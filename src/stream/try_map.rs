@@ -1,0 +1,189 @@
+//! [`TryMap`]: a stream over a source that may fail.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::engine::{Engine, Item};
+use super::map::{Map, Sink, pull_into};
+use super::stop::{Flow, Stopper};
+use super::{Granularity, StreamSummary};
+use crate::context;
+use crate::error::{Error, TaskError};
+use crate::memory::codec::Payload;
+use crate::pool::Pool;
+
+/// The results of a function on the good items of a source that may fail: an iterator of
+/// `Result<Result<R, TaskError>, X>`, where `X` is the source's error.
+///
+/// An error of the source comes in its place; of [`unordered`](Self::unordered) results, as soon as it is pulled. It
+/// ends nothing: the stream goes on for as long as the source does. Otherwise as [`Map`]. See [`Pool::try_map`].
+#[must_use = "a TryMap is lazy: iterate over it, or call .run(g)"]
+pub struct TryMap<T, R, X> {
+    map: Map<Fallible<T, X>, R>,
+    errors: Arc<Errors<X>>,
+}
+
+/// The source, which leaves its errors aside.
+struct Fallible<T, X> {
+    source: T,
+    errors: Arc<Errors<X>>,
+}
+
+/// Errors of the source that were not delivered, with the positions that the stream holds for them, in order: they are
+/// delivered in the order in which they were pulled, whether other results are or not.
+struct Errors<X>(Mutex<VecDeque<(u64, X)>>);
+
+impl<X> Errors<X> {
+    /// What the stream has at this position.
+    fn at<R>(&self, index: u64, item: Item<R>) -> Result<Item<R>, X> {
+        if item.is_ok() {
+            return Ok(item);
+        }
+        let error = self.0.lock().pop_front_if(|(at, _)| *at == index);
+        error.map_or(Ok(item), |(_, error)| Err(error))
+    }
+}
+
+impl<T, R, X> fmt::Debug for TryMap<T, R, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TryMap").field(&self.map).finish()
+    }
+}
+
+fn pull<T, R, I, X>(
+    engine: &mut Engine<R>,
+    source: &mut Fallible<T, X>,
+    waiting: usize,
+    deliver: &mut Sink<'_, R>,
+) -> bool
+where
+    T: Iterator<Item = Result<I, X>>,
+    R: Payload,
+    I: Payload,
+{
+    let Fallible { source, errors } = source;
+    pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| match item {
+        Ok(item) => engine.push(&item, &mut deliver),
+        Err(error) => {
+            errors.0.lock().push_back((engine.pulled, error));
+            engine.hold_place(&mut deliver);
+        }
+    })
+}
+
+impl<E, S, W> Pool<E, S, W> {
+    /// Applies `f` to each good item of a source that may fail, such as the lines of a file. See [`TryMap`].
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(2)?;
+    /// let items = ["1", "2", "x", "4"].map(str::parse::<u32>);
+    /// let results: Vec<_> = pool.try_map(items, |n: u32| n * n).collect();
+    /// assert!(matches!(results[1], Ok(Ok(4))));
+    /// assert!(results[2].is_err()); // the parser's error
+    /// assert!(matches!(results[3], Ok(Ok(16))));
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn try_map<I, R, T, X>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+    ) -> TryMap<T::IntoIter, R, X>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = Result<I, X>>,
+    {
+        let errors = Arc::new(Errors(Mutex::default()));
+        let source = Fallible { source: items.into_iter(), errors: errors.clone() };
+        TryMap { map: Map::new(self, source, context::plain_task(&f), pull::<_, R, I, X>), errors }
+    }
+}
+
+impl<T, R: Payload, X> TryMap<T, R, X> {
+    fn with(self, option: impl FnOnce(Map<Fallible<T, X>, R>) -> Map<Fallible<T, X>, R>) -> Self {
+        Self { map: option(self.map), errors: self.errors }
+    }
+
+    /// As [`Map::unordered`].
+    pub fn unordered(self) -> Self {
+        self.with(Map::unordered)
+    }
+
+    /// As [`Map::granularity`]. A message ends before an error of the source.
+    ///
+    /// # Panics
+    ///
+    /// `next` panics if the granularity is out of range.
+    pub fn granularity(self, granularity: Granularity) -> Self {
+        self.with(|map| map.granularity(granularity))
+    }
+
+    /// As [`Map::window`].
+    pub fn window(self, items: usize) -> Self {
+        self.with(|map| map.window(items))
+    }
+
+    /// As [`Map::indexed`]. Positions are those in the source, its errors included.
+    pub fn indexed(self) -> TryIndexed<T, R, X> {
+        TryIndexed(self)
+    }
+
+    /// As [`Map::stopper`].
+    pub fn stopper(&self) -> Stopper {
+        self.map.stopper()
+    }
+
+    /// As [`Map::run`]. The summary counts an error of the source as an item that failed.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn run<F: Flow>(
+        self,
+        mut g: impl FnMut(Result<Result<R, TaskError>, X>) -> F,
+    ) -> Result<StreamSummary, Error> {
+        let Self { map, errors } = self;
+        map.run_judged(|index, item| {
+            let result = errors.at(index, item);
+            let failed = !matches!(result, Ok(Ok(_)));
+            (failed, g(result))
+        })
+    }
+
+    fn advance(&mut self) -> Option<(u64, Result<Item<R>, X>)> {
+        if let Err(error) = self.map.open() {
+            panic!("{error}");
+        }
+        let (index, item) = self.map.advance()?;
+        Some((index, self.errors.at(index, item)))
+    }
+}
+
+impl<T, R: Payload, X> Iterator for TryMap<T, R, X> {
+    type Item = Result<Result<R, TaskError>, X>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().map(|(_, result)| result)
+    }
+}
+
+impl<T, R: Payload, X> FusedIterator for TryMap<T, R, X> {}
+
+/// A [`TryMap`] whose results carry the positions of their items in the source.
+#[derive(Debug)]
+#[must_use = "it is lazy: iterate over it"]
+pub struct TryIndexed<T, R, X>(TryMap<T, R, X>);
+
+impl<T, R: Payload, X> Iterator for TryIndexed<T, R, X> {
+    type Item = (u64, Result<Result<R, TaskError>, X>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.advance()
+    }
+}
+
+impl<T, R: Payload, X> FusedIterator for TryIndexed<T, R, X> {}
