@@ -38,6 +38,7 @@ pub(crate) struct Plan {
     pub(crate) on_exit: Option<OnExit>,
     pub(crate) handler: Option<Handler>,
     pub(crate) max_payload: usize,
+    pub(crate) queue_limit: Option<usize>,
     pub(crate) wait_policy: WaitPolicy,
     pub(crate) init_timeout: Duration,
     pub(crate) close_inherited_fds: bool,
@@ -62,6 +63,7 @@ impl Default for Plan {
             on_exit: None,
             handler: None,
             max_payload: limits::MAX_PAYLOAD_DEFAULT,
+            queue_limit: None,
             wait_policy: WaitPolicy::default(),
             init_timeout: limits::INIT_TIMEOUT_DEFAULT,
             close_inherited_fds: false,
@@ -106,6 +108,7 @@ pub(crate) fn launch(
     panics::install();
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);
+    let queue_limit = plan.queue_limit;
     let objects = Objects::load();
     let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } =
         plan;
@@ -127,8 +130,8 @@ pub(crate) fn launch(
     let Ends { socket, zygote, driver_bell, stations, handler } =
         fork_zygote(seed, handler, workers).map_err(failed)?;
     let host = handler.map(Host::new);
-    let core =
-        Arc::new(Core::new(name.clone(), max_payload, objects, spin, stations, host, driver_bell.clone()));
+    let core = Core::new(name.clone(), max_payload, objects, spin, stations, host, driver_bell.clone());
+    let core = Arc::new(core.with_queue_limit(queue_limit));
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
     let driver = Arc::new(Mutex::new(Some(driver)));

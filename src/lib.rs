@@ -37,6 +37,7 @@ mod error;
 pub mod hooks;
 mod launch;
 mod limits;
+mod overload;
 mod panics;
 mod pool;
 mod stream;
@@ -51,10 +52,13 @@ mod sync;
 pub use bound::Bound;
 pub use builder::{Builder, NoService, Service};
 pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInfo};
-pub use error::{BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, WorkerLost};
+pub use error::{
+    BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
+};
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
+pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, Closed, Pool};
 pub use stream::{Granularity, Indexed, Map, StreamSummary};
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

@@ -13,6 +13,7 @@ use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
 use crate::life::driver;
+use crate::life::gate::Pass;
 use crate::life::job::Job;
 use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
 use crate::protocol::code::CodeId;
@@ -49,7 +50,7 @@ pub struct Pool<E = (), S = NoService, W = ()> {
 }
 
 /// A pool holds values of none of its types, so it is `Send` and `Sync` whatever they are.
-type Types<E, S, W> = PhantomData<fn() -> (E, S, W)>;
+pub(crate) type Types<E, S, W> = PhantomData<fn() -> (E, S, W)>;
 
 impl<E, S, W> Clone for Pool<E, S, W> {
     fn clone(&self) -> Self {
@@ -149,8 +150,9 @@ impl<E, S, W> Pool<E, S, W> {
     /// let _ = pool.submit(move |n: i32| n * factor, &5).wait(); // captures `factor`
     /// ```
     ///
-    /// Never blocks, and does not fail by itself: a closed pool, an input that cannot be encoded or is too large give
-    /// a task that ends with that error.
+    /// Does not fail by itself: a closed pool, an input that cannot be encoded or is too large give a task that ends
+    /// with that error. Never blocks, unless the pool has a [queue limit](Builder::queue_limit) and it is reached: then
+    /// it waits until there is room or the pool is closed.
     ///
     /// # Panics
     ///
@@ -205,7 +207,7 @@ impl<E, S, W> Pool<E, S, W> {
         start(self.core(), named, input)
     }
 
-    /// Submits a task that nobody waits for. A failure goes to the log hook.
+    /// Submits a task that nobody waits for. A failure goes to the log hook. Blocks as [`submit`](Self::submit) does.
     pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
     where
         I: Payload,
@@ -302,14 +304,22 @@ pub(crate) fn start<I: Input + ?Sized, R>(core: &Arc<Core>, named: Named, input:
         return Task::failed(TaskError::NotInThisProcess);
     }
     match codec::encode(input, core.max_payload) {
-        Ok(input) => {
-            let code = CodeId::of(named.code, named.types, &core.objects);
-            let (held, job) = Job::allocate(core);
-            core.submit(held, Parcel { code, batch: None, input });
-            Task::submitted(job)
-        }
+        Ok(input) => match core.take_place() {
+            Ok(pass) => hand_over(core, named, input, pass),
+            Err(error) => Task::failed(error),
+        },
         Err(error) => Task::failed(encode_error(error)),
     }
+}
+
+/// Hands a task that is accepted to a station.
+#[inline]
+pub(crate) fn hand_over<R>(core: &Arc<Core>, named: Named, input: Encoded, pass: Pass) -> Task<R> {
+    let code = CodeId::of(named.code, named.types, &core.objects);
+    let (held, job) = Job::allocate(core);
+    held.admit(pass);
+    core.submit(held, Parcel { code, batch: None, input });
+    Task::submitted(job)
 }
 
 fn start_at<R>(core: &Arc<Core>, named: Named, station: usize) -> Task<R> {

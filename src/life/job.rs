@@ -22,6 +22,7 @@
 //! | GONE | task | nobody will take the outcome |
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
+//! | PLACE | submitter | it holds a place of the pool's gate |
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
@@ -31,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use super::core::Core;
+use super::gate::{Gate, Pass};
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::{Parcel, Reply};
@@ -41,6 +43,7 @@ const BUSY: u64 = 1 << 2;
 const GONE: u64 = 1 << 3;
 const PINNED: u64 = 1 << 4;
 const REPORT: u64 = 1 << 5;
+const PLACE: u64 = 1 << 6;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -361,6 +364,14 @@ impl JobRef {
         self.0.state.fetch_or(PINNED, Ordering::Relaxed);
     }
 
+    /// The job takes over the place that it was accepted with.
+    #[inline]
+    pub(crate) fn admit(&self, pass: Pass) {
+        if pass.into_place() {
+            self.0.state.fetch_or(PLACE, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn is_pinned(&self) -> bool {
         self.0.state.load(Ordering::Relaxed) & PINNED != 0
     }
@@ -374,14 +385,26 @@ impl JobRef {
 
     /// Ends the job. What comes of it is to be done once the station is released.
     #[inline]
-    pub(crate) fn finish(self, outcome: Outcome) -> Option<After> {
+    pub(crate) fn finish(self, outcome: Outcome, after: &mut Vec<After>) {
         match self.batch().cloned() {
-            None => self.settle(outcome),
-            Some(batch) => {
-                let after = self.settle(outcome);
-                debug_assert!(after.is_none(), "a batch is awaited through its sink");
-                batch.ended().map(After::Wake)
+            None => {
+                self.give_place_back(after);
+                after.extend(self.settle(outcome));
             }
+            Some(batch) => {
+                let nothing = self.settle(outcome);
+                debug_assert!(nothing.is_none(), "a batch is awaited through its sink");
+                after.extend(batch.ended().map(After::Wake));
+            }
+        }
+    }
+
+    /// Before the outcome can be seen: whoever sees it finds a place.
+    #[inline]
+    fn give_place_back(&self, after: &mut Vec<After>) {
+        if self.0.state.load(Ordering::Relaxed) & PLACE != 0 {
+            let gate = self.0.core().gate.as_ref();
+            after.extend(gate.and_then(Gate::give_back).map(After::Wake));
         }
     }
 

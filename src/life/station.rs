@@ -495,8 +495,7 @@ impl<'a> Owned<'a> {
     /// Ends a job; its waker is called after the station is released.
     #[inline]
     pub(crate) fn finish(&mut self, job: JobRef, outcome: Outcome) {
-        let after = job.finish(outcome);
-        self.after.extend(after);
+        job.finish(outcome, &mut self.after);
     }
 
     /// Delivers what the worker has published. A violation ends the worker.
@@ -736,7 +735,7 @@ impl Sink<JobRef> for Delivery<'_> {
             Status::Skipped => Outcome::Failed(TaskError::Cancelled),
             _ => Outcome::Reply(reply),
         };
-        self.after.extend(job.finish(outcome));
+        job.finish(outcome, self.after);
     }
 
     fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {
