@@ -15,6 +15,7 @@ mod submit;
 mod crashes;
 mod design;
 mod fork_safety;
+mod overload;
 mod payloads;
 mod services;
 mod start_worker;
