@@ -221,12 +221,10 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// use forkring::{Pool, TrySubmitError};
     ///
     /// let pool = Pool::builder().workers(1).queue_limit(1).build()?;
-    /// let pause = |ms: u64| std::thread::sleep(std::time::Duration::from_millis(ms));
-    /// let runs = pool.try_submit(pause, &200)?;
-    /// let waits = pool.try_submit(pause, &0)?;
-    /// assert_eq!(pool.try_submit(pause, &0).unwrap_err(), TrySubmitError::Full);
-    /// runs.wait()?;
-    /// pool.try_submit(pause, &0)?.wait()?;
+    /// let room = [pool.try_reserve()?, pool.try_reserve()?]; // for one that runs and one that waits
+    /// assert_eq!(pool.try_submit(|n: u32| n + 1, &1).unwrap_err(), TrySubmitError::Full);
+    /// drop(room);
+    /// assert_eq!(pool.try_submit(|n: u32| n + 1, &1)?.wait()?, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn queue_limit(self, tasks: usize) -> Self {
