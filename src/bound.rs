@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 
 use crate::builder::NoService;
 use crate::context::Named;
+use crate::error::TrySubmitError;
 use crate::memory::codec::Payload;
+use crate::overload::{self, SubmitAsync};
 use crate::pool::{Close, Closed, Pool};
 use crate::stream::Map;
 use crate::task::Task;
@@ -41,6 +43,20 @@ impl<I: Payload, R: Payload> Bound<I, R> {
     /// Runs the closure in a worker with a copy of `input`. As [`Pool::submit`].
     pub fn submit(&self, input: &I) -> Task<R> {
         self.pool.start(self.named, input)
+    }
+
+    /// As [`submit`](Self::submit), if there is room at once. As [`Pool::try_submit`].
+    ///
+    /// # Errors
+    ///
+    /// See [`TrySubmitError`].
+    pub fn try_submit(&self, input: &I) -> Result<Task<R>, TrySubmitError> {
+        overload::try_start(self.pool.handle().core(), self.named, input, None)
+    }
+
+    /// As [`submit`](Self::submit), without blocking. As [`Pool::submit_async`].
+    pub fn submit_async(&self, input: &I) -> SubmitAsync<R> {
+        overload::start_async(self.pool.handle().core(), self.named, input, None)
     }
 
     /// Runs the closure on each item. As [`Pool::map`].

@@ -209,6 +209,31 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self.set(|plan| plan.policy.max_payload = bytes)
     }
 
+    /// The most tasks that are accepted and have not started. Default: no limit.
+    ///
+    /// When it is reached, [`Pool::submit`] and its like wait until there is room, [`Pool::try_submit`] refuses, and
+    /// [`Pool::submit_async`] and [`Pool::reserve`] wait without blocking a thread. Room is given in the order of
+    /// arrival. With a limit of 0 a task is accepted only when a worker has nothing to do.
+    ///
+    /// Counted is a task that was submitted, from when it is accepted until it has ended in whatever way; so as many as
+    /// the limit and the number of workers can exist at a time. Streams (which have windows of their own) and
+    /// broadcasts are not counted, and never wait. Wakers and the log hook, where the pool calls them on its own
+    /// thread, never wait either: what they submit is accepted beyond the limit.
+    ///
+    /// ```
+    /// use forkring::{Pool, TrySubmitError};
+    ///
+    /// let pool = Pool::builder().workers(1).queue_limit(1).build()?;
+    /// let room = [pool.try_reserve()?, pool.try_reserve()?]; // for one that runs and one that waits
+    /// assert_eq!(pool.try_submit(|n: u32| n + 1, &1).unwrap_err(), TrySubmitError::Full);
+    /// drop(room);
+    /// assert_eq!(pool.try_submit(|n: u32| n + 1, &1)?.wait()?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn queue_limit(self, tasks: usize) -> Self {
+        self.set(|plan| plan.queue_limit = Some(tasks))
+    }
+
     /// How workers and waiting threads wait. Default: [`WaitPolicy::Adaptive`].
     pub fn wait_policy(self, policy: WaitPolicy) -> Self {
         self.set(|plan| plan.wait_policy = policy)

@@ -309,6 +309,30 @@ pub(crate) fn signal_name(signal: i32) -> String {
     }
 }
 
+/// Why a task was not accepted at once. See [`Pool::try_submit`](crate::Pool::try_submit).
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrySubmitError {
+    /// As many tasks as [`Builder::queue_limit`](crate::Builder::queue_limit) allows have not started, or others wait
+    /// for room.
+    Full,
+    /// The pool takes no more tasks: it was closed or terminated, or it has failed.
+    Closed,
+}
+
+impl fmt::Display for TrySubmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => {
+                "the pool's queue limit is reached; try again later, or use submit(), which waits for room"
+            }
+            Self::Closed => "the pool takes no more tasks; submit before close()",
+        })
+    }
+}
+
+impl std::error::Error for TrySubmitError {}
+
 /// Why a pool can run nothing any more.
 #[derive(Clone, Debug)]
 pub struct PoolFailure {

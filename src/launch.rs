@@ -39,6 +39,7 @@ pub(crate) struct Plan {
     pub(crate) state: Option<MakeState>,
     pub(crate) on_exit: Option<OnExit>,
     pub(crate) handler: Option<Handler>,
+    pub(crate) queue_limit: Option<usize>,
     pub(crate) wait_policy: WaitPolicy,
     pub(crate) policy: Policy,
     pub(crate) init_timeout: Duration,
@@ -63,6 +64,7 @@ impl Default for Plan {
             state: None,
             on_exit: None,
             handler: None,
+            queue_limit: None,
             wait_policy: WaitPolicy::default(),
             policy: Policy {
                 max_payload: limits::MAX_PAYLOAD_DEFAULT,
@@ -114,6 +116,7 @@ pub(crate) fn launch(
     panics::install();
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);
+    let queue_limit = plan.queue_limit;
     let objects = Objects::load();
     let Plan { init, state, on_exit, handler, policy, init_timeout, close_inherited_fds, name, .. } = plan;
     let seed = Seed {
@@ -134,7 +137,8 @@ pub(crate) fn launch(
     let Ends { socket, zygote, driver_bell, stations, handler } =
         fork_zygote(seed, handler, workers).map_err(failed)?;
     let host = handler.map(Host::new);
-    let core = Arc::new(Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone()));
+    let core = Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone());
+    let core = Arc::new(core.with_queue_limit(queue_limit));
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
     let driver = Arc::new(Mutex::new(Some(driver)));

@@ -42,6 +42,7 @@ pub mod faults;
 pub mod hooks;
 mod launch;
 mod limits;
+mod overload;
 mod panics;
 mod pool;
 mod stream;
@@ -57,13 +58,16 @@ mod sync;
 pub use bound::Bound;
 pub use builder::{Builder, NoService, Service};
 pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInfo};
-pub use error::{BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, WorkerLost};
+pub use error::{
+    BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
+};
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
 pub use life::terms::OnWorkerLoss;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
 /// The signals that [`Builder::kill_signal`] takes.
 pub use nix::sys::signal::Signal;
+pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, Closed, Pool};
 pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
 pub use submitter::Submitter;

@@ -13,6 +13,7 @@ use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
 use crate::life::driver;
+use crate::life::gate::Pass;
 use crate::life::job::Job;
 use crate::life::terms::Terms;
 use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
@@ -51,7 +52,7 @@ pub struct Pool<E = (), S = NoService, W = ()> {
 }
 
 /// A pool holds values of none of its types, so it is `Send` and `Sync` whatever they are.
-type Types<E, S, W> = PhantomData<fn() -> (E, S, W)>;
+pub(crate) type Types<E, S, W> = PhantomData<fn() -> (E, S, W)>;
 
 impl<E, S, W> Clone for Pool<E, S, W> {
     fn clone(&self) -> Self {
@@ -151,8 +152,9 @@ impl<E, S, W> Pool<E, S, W> {
     /// let _ = pool.submit(move |n: i32| n * factor, &5).wait(); // captures `factor`
     /// ```
     ///
-    /// Never blocks, and does not fail by itself: a closed pool, an input that cannot be encoded or is too large give
-    /// a task that ends with that error.
+    /// Does not fail by itself: a closed pool, an input that cannot be encoded or is too large give a task that ends
+    /// with that error. Never blocks, unless the pool has a [queue limit](Builder::queue_limit) and it is reached: then
+    /// it waits until there is room or the pool is closed.
     ///
     /// # Panics
     ///
@@ -237,7 +239,7 @@ impl<E, S, W> Pool<E, S, W> {
         }
     }
 
-    /// Submits a task that nobody waits for. A failure goes to the log hook.
+    /// Submits a task that nobody waits for. A failure goes to the log hook. Blocks as [`submit`](Self::submit) does.
     pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
     where
         I: Payload,
@@ -338,21 +340,45 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     if !core.is_here() {
         return Task::failed(TaskError::NotInThisProcess);
     }
+    let terms = terms.map(Terms::from_now);
     if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
         return Task::failed(TaskError::TimedOut { limit });
     }
     match codec::encode(input, core.policy.max_payload) {
-        Ok(input) => {
-            let code = CodeId::of(named.code, named.types, &core.objects);
-            let (mut held, job) = Job::allocate(core);
-            let deadline = terms.and_then(|terms| held.agree(terms));
-            core.submit(held, Parcel { code, batch: None, input });
+        Ok(input) => match core.take_place() {
+            Ok(pass) => hand_over(core, named, input, pass, terms),
+            Err(error) => Task::failed(error),
+        },
+        Err(error) => Task::failed(encode_error(error)),
+    }
+}
+
+/// Hands a task that is accepted to a station.
+#[inline]
+pub(crate) fn hand_over<R>(
+    core: &Arc<Core>,
+    named: Named,
+    input: Encoded,
+    pass: Pass,
+    terms: Option<Terms>,
+) -> Task<R> {
+    let code = CodeId::of(named.code, named.types, &core.objects);
+    let (mut held, job) = Job::allocate(core);
+    held.admit(pass);
+    let parcel = Parcel { code, batch: None, input };
+    match terms {
+        None => {
+            core.submit(held, parcel);
+            Task::submitted(job)
+        }
+        Some(terms) => {
+            let deadline = held.agree(terms);
+            core.submit(held, parcel);
             if let Some(deadline) = deadline {
                 core.set_deadline(deadline);
             }
-            Task::submitted(job).killed_on_drop(terms.is_some_and(|terms| terms.kill_on_drop))
+            Task::submitted(job).killed_on_drop(terms.kill_on_drop)
         }
-        Err(error) => Task::failed(encode_error(error)),
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::builder::NoService;
 use crate::context::{self, Named, Worker};
-use crate::error::{Error, TaskError};
+use crate::error::{Error, TaskError, TrySubmitError};
 use crate::life::terms::Terms;
 use crate::memory::codec::{Input, Payload, View};
+use crate::overload::{self, SubmitAsync};
 use crate::pool::{self, Pool};
-use crate::stream::{Map, StreamSummary};
+use crate::stream::{Flow, Map, StreamSummary, TryMap};
 use crate::task::Task;
 
 /// Submits tasks to a pool on terms of their own: see [`Pool::options`]. A handle of the pool, cheap to clone.
@@ -90,6 +91,78 @@ impl<E, S, W> Submitter<E, S, W> {
         self.start(context::context_task::<_, E, S, W, I, R>(&f), input)
     }
 
+    /// As [`Pool::try_submit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::try_submit`].
+    pub fn try_submit<I, R>(
+        &self,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+        input: &I,
+    ) -> Result<Task<R>, TrySubmitError>
+    where
+        I: Payload,
+        R: Payload,
+    {
+        overload::try_start(self.pool.handle().core(), context::plain_task(&f), input, Some(self.terms))
+    }
+
+    /// As [`Pool::try_submit_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::try_submit`].
+    pub fn try_submit_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) -> Result<Task<R>, TrySubmitError>
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        let named = context::context_task::<_, E, S, W, I, R>(&f);
+        overload::try_start(self.pool.handle().core(), named, input, Some(self.terms))
+    }
+
+    /// As [`Pool::submit_async`]. Time spent waiting for room counts towards a deadline.
+    pub fn submit_async<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> SubmitAsync<R>
+    where
+        I: Payload,
+        R: Payload,
+    {
+        overload::start_async(self.pool.handle().core(), context::plain_task(&f), input, Some(self.terms))
+    }
+
+    /// As [`Pool::submit_async_with`].
+    pub fn submit_async_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        input: &I,
+    ) -> SubmitAsync<R>
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        let named = context::context_task::<_, E, S, W, I, R>(&f);
+        overload::start_async(self.pool.handle().core(), named, input, Some(self.terms))
+    }
+
+    /// As [`Pool::try_map`].
+    pub fn try_map<I, X, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(I) -> R + Copy + Send + 'static,
+    ) -> TryMap<T::IntoIter, R, X>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = Result<I, X>>,
+    {
+        self.pool.try_map(items, f).on_terms(self.terms)
+    }
+
     /// As [`Pool::spawn`].
     pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
     where
@@ -154,16 +227,17 @@ impl<E, S, W> Submitter<E, S, W> {
     /// # Errors
     ///
     /// A granularity out of range.
-    pub fn iter_stream<I, R, T>(
+    pub fn iter_stream<I, R, T, Q>(
         &self,
         items: T,
         f: impl Fn(I) -> R + Copy + Send + 'static,
-        g: impl FnMut(Result<R, TaskError>),
+        g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
         I: Payload,
         R: Payload,
         T: IntoIterator<Item = I>,
+        Q: Flow,
     {
         self.map(items, f).unordered().run(g)
     }
@@ -173,16 +247,17 @@ impl<E, S, W> Submitter<E, S, W> {
     /// # Errors
     ///
     /// A granularity out of range.
-    pub fn iter_stream_with<I, R, T>(
+    pub fn iter_stream_with<I, R, T, Q>(
         &self,
         items: T,
         f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
-        g: impl FnMut(Result<R, TaskError>),
+        g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
         I: Payload,
         R: Payload,
         T: IntoIterator<Item = I>,
+        Q: Flow,
     {
         self.map_with(items, f).unordered().run(g)
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::gate::Gate;
 use super::job::Deadline;
 use super::service::{Host, Request};
 use super::station::Station;
@@ -46,6 +47,8 @@ pub(crate) struct Core {
     /// Where the next task goes if no station is idle.
     pub(crate) next: AtomicUsize,
     handles: AtomicUsize,
+    /// Bounds the tasks that are accepted, if there is a limit.
+    pub(crate) gate: Option<Gate>,
     /// For each station, the generation of the worker whose handler waits for a task of this pool, plus one.
     waiting: Box<[AtomicU64]>,
     /// For each station, the generation of its present worker.
@@ -108,6 +111,7 @@ impl Core {
             rounds: AtomicBool::new(false),
             next: AtomicUsize::new(0),
             handles: AtomicUsize::new(1),
+            gate: None,
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
@@ -120,6 +124,12 @@ impl Core {
             }),
             life_changed: Condvar::new(),
         }
+    }
+
+    /// With room for so many tasks that have not started.
+    pub(crate) fn with_queue_limit(mut self, tasks: Option<usize>) -> Self {
+        self.gate = tasks.map(|tasks| Gate::new(self.stations.len(), tasks));
+        self
     }
 
     /// Whether this process is the one that built the pool. In any other its handles are inert.
@@ -150,11 +160,15 @@ impl Core {
             life.failure = failure;
         }
         self.phase.store(phase as u8, Ordering::Release);
-        let wakers = match phase {
+        let mut wakers = match phase {
             Phase::Ended => std::mem::take(&mut life.wakers),
             _ => Vec::new(),
         };
         drop(life);
+        if phase >= Phase::Closing {
+            // Who waits for a place learns from a station how the pool ends.
+            wakers.extend(self.gate.iter().flat_map(Gate::shut));
+        }
         self.life_changed.notify_all();
         // A panic in somebody's waker must not keep the others asleep, nor end the driver.
         wakers.into_iter().for_each(|waker| drop(crate::panics::guard(|| waker.wake())));

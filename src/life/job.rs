@@ -23,6 +23,7 @@
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
 //! | LIMITED | submitter | its terms have a time limit |
+//! | PLACE | submitter | it holds a place of the pool's gate |
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
@@ -33,6 +34,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::gate::{Gate, Pass};
 use super::terms::Terms;
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
@@ -45,6 +47,7 @@ const GONE: u64 = 1 << 3;
 const PINNED: u64 = 1 << 4;
 const REPORT: u64 = 1 << 5;
 const LIMITED: u64 = 1 << 6;
+const PLACE: u64 = 1 << 7;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -399,7 +402,7 @@ impl JobRef {
         if terms.timeout.is_some() {
             self.0.state.fetch_or(LIMITED, Ordering::Relaxed);
         }
-        let (limit, at) = (terms.deadline?, terms.due()?);
+        let (limit, at) = (terms.deadline?, terms.due?);
         Some(Deadline { at, job: self.0, generation: self.0.generation(), limit })
     }
 
@@ -431,6 +434,14 @@ impl JobRef {
         self.0.state.fetch_or(PINNED, Ordering::Relaxed);
     }
 
+    /// The job takes over the place that it was accepted with.
+    #[inline]
+    pub(crate) fn admit(&self, pass: Pass) {
+        if pass.into_place() {
+            self.0.state.fetch_or(PLACE, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn is_pinned(&self) -> bool {
         self.0.state.load(Ordering::Relaxed) & PINNED != 0
     }
@@ -444,14 +455,26 @@ impl JobRef {
 
     /// Ends the job. What comes of it is to be done once the station is released.
     #[inline]
-    pub(crate) fn finish(self, outcome: Outcome) -> Option<After> {
+    pub(crate) fn finish(self, outcome: Outcome, after: &mut Vec<After>) {
         match self.batch().cloned() {
-            None => self.settle(outcome),
-            Some(batch) => {
-                let after = self.settle(outcome);
-                debug_assert!(after.is_none(), "a batch is awaited through its sink");
-                batch.ended().map(After::Wake)
+            None => {
+                self.give_place_back(after);
+                after.extend(self.settle(outcome));
             }
+            Some(batch) => {
+                let nothing = self.settle(outcome);
+                debug_assert!(nothing.is_none(), "a batch is awaited through its sink");
+                after.extend(batch.ended().map(After::Wake));
+            }
+        }
+    }
+
+    /// Before the outcome can be seen: whoever sees it finds a place.
+    #[inline]
+    fn give_place_back(&self, after: &mut Vec<After>) {
+        if self.0.state.load(Ordering::Relaxed) & PLACE != 0 {
+            let gate = self.0.core().gate.as_ref();
+            after.extend(gate.and_then(Gate::give_back).map(After::Wake));
         }
     }
 

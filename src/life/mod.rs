@@ -1,14 +1,15 @@
 //! The lives of tasks, workers and pools: who waits for what, and what happens when something ends.
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
-//! a pool share), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose), [`service`]. In other
-//! processes: [`zygote`], [`worker`].
+//! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
+//! [`service`]. In other processes: [`zygote`], [`worker`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod end;
 pub(crate) mod events;
+pub(crate) mod gate;
 pub(crate) mod job;
 pub(crate) mod messages;
 pub(crate) mod registry;

@@ -387,15 +387,25 @@ impl Drop for NestedWait {
 /// To be called before a thread sleeps for a result. If this thread runs a handler of the same pool, it counts, and if
 /// with it every worker waits for a handler that waits, what it waits for ends with an error.
 pub(crate) fn nested_wait(core: &Core, awaited: &impl Awaited) -> NestedWait {
-    NestedWait(note_wait(core, awaited))
+    nested_wait_or(core, |error| awaited.call_off(core, &error))
+}
+
+/// As [`nested_wait`], for what is called off by `call_off`.
+pub(crate) fn nested_wait_or(core: &Core, call_off: impl FnOnce(TaskError)) -> NestedWait {
+    NestedWait(note_wait(core, call_off))
 }
 
 /// As [`nested_wait`], until the handler is polled again.
 pub(crate) fn nested_poll(core: &Core, awaited: &impl Awaited) {
-    note_wait(core, awaited);
+    nested_poll_or(core, |error| awaited.call_off(core, &error));
 }
 
-fn note_wait(core: &Core, awaited: &impl Awaited) -> Option<Arc<Mark>> {
+/// As [`nested_poll`], for what is called off by `call_off`.
+pub(crate) fn nested_poll_or(core: &Core, call_off: impl FnOnce(TaskError)) {
+    note_wait(core, call_off);
+}
+
+fn note_wait(core: &Core, call_off: impl FnOnce(TaskError)) -> Option<Arc<Mark>> {
     let mark = HANDLER.try_with(|handler| handler.borrow().clone()).ok().flatten()?;
     if !std::ptr::eq(mark.core.as_ptr(), core) {
         return None;
@@ -405,7 +415,7 @@ fn note_wait(core: &Core, awaited: &impl Awaited) -> Option<Arc<Mark>> {
             "deadlock: every worker waits in a service call for a handler that waits for a task of this pool; use \
              another pool in the handler",
         );
-        awaited.call_off(core, &TaskError::PoolFailed(failure));
+        call_off(TaskError::PoolFailed(failure));
     }
     Some(mark)
 }

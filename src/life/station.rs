@@ -510,8 +510,7 @@ impl<'a> Owned<'a> {
     /// Ends a job; its waker is called after the station is released.
     #[inline]
     pub(crate) fn finish(&mut self, job: JobRef, outcome: Outcome) {
-        let after = job.finish(outcome);
-        self.after.extend(after);
+        job.finish(outcome, &mut self.after);
     }
 
     /// Delivers what the worker has published. A violation ends the worker.
@@ -754,11 +753,11 @@ impl Sink<JobRef> for Delivery<'_> {
             Status::Skipped => Outcome::Failed(TaskError::Cancelled),
             _ => Outcome::Reply(reply),
         };
-        self.after.extend(job.finish(outcome));
+        job.finish(outcome, self.after);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
-        self.after.extend(job.finish(Outcome::BatchLost(Box::new((parcel, None)))));
+        job.finish(Outcome::BatchLost(Box::new((parcel, None))), self.after);
     }
 
     fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {

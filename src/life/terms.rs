@@ -9,6 +9,8 @@ pub(crate) struct Terms {
     pub(crate) timeout: Option<Duration>,
     /// From its submission.
     pub(crate) deadline: Option<Duration>,
+    /// When that is, once the task is being submitted.
+    pub(crate) due: Option<Instant>,
     /// How many times it is started again after the loss of its worker.
     pub(crate) retries: u32,
     /// Whether dropping its handle kills it.
@@ -16,14 +18,20 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// The limit that leaves no time at all, if there is one.
-    pub(crate) fn expired(&self) -> Option<Duration> {
-        [self.timeout, self.deadline].into_iter().flatten().find(Duration::is_zero)
+    /// For a task that is submitted at this moment.
+    pub(crate) fn from_now(mut self) -> Self {
+        // Beyond the clock's range is never.
+        self.due = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        self
     }
 
-    /// When a task that is submitted at this moment has to be over. `None`: never, or beyond the clock's range.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.deadline.and_then(|deadline| Instant::now().checked_add(deadline))
+    /// The limit that leaves a task no time at all, if there is one.
+    #[inline]
+    pub(crate) fn expired(&self) -> Option<Duration> {
+        if self.timeout.is_some_and(|limit| limit.is_zero()) {
+            return self.timeout;
+        }
+        self.deadline.filter(|limit| limit.is_zero() || self.due.is_some_and(|due| due <= Instant::now()))
     }
 }
 

@@ -270,13 +270,14 @@ impl<R: Payload> Engine<R> {
         if self.control.is_stopped() {
             return self.fail_rest(at, &TaskError::Cancelled, deliver);
         }
-        if let Some(limit) = self.terms.unwrap_or(core.policy.terms).expired() {
-            return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
-        }
+        // What is sent again has the time that is left.
+        let mut terms = self.terms.map(Terms::from_now);
         let slot = &mut self.slots[at];
-        if let Some(limit) = self.terms.and_then(|terms| terms.deadline)
-            && slot.due.is_some_and(|due| due <= Instant::now())
-        {
+        if let Some(terms) = &mut terms {
+            terms.due = slot.due.or(terms.due);
+            slot.due = terms.due;
+        }
+        if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
             return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
         }
         self.messages += 1;
@@ -284,15 +285,13 @@ impl<R: Payload> Engine<R> {
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
         let message = Message { first: slot.first, job, generation: job.generation() };
-        let deadline = self.terms.and_then(|terms| held.agree(terms));
+        let deadline = terms.and_then(|terms| held.agree(terms));
         if parcel.batch.is_some_and(|batch| batch.done > 0) {
             core.submit_again(held, parcel);
         } else {
             core.submit(held, parcel);
         }
-        if let Some(mut deadline) = deadline {
-            // What is sent again has the time that is left.
-            deadline.at = *slot.due.get_or_insert(deadline.at);
+        if let Some(deadline) = deadline {
             core.set_deadline(deadline);
         }
         if self.control.is_watched() {
@@ -329,13 +328,7 @@ impl<R: Payload> Engine<R> {
         }
         if done {
             self.slots[at].job = None;
-            match job.take() {
-                // The worker has seen that nobody wants the rest.
-                Outcome::Reply(Reply { status: Status::BatchDone, .. }) if self.control.is_stopped() => {
-                    self.fail_rest(at, &TaskError::Cancelled, deliver);
-                }
-                outcome => self.end(at, outcome, deliver),
-            }
+            self.end(at, job.take(), deliver);
         }
     }
 

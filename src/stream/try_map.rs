@@ -13,6 +13,7 @@ use super::stop::{Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context;
 use crate::error::{Error, TaskError};
+use crate::life::terms::Terms;
 use crate::memory::codec::Payload;
 use crate::pool::Pool;
 
@@ -106,6 +107,10 @@ impl<E, S, W> Pool<E, S, W> {
 impl<T, R: Payload, X> TryMap<T, R, X> {
     fn with(self, option: impl FnOnce(Map<Fallible<T, X>, R>) -> Map<Fallible<T, X>, R>) -> Self {
         Self { map: option(self.map), errors: self.errors }
+    }
+
+    pub(crate) fn on_terms(self, terms: Terms) -> Self {
+        self.with(|map| map.on_terms(terms))
     }
 
     /// As [`Map::unordered`].

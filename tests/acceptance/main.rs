@@ -17,6 +17,7 @@ mod crashes;
 mod design;
 mod fork_safety;
 mod limits;
+mod overload;
 mod payloads;
 mod services;
 mod start_worker;
