@@ -53,6 +53,9 @@ const OWNED: usize = 1;
 const WANTED: usize = 2;
 const FLAGS: usize = OWNED | WANTED;
 
+/// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
+const LOOKS_MAX: u32 = 64;
+
 /// A doorbell that can be a task's waker: how a thread that sleeps in a station's seat is woken by the pool.
 #[derive(Debug)]
 pub(crate) struct Bell(pub(crate) Doorbell);
@@ -572,6 +575,7 @@ impl<'a> Owned<'a> {
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
+        let mut looks = 0;
         loop {
             let is_watched = self.may_be_watched() && self.watch();
             let inner = &mut **self;
@@ -585,6 +589,12 @@ impl<'a> Owned<'a> {
             inner.wake = if inner.seat { Wake::Waiter } else { Wake::Driver };
             lane.arm(inner.wake);
             if !lane.fence_and_ready() {
+                break;
+            }
+            looks += 1;
+            if looks == LOOKS_MAX {
+                // A worker that always has something, be it nonsense, must not hold whoever owns its station.
+                self.core.ring_driver();
                 break;
             }
             // Something came in between: the ring may be lost, so it is taken here.

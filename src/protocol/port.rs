@@ -16,7 +16,7 @@ use crate::ground::spin::SpinBudget;
 use crate::ground::sys::SysError;
 use crate::memory::arena::place;
 use crate::memory::codec::AlignedBytes;
-use crate::memory::layout::{ARENA_BYTES, SPAN_ALIGN, WINDOW_BYTES};
+use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
 use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::sized_header;
@@ -80,6 +80,8 @@ pub(crate) struct Port {
     naps: u64,
     /// The wake word that was last obeyed.
     rung: u64,
+    /// Whether the claim word was seen to be what the master would not leave it at.
+    estranged: bool,
     /// Bytes of the calls made so far, and of the answers received.
     calls: u64,
     call_sent: u64,
@@ -100,6 +102,7 @@ impl Port {
             tail: 0,
             naps: 0,
             rung: 0,
+            estranged: false,
             calls: 0,
             call_sent: 0,
             answer_received: 0,
@@ -139,9 +142,10 @@ impl Port {
         loop {
             let Some(head) = self.region.request(self.next).poll(self.next) else {
                 let claimed = self.region.b().claim.0.load();
-                if claimed.count != self.next && !claimed.sealed {
+                if claimed.sealed {
+                    self.estranged = true;
+                } else if claimed.count != self.next && self.follow(claimed.count) {
                     // Requests were taken back while this worker was busy with an earlier one.
-                    self.next = claimed.count;
                     continue;
                 }
                 return self.ordered_to_leave().then_some(Look::Leave);
@@ -154,10 +158,32 @@ impl Port {
                         return Some(Look::Start(request));
                     }
                 }
-                Claim::Moved(to) => self.next = to,
-                Claim::Sealed => return self.ordered_to_leave().then_some(Look::Leave),
+                Claim::Moved(to) if self.follow(to) => {}
+                Claim::Moved(_) => return None,
+                Claim::Sealed => {
+                    self.estranged = true;
+                    return self.ordered_to_leave().then_some(Look::Leave);
+                }
             }
         }
+    }
+
+    /// Goes on at the request that the claim word names, if the master may have taken back all below it, which it has
+    /// then published. `false`: a stray write of this process has hit the word.
+    fn follow(&mut self, to: u64) -> bool {
+        let published = |last: u64| {
+            let slot = self.region.request(last);
+            // What was taken back is retired, and the slot may have been used once more.
+            slot.poll(last).is_some() || slot.poll(last.wrapping_add(RING_SLOTS as u64)).is_some()
+        };
+        if to > self.next && published(to - 1) {
+            self.next = to;
+            return true;
+        }
+        // If the word has moved on, the slot may have been used twice.
+        let moved = self.region.b().claim.0.load().count != to;
+        self.estranged |= !moved;
+        moved
     }
 
     fn ordered_to_leave(&self) -> bool {
@@ -482,6 +508,11 @@ impl Port {
         let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
+            if std::mem::take(&mut self.estranged) {
+                // The master alone knows what the claim word should be, and ends a worker that has lost it. If it has
+                // sealed the word, that is on its way.
+                self.bells.driver.ring();
+            }
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
         }

@@ -247,7 +247,7 @@ impl<R: Payload> Engine<R> {
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
         let valid = loop {
-            let (status, payload, len) = match parse(&bytes[read..], stride) {
+            let (status, payload, len) = match parse(&bytes[read..], stride, self.max_payload) {
                 Parsed::Partial => break true,
                 Parsed::Invalid => break false,
                 Parsed::Record { status, payload, bytes } => (status, payload, bytes),
@@ -293,7 +293,7 @@ impl<R: Payload> Engine<R> {
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
-            Outcome::Reply(Reply { status: Status::Value, body }) => {
+            Outcome::Reply(Reply { status: Status::Value, body }) if self.slots[at].items == 1 => {
                 let item = task::decode(&body);
                 self.settle(at, item, deliver);
                 self.close(at, deliver);
@@ -331,7 +331,8 @@ impl<R: Payload> Engine<R> {
         }
         let slot = &mut self.slots[at];
         slot.bytes.clear();
-        // The old ones may still be written to.
+        // The old ones may still be written to, for as long as the worker goes on.
+        slot.records.close();
         slot.records = Arc::new(Records::new(at, self.arrivals.clone()));
         self.fail_rest(at, &damaged(why), deliver);
     }
@@ -405,6 +406,7 @@ impl<R> Drop for Engine<R> {
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
                 let generation = job.generation();
+                slot.records.close();
                 if job.abandon(false) {
                     core.call_off(job, generation, &TaskError::Cancelled);
                 }
