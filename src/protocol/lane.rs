@@ -204,8 +204,9 @@ impl<T> Lane<T> {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
             head.extra |= BATCH;
         }
+        let batch = batch.map(|batch| batch.items);
         self.entries[slot_of(index)] =
-            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch: batch.map(|batch| batch.items) });
+            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch });
         slot.publish(index, head);
         self.sent += 1;
         index
@@ -506,9 +507,7 @@ impl<T> Lane<T> {
 
     /// Moves on whatever flows: a long request, an unfinished response, service calls and answers.
     fn move_streams(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
-        if self.sent != self.answered {
-            self.check_claim()?;
-        }
+        self.check_claim()?;
         if self.outgoing.is_some() {
             self.send_outgoing()?;
         }
@@ -677,7 +676,7 @@ impl<T> Lane<T> {
 
     /// Whether a stream can be moved on.
     fn stream_pending(&self) -> bool {
-        if self.sent != self.answered && self.seen_claim().is_err() {
+        if self.seen_claim().is_err() {
             return true;
         }
         if self.region.b().call.0.number.load(Ordering::Acquire) != self.calls.received {

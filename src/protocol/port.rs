@@ -80,8 +80,8 @@ pub(crate) struct Port {
     naps: u64,
     /// The wake word that was last obeyed.
     rung: u64,
-    /// Whether the claim word was seen to be what the master would not leave it at.
-    estranged: bool,
+    /// Whether the master was asked to look at the claim word since the last request.
+    complained: bool,
     /// Bytes of the calls made so far, and of the answers received.
     calls: u64,
     call_sent: u64,
@@ -102,7 +102,7 @@ impl Port {
             tail: 0,
             naps: 0,
             rung: 0,
-            estranged: false,
+            complained: false,
             calls: 0,
             call_sent: 0,
             answer_received: 0,
@@ -138,12 +138,21 @@ impl Port {
         }
     }
 
+    /// The next request, if there is one to run.
+    #[cfg(any(test, forkring_faults))]
+    pub(crate) fn try_next_request(&mut self) -> Option<Request> {
+        match self.look() {
+            Some(Look::Start(request)) => Some(request),
+            Some(Look::Leave) | None => None,
+        }
+    }
+
     fn look(&mut self) -> Option<Look> {
         loop {
             let Some(head) = self.region.request(self.next).poll(self.next) else {
                 let claimed = self.region.b().claim.0.load();
                 if claimed.sealed {
-                    self.estranged = true;
+                    self.complain();
                 } else if claimed.count != self.next && self.follow(claimed.count) {
                     // Requests were taken back while this worker was busy with an earlier one.
                     continue;
@@ -154,6 +163,7 @@ impl Port {
                 Claim::Won => {
                     let index = self.next;
                     self.next += 1;
+                    self.complained = false;
                     if let Some(request) = self.open(index, head) {
                         return Some(Look::Start(request));
                     }
@@ -161,7 +171,7 @@ impl Port {
                 Claim::Moved(to) if self.follow(to) => {}
                 Claim::Moved(_) => return None,
                 Claim::Sealed => {
-                    self.estranged = true;
+                    self.complain();
                     return self.ordered_to_leave().then_some(Look::Leave);
                 }
             }
@@ -182,8 +192,19 @@ impl Port {
         }
         // If the word has moved on, the slot may have been used twice.
         let moved = self.region.b().claim.0.load().count != to;
-        self.estranged |= !moved;
+        if !moved {
+            self.complain();
+        }
         moved
+    }
+
+    /// Has the master look at the claim word: it alone knows what should be there, and ends a worker that has lost it.
+    /// If it has sealed the word itself, that is on its way.
+    #[cold]
+    fn complain(&mut self) {
+        if !std::mem::replace(&mut self.complained, true) {
+            self.bells.driver.ring();
+        }
     }
 
     fn ordered_to_leave(&self) -> bool {
@@ -508,11 +529,6 @@ impl Port {
         let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
-            if std::mem::take(&mut self.estranged) {
-                // The master alone knows what the claim word should be, and ends a worker that has lost it. If it has
-                // sealed the word, that is on its way.
-                self.bells.driver.ring();
-            }
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
         }
