@@ -36,6 +36,8 @@ use crate::sync::Ordering;
 
 /// A worker that writes nothing gives the master nothing to do after this many looks.
 const LOOKS_MAX: usize = 600;
+/// The misdeeds that a worker may choose from.
+const VICES: usize = 14;
 
 /// Reads any bytes as the records of a batch.
 pub(crate) fn records(bytes: &[u8]) {
@@ -215,6 +217,18 @@ struct Scenario<'a> {
     indices: Vec<u64>,
     held: Option<Held>,
     violation: Option<Violation>,
+    theme: Theme,
+}
+
+/// What a scenario is about. Most misdeeds are found out at once, and what one could do after them is never seen; so in
+/// most scenarios the worker has one vice only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Theme {
+    Anything,
+    /// Requests that flow, and a worker that lies about how much it has read.
+    Large,
+    /// The misdeed of this number.
+    Vice(usize),
 }
 
 /// Plays the scenario that these bytes decide.
@@ -233,20 +247,29 @@ pub(crate) fn lane(bytes: &[u8]) {
 impl<'a> Scenario<'a> {
     fn new(bytes: &'a [u8]) -> Self {
         let mut source = Source::new(bytes);
+        let theme = match source.below(48) {
+            0 => Theme::Large,
+            n @ 1..40 => Theme::Vice(n % VICES),
+            _ => Theme::Anything,
+        };
         let max_payload = source.choose(&[4000, 64 << 10, 6 << 20, 4 << 30]);
         let (region, fds) = Region::create().expect("memory for a region");
         let peer = Peer::new(&fds);
         let bell = Arc::new(Doorbell::new().expect("a doorbell"));
         let log = Log { sent: Vec::new(), max_payload, hostile: false, calls: 0, call: None };
         let lane = Lane::new(region, bell, max_payload);
-        Self { source, lane, peer, log, indices: Vec::new(), held: None, violation: None }
+        Self { source, lane, peer, log, indices: Vec::new(), held: None, violation: None, theme }
     }
 
     /// One step of the master's.
     fn master(&mut self) {
         let result = match self.source.below(16) {
             0..6 => {
-                self.push();
+                if self.source.one_in(10) {
+                    (0..self.source.below(300)).for_each(|_| self.push_parcel(vec![9; 9], None));
+                } else {
+                    self.push();
+                }
                 Ok(())
             }
             6 | 7 => self.lane.poll(&mut self.log, true).map(drop),
@@ -285,14 +308,20 @@ impl<'a> Scenario<'a> {
             _ => ARENA_BYTES + 1 + self.source.below(5 << 20),
         };
         // Little that is large: these bytes are copied several times.
-        let len = if len > 50_000 && !self.source.one_in(40) { len % 100 } else { len };
+        let len = if len > 50_000 && self.theme != Theme::Large { len % 100 } else { len };
         let first = self.source.byte();
-        let input: Vec<u8> = (0..len).map(|i| first.wrapping_add((i * 7) as u8)).collect();
+        let pattern: Vec<u8> = (0..251).map(|i: u8| first.wrapping_add(i.wrapping_mul(7))).collect();
+        let mut input = pattern.repeat(len.div_ceil(pattern.len()));
+        input.truncate(len);
         let batch = self.source.one_in(4).then(|| {
             let items = 1 + self.source.below(60) as u32;
             Batch { items, done: self.source.below(items as usize) as u32 }
         });
-        let token = self.log.sent.len() as u64;
+        self.push_parcel(input, batch);
+    }
+
+    fn push_parcel(&mut self, input: Vec<u8>, batch: Option<Batch>) {
+        let (token, len) = (self.log.sent.len() as u64, input.len());
         let encoded = if len <= REQUEST_INLINE_BYTES && batch.is_none() {
             let mut bytes = [0; codec::INLINE_MAX];
             bytes[..len].copy_from_slice(&input);
@@ -367,7 +396,11 @@ impl<'a> Scenario<'a> {
         if self.log.hostile || (self.source.one_in(12) && self.indices.len() > 3) {
             self.peer.turn_hostile();
             self.log.hostile = true;
-            self.misbehave();
+            if self.source.one_in(3) {
+                self.misbehave();
+            } else {
+                self.pretend();
+            }
         } else if self.source.one_in(10) {
             self.call_or_listen();
         } else {
@@ -440,6 +473,34 @@ impl<'a> Scenario<'a> {
         }
     }
 
+    /// What a worker does that runs its tasks, written by hand.
+    fn pretend(&mut self) {
+        let target = self.peer.target();
+        let next = self.indices.len() as u64;
+        let answered = next - self.lane.in_flight() as u64;
+        let claimed = target.load(CLAIM);
+        if claimed > answered && claimed <= next {
+            if self.theme == Theme::Large {
+                target.store(IN_RECEIVED, self.peer.master().in_sent.0.load(Ordering::Acquire));
+            }
+            if self.source.one_in(2) {
+                if !self.is_batch(answered) {
+                    target.answer(answered, Status::Value);
+                } else if target.load(OUT_TAG) == answered + 1 {
+                    target.end_batch(answered);
+                } else {
+                    target.answer(answered, Status::UnknownTask);
+                }
+            }
+        } else if claimed < next && claimed == answered {
+            target.store(CLAIM, claimed + 1);
+        }
+    }
+
+    fn is_batch(&self, index: u64) -> bool {
+        self.log.sent[self.indices[index as usize] as usize].batch.is_some()
+    }
+
     /// Something that no worker does, or one does at another time.
     fn misbehave(&mut self) {
         let target = self.peer.target();
@@ -448,16 +509,27 @@ impl<'a> Scenario<'a> {
         let source = &mut self.source;
         let some_index = answered + source.below(4) as u64;
         let arena_at = self.peer.master().out_received.0.load(Ordering::Acquire);
-        match source.below(14) {
+        let vice = match self.theme {
+            Theme::Anything => source.below(VICES),
+            Theme::Large => 11,
+            Theme::Vice(vice) => vice,
+        };
+        match vice {
             0..4 => target.scribble(some_index, source),
             4 | 5 => {
                 target.store(OUT_START, if source.one_in(3) { source.damaged(arena_at) } else { arena_at });
                 target.forge_response(some_index, source);
             }
             6 => {
-                // A run of responses.
-                for index in answered..answered + source.below(256) as u64 {
-                    target.forge_response(index, source);
+                // A run of responses, not from the beginning.
+                let first = answered + source.below(130) as u64;
+                let forge = source.one_in(4);
+                for index in first..first + source.below(200) as u64 {
+                    if forge {
+                        target.forge_response(index, source)
+                    } else {
+                        target.answer(index, Status::Value)
+                    }
                 }
             }
             7 => {

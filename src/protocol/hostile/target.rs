@@ -92,6 +92,21 @@ impl Target {
         RESPONSES_AT + slot_of(index) * size_of::<ResponseSlot>() + 8 * word
     }
 
+    /// Publishes an inline response as it should be.
+    pub(super) fn answer(&self, index: u64, status: Status) {
+        let head = u64::from((index as u32).wrapping_add(1)) | (Place::Inline as u64) << 32;
+        self.store(Self::response(index, 0), head | 8 << 40 | (status as u64) << 48);
+    }
+
+    /// Ends a batch whose records flow, as it should be.
+    pub(super) fn end_batch(&self, index: u64) {
+        let start = self.load(OUT_START);
+        self.store(Self::response(index, 1), start);
+        self.store(Self::response(index, 2), self.load(OUT_SENT).wrapping_sub(start));
+        let head = u64::from((index as u32).wrapping_add(1)) | (Place::Stream as u64) << 32;
+        self.store(Self::response(index, 0), head | (Status::BatchDone as u64) << 48);
+    }
+
     /// Publishes a response of any kind to `index`, as if the worker had come to it.
     pub(super) fn forge_response(&self, index: u64, source: &mut Source<'_>) {
         let place = source.choose(&[Place::Inline as u8, Place::Span as u8, Place::Stream as u8, 0, 77]);
