@@ -36,6 +36,8 @@ use crate::sync::Ordering;
 
 /// A worker that writes nothing gives the master nothing to do after this many looks.
 const LOOKS_MAX: usize = 600;
+/// No answer of the service is larger.
+const ANSWER_BYTES_MAX: usize = 200_000;
 /// The misdeeds that a worker may choose from.
 const VICES: usize = 14;
 
@@ -300,7 +302,9 @@ impl<'a> Scenario<'a> {
     }
 
     fn push(&mut self) {
+        let large = self.theme == Theme::Large;
         let len = match self.source.below(40) {
+            _ if large && self.source.one_in(4) => ARENA_BYTES + 1 + self.source.below(9 << 20),
             0..30 => self.source.below(REQUEST_INLINE_BYTES + 1),
             30..37 => 33 + self.source.below(3000),
             37 => 100_000 + self.source.below(500_000),
@@ -308,7 +312,7 @@ impl<'a> Scenario<'a> {
             _ => ARENA_BYTES + 1 + self.source.below(5 << 20),
         };
         // Little that is large: these bytes are copied several times.
-        let len = if len > 50_000 && self.theme != Theme::Large { len % 100 } else { len };
+        let len = if len > 50_000 && !large { len % 100 } else { len };
         let first = self.source.byte();
         let pattern: Vec<u8> = (0..251).map(|i: u8| first.wrapping_add(i.wrapping_mul(7))).collect();
         let mut input = pattern.repeat(len.div_ceil(pattern.len()));
@@ -387,7 +391,7 @@ impl<'a> Scenario<'a> {
 
     fn answer_call(&mut self) -> Result<(), Violation> {
         let Some(number) = self.log.call.take() else { return Ok(()) };
-        let len = self.source.choose(&[0, 1, 1000, WINDOW_BYTES, WINDOW_BYTES + 1, 200_000]);
+        let len = self.source.choose(&[0, 1, 1000, WINDOW_BYTES, WINDOW_BYTES + 1, ANSWER_BYTES_MAX]);
         self.lane.answer(number, AnswerKind::Value, AlignedBytes::from(&*vec![7; len]))
     }
 
@@ -429,7 +433,7 @@ impl<'a> Scenario<'a> {
             // What the port would do, in steps.
             let master = self.peer.master();
             let start = master.in_sent.0.load(Ordering::Acquire);
-            for _ in 0..3 * sent.input.len() / ARENA_BYTES {
+            for _ in 0..sent.input.len() / ARENA_BYTES + 2 {
                 target.store(IN_RECEIVED, master.in_sent.0.load(Ordering::Acquire));
                 if let Err(violation) = self.lane.poll(&mut self.log, true) {
                     return self.violated(violation);
@@ -458,7 +462,7 @@ impl<'a> Scenario<'a> {
     /// Asks the service something, or reads its answer.
     fn call_or_listen(&mut self) {
         let (target, master) = (self.peer.target(), self.peer.master());
-        for _ in 0..200_000 / WINDOW_BYTES + 2 {
+        for _ in 0..ANSWER_BYTES_MAX / WINDOW_BYTES + 2 {
             target.store(ANSWER_RECEIVED, master.answer.0.sent.load(Ordering::Acquire));
             if let Err(violation) = self.lane.poll(&mut self.log, true) {
                 return self.violated(violation);
@@ -549,13 +553,10 @@ impl<'a> Scenario<'a> {
                 source.choose(&[answered, some_index, some_index + 1, next, next + 1, next - 1]),
             ),
             10 => {
-                let number = target.load(CALL_NUMBER);
-                target.store(CALL_TOTAL, source.damaged(100));
-                target.store(CALL_NUMBER, number.wrapping_add(1));
-                target.store(
-                    CALL_SENT,
-                    target.load(CALL_SENT).wrapping_add(source.below(WINDOW_BYTES + 2) as u64),
-                );
+                let len = source.choose(&[0, 5, 5000, WINDOW_BYTES as u64, WINDOW_BYTES as u64 + 1]);
+                target.store(CALL_TOTAL, if source.one_in(4) { source.damaged(len) } else { len });
+                target.store(CALL_NUMBER, target.load(CALL_NUMBER).wrapping_add(1));
+                target.store(CALL_SENT, target.load(CALL_SENT).wrapping_add(len));
             }
             11 => {
                 let sent = self.peer.master().in_sent.0.load(Ordering::Acquire);

@@ -44,7 +44,7 @@ impl<'a> Source<'a> {
 
     /// A value that may be next to `valid`, or at the edge of some range, or anything.
     pub(super) fn damaged(&mut self, valid: u64) -> u64 {
-        const STEPS: [u64; 8] = [1, 2, 127, 128, 256, 64 << 10, 4 << 20, 1 << 63];
+        const STEPS: [u64; 8] = [1, 2, 128, 256, 64 << 10, 4 << 20, 8 << 20, 1 << 63];
         match self.below(9) {
             0 => 0,
             1 => 1,

@@ -118,8 +118,12 @@ impl Target {
             _ => source.word() as u16,
         };
         for word in 1..=3 {
-            let valid = if word == 1 { self.load(OUT_START) } else { 200 };
-            let value = if source.one_in(3) { source.damaged(valid) } else { valid };
+            let valid = if word == 1 {
+                self.load(OUT_START)
+            } else {
+                source.choose(&[30, 200, 5000, 100_000, 4 << 20])
+            };
+            let value = if source.one_in(5) { source.damaged(valid) } else { valid };
             self.store(Self::response(index, word), value);
         }
         let head = u64::from((index as u32).wrapping_add(1)) | u64::from(place) << 32;
