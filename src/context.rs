@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 
 use crate::builder::Service;
 use crate::error::CodecError;
+use crate::faults::{Point, point};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Input, Payload, View};
 use crate::panics::{self, Caught};
@@ -272,6 +273,7 @@ impl<'a> Call<'a> {
     fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
         let ended = self.item(self.input, f);
+        point(Point::Encoded);
         let mut port = core.port.borrow_mut();
         match &ended {
             Ended::Value(value) => port.answer(self.request.index, Status::Value, value.as_bytes()),
@@ -288,8 +290,10 @@ impl<'a> Call<'a> {
     ) -> Ended {
         let core = self.core;
         core.state_used.set(false);
+        point(Point::BeforeFunction);
         let result = panics::guard(|| {
             let value = f(core, bytes).map_err(Failure::Decode)?;
+            point(Point::AfterFunction);
             codec::encode(&value, core.seed.max_payload).map_err(Failure::Encode)
         });
         match result {
@@ -301,6 +305,7 @@ impl<'a> Call<'a> {
 
     #[cold]
     fn panicked(&self, Caught { message, location }: Caught) -> Ended {
+        point(Point::PanicCaught);
         self.core.after_panic();
         Ended::Other(
             Status::Panicked,
@@ -317,10 +322,13 @@ impl<'a> Call<'a> {
     ) {
         let core = self.core;
         core.state_used.set(false);
+        point(Point::BeforeFunction);
         let ended = match panics::guard(|| f(core, bytes)) {
             Ok(Ok(value)) => {
+                point(Point::AfterFunction);
                 let mut port = core.port.borrow_mut();
                 port.append_value(codec::plain_bytes(&value).unwrap_or_default());
+                point(Point::RecordUncommitted);
                 port.commit();
                 return;
             }
@@ -345,6 +353,7 @@ impl<'a> Call<'a> {
             Ended::Value(value) => port.append_sized(Status::SizedValue, value.as_bytes()),
             Ended::Other(status, bytes) => port.append_sized(*status, bytes),
         }
+        point(Point::RecordUncommitted);
         port.commit();
     }
 
@@ -374,6 +383,7 @@ impl<'a> Call<'a> {
                 Some(_) => self.run_plain_item(bytes, &f),
                 None => self.run_item(bytes, &f),
             }
+            point(Point::RecordDone);
             if core.port.borrow().cancelled(index) {
                 // Nobody wants the rest.
                 break;

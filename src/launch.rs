@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::error::{Error, TaskError};
+use crate::faults;
 use crate::ground::barrier;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::spin::{SpinBudget, WaitPolicy};
@@ -101,6 +102,7 @@ pub(crate) fn launch(
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.max_payload)?;
+    faults::prepare();
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
     panics::install();

@@ -34,6 +34,11 @@ mod bound;
 mod builder;
 mod context;
 mod error;
+#[cfg(not(forkring_faults))]
+mod faults;
+#[cfg(forkring_faults)]
+#[doc(hidden)]
+pub mod faults;
 pub mod hooks;
 mod launch;
 mod limits;

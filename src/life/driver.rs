@@ -322,7 +322,12 @@ impl Driver {
         drop(send);
         drop(fds);
         drop(registry);
-        if !sent? {
+        let sent = match sent {
+            // A zygote that has died. Its pidfd tells, and then how: a better cause than this error.
+            Err(error) if matches!(error.errno(), nix::libc::EPIPE | nix::libc::ECONNRESET) => false,
+            sent => sent?,
+        };
+        if !sent {
             // A zygote that is stopped: it must not stop this thread too.
             self.vacant.push_back((station, Instant::now() + BACKOFF_MAX));
             return Ok(());

@@ -23,6 +23,7 @@ use std::ptr::NonNull;
 use super::messages::Who;
 use super::seed::Seed;
 use crate::context::{Call, WorkerInfo};
+use crate::faults::{Point, point};
 use crate::ground::barrier;
 use crate::ground::sys::process;
 use crate::memory::region::WorkerRegion;
@@ -69,7 +70,9 @@ thread_local! {
 /// Starts a worker in a process that the zygote has just forked.
 pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: Bells) -> ! {
     super::zygote::name_process(&format!("w{}", who.station));
+    point(Point::WorkerUnmapped);
     let Ok(region) = WorkerRegion::map(&a, &b) else { process::exit_now(EXIT_NOT_STARTED) };
+    point(Point::WorkerMapped);
     drop((a, b));
     barrier::join();
     process::leave_by_exit_now();
@@ -115,10 +118,13 @@ impl WorkerCore {
     /// Makes the state, serves until told to leave, and leaves.
     fn serve(&'static self) -> ! {
         let guard = LoopGuard;
+        point(Point::Initialised);
         if let Err(text) = self.make_state() {
             self.fail(&text);
         }
+        point(Point::Unready);
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
+        point(Point::Ready);
         loop {
             let next = self.port.borrow_mut().next_request();
             match next {
@@ -126,6 +132,7 @@ impl WorkerCore {
                 None => break,
             }
         }
+        point(Point::Leaving);
         // The state goes first: it may refer to what `on_exit` tears down.
         let leaving = panics::guard(|| {
             drop(self.state.take());
@@ -137,6 +144,7 @@ impl WorkerCore {
             crate::hooks::error(format_args!("worker {}: on_exit panicked: {message}", self.info.id()));
         }
         std::mem::forget(guard);
+        point(Point::Left);
         // What a task printed without a line's end. An error is nobody's business any more.
         let _ = std::io::stdout().flush();
         process::exit_now(0)
@@ -168,6 +176,7 @@ impl WorkerCore {
             self.port.borrow_mut().answer(request.index, Status::UnknownTask, b"");
             return;
         };
+        point(Point::Resolved);
         let input = self.port.borrow_mut().input(&request);
         let input = match input {
             Ok(input) => input,

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::seed::Seed;
 use super::worker;
+use crate::faults::{Point, point};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::{self, Exit, Fork, Pid, PidFd};
 use crate::ground::sys::signals::{self, SigchldFd};
@@ -76,11 +77,15 @@ pub(crate) fn name_process(role: &str) {
 
 impl Zygote {
     fn serve(&mut self) {
+        point(Point::ZygoteServing);
         loop {
             let fds = [self.launch.socket.as_fd(), self.deaths.as_fd(), self.launch.master.as_fd()];
             let Ok(ready) = poll::wait_readable(&fds, None) else { return };
             if ready & 0b100 != 0 {
                 return;
+            }
+            if ready & 0b010 != 0 {
+                point(Point::DeathSeen);
             }
             if ready & 0b010 != 0 && self.reap().is_err() {
                 return;
@@ -100,8 +105,14 @@ impl Zygote {
             Ok(TryRecv::Closed) | Err(_) => return false,
         };
         match Order::from_bytes(&bytes[..len]) {
-            Some(Order::Spawn(who)) => self.spawn(who, fds),
-            Some(Order::Terminate) | None => false,
+            Some(Order::Spawn(who)) => {
+                point(Point::SpawnOrdered);
+                self.spawn(who, fds)
+            }
+            Some(Order::Terminate) | None => {
+                point(Point::EndOrdered);
+                false
+            }
         }
     }
 
@@ -115,17 +126,22 @@ impl Zygote {
                 // The child never returns to this frame, but its destructors may run there: nothing is owned by it.
                 self.become_worker(who, std::mem::take(fds))
             }
-            Ok(Fork::Parent(pid)) => self.adopt(who, pid),
+            Ok(Fork::Parent(pid)) => {
+                point(Point::SpawnForked);
+                self.adopt(who, pid)
+            }
             Err(error) => Err((who, error)),
         };
         // SAFETY: made by `Box::leak` above; the child has its own copy of it.
         drop(unsafe { Box::from_raw(fds) });
+        point(Point::SpawnUnreported);
         let sent = match report {
             Ok((report, pidfd)) => self.launch.socket.send(&report.to_bytes(), &[pidfd.as_fd()]),
             Err((who, error)) => {
                 self.launch.socket.send(&Report::Refused { who, errno: error.errno() }.to_bytes(), &[])
             }
         };
+        point(Point::SpawnReported);
         sent.is_ok()
     }
 
@@ -145,6 +161,7 @@ impl Zygote {
 
     /// The first steps of a worker: it must not outlive the zygote, nor hold what belongs to others.
     fn become_worker(&self, who: Who, fds: Vec<OwnedFd>) -> ! {
+        point(Point::WorkerForked);
         let armed = process::set_parent_death_signal(Signal::SIGKILL);
         // The zygote may have died before the signal was armed.
         if armed.is_err() || process::parent_pid() != self.pid {
@@ -186,7 +203,9 @@ impl Zygote {
             let (pid, who) = self.children.swap_remove(at);
             let Exit { status, max_rss_kib, .. } = exit;
             let report = Report::Ended { who, pid: pid as u32, status, max_rss_kib };
+            point(Point::DeathUnreported);
             self.launch.socket.send(&report.to_bytes(), &[])?;
+            point(Point::DeathReported);
         }
         Ok(())
     }
@@ -197,9 +216,11 @@ impl Zygote {
             // Unreaped children of this process: their numbers cannot have been used again.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }
+        point(Point::EndKilled);
         for &(pid, _) in &self.children {
             let _ = process::wait_child(pid);
         }
+        point(Point::EndReaped);
         process::exit_now(0)
     }
 }

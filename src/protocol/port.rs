@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use crate::faults::{Point, point};
 use crate::ground::barrier;
 use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
@@ -122,6 +123,7 @@ impl Port {
         }
         // Edge STATE: the text before the state that it explains.
         self.region.b().state.0.state.store(state as u64, Ordering::Release);
+        point(Point::StateUnannounced);
         self.bells.driver.ring();
     }
 
@@ -159,8 +161,10 @@ impl Port {
                 }
                 return self.ordered_to_leave().then_some(Look::Leave);
             };
+            point(Point::RequestSeen);
             match self.region.b().claim.0.claim(self.next) {
                 Claim::Won => {
+                    point(Point::Claimed);
                     let index = self.next;
                     self.next += 1;
                     self.complained = false;
@@ -269,16 +273,20 @@ impl Port {
         let mut bytes = AlignedBytes::with_capacity(request.len);
         self.in_received = request.position;
         self.region.b().in_received.0.store(self.in_received, Ordering::Release);
+        point(Point::ReceiveOpened);
         self.notify();
         while bytes.len() < request.len {
             let sent = self.wait_for(|port| {
                 let sent = port.region.a().in_sent.0.load(Ordering::Acquire);
                 (sent > port.in_received).then_some(sent)
             });
+            point(Point::ChunkSeen);
             let len = usize::try_from(sent - self.in_received).unwrap_or(0).min(request.len - bytes.len());
             self.region.peer_arena().append_to(self.in_received, len, &mut bytes);
+            point(Point::ChunkCopied);
             self.in_received += len as u64;
             self.region.b().in_received.0.store(self.in_received, Ordering::Release);
+            point(Point::ChunkReceived);
             self.notify();
         }
         bytes
@@ -290,16 +298,21 @@ impl Port {
         if bytes.len() <= RESPONSE_INLINE_BYTES {
             let slot = self.region.response(index);
             slot.set_bytes(0, bytes);
+            point(Point::InlineWritten);
             slot.publish(index, slot_head(Place::Inline, bytes.len() as u8));
+            point(Point::InlinePublished);
         } else if bytes.len() <= ARENA_BYTES {
             let Some(start) = self.room_for_span(bytes.len()) else {
                 return self.answer_no_memory(index);
             };
+            point(Point::SpanReserved);
             self.region.arena().copy_in(start, bytes);
             let slot = self.region.response(index);
             slot.set(0, start);
             slot.set(1, bytes.len() as u64);
+            point(Point::SpanCopied);
             slot.publish(index, slot_head(Place::Span, 0));
+            point(Point::SpanPublished);
         } else {
             if self.region.reserve(ARENA_BYTES).is_err() {
                 return self.answer_no_memory(index);
@@ -311,9 +324,12 @@ impl Port {
             let slot = self.region.response(index);
             slot.set(0, start);
             slot.set(1, self.head - start);
+            point(Point::StreamUnpublished);
             slot.publish(index, slot_head(Place::Stream, 0));
+            point(Point::StreamPublished);
         }
         self.notify();
+        point(Point::Answered);
     }
 
     fn answer_no_memory(&mut self, index: u64) {
@@ -361,9 +377,11 @@ impl Port {
         out.start.store(self.head, Ordering::Relaxed);
         out.sent.store(self.head, Ordering::Relaxed);
         out.total_bytes.store(total_bytes, Ordering::Relaxed);
+        point(Point::StreamUntagged);
         // Edge OUT-OPEN, second half: the words above before the tag that announces them.
         out.tag.store(index + 1, Ordering::Release);
         self.stream = Some(self.head);
+        point(Point::StreamOpened);
         self.head
     }
 
@@ -390,6 +408,7 @@ impl Port {
             let room = (self.tail + ARENA_BYTES as u64).saturating_sub(self.head) as usize;
             if room == 0 {
                 self.commit();
+                point(Point::PartCommitted);
                 self.wait_for(|port| {
                     port.refresh_tail();
                     (port.tail + ARENA_BYTES as u64 > port.head).then_some(())
@@ -399,6 +418,7 @@ impl Port {
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.region.arena().copy_in(self.head, now);
             self.head += now.len() as u64;
+            point(Point::PartCopied);
             bytes = later;
         }
     }
@@ -408,12 +428,14 @@ impl Port {
     #[inline]
     pub(crate) fn append_value(&mut self, bytes: &[u8]) {
         self.append(&[Status::Value as u8]);
+        point(Point::RecordTorn);
         self.append(bytes);
     }
 
     /// One record of a batch with a length in front.
     pub(crate) fn append_sized(&mut self, status: Status, bytes: &[u8]) {
         self.append(&sized_header(status, bytes.len()));
+        point(Point::RecordTorn);
         self.append(bytes);
     }
 
@@ -422,6 +444,7 @@ impl Port {
     pub(crate) fn commit(&mut self) {
         // Edge OUT-SENT: the bytes before the position behind them.
         self.region.b().out.0.sent.store(self.head, Ordering::Release);
+        point(Point::Committed);
         self.notify();
     }
 
@@ -431,7 +454,9 @@ impl Port {
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);
+        point(Point::BatchUnpublished);
         slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: Status::BatchDone as u16 });
+        point(Point::BatchPublished);
         self.notify();
     }
 
@@ -446,8 +471,14 @@ impl Port {
             self.rung = wake;
             match Wake::of(wake) {
                 Wake::Nobody => {}
-                Wake::Driver => self.bells.driver.ring(),
-                Wake::Waiter => self.bells.response.ring(),
+                Wake::Driver => {
+                    point(Point::RingingDriver);
+                    self.bells.driver.ring();
+                }
+                Wake::Waiter => {
+                    point(Point::RingingWaiter);
+                    self.bells.response.ring();
+                }
             }
         }
     }
@@ -457,8 +488,10 @@ impl Port {
         self.calls += 1;
         let words = &self.region.b().call.0;
         words.total_bytes.store(request.len() as u64, Ordering::Relaxed);
+        point(Point::CallUnnumbered);
         // Edge CALL-OPEN.
         words.number.store(self.calls, Ordering::Release);
+        point(Point::CallNumbered);
         let mut rest = request;
         loop {
             let received = self.region.a().call_received.0.load(Ordering::Acquire);
@@ -466,7 +499,9 @@ impl Port {
             let (now, later) = rest.split_at(rest.len().min(room));
             self.region.call_window().copy_in(self.call_sent, now);
             self.call_sent += now.len() as u64;
+            point(Point::CallCopied);
             self.region.b().call.0.sent.store(self.call_sent, Ordering::Release);
+            point(Point::CallSent);
             self.notify();
             rest = later;
             if rest.is_empty() {
@@ -486,6 +521,7 @@ impl Port {
             (words.number.load(Ordering::Acquire) == port.calls)
                 .then(|| words.total_bytes.load(Ordering::Relaxed) as usize)
         });
+        point(Point::AnswerSeen);
         let kind = self.region.a().answer.0.kind.load(Ordering::Relaxed);
         let mut bytes = AlignedBytes::with_capacity(total);
         while bytes.len() < total {
@@ -495,10 +531,12 @@ impl Port {
             });
             let len = ((sent - self.answer_received) as usize).min(total - bytes.len());
             self.region.answer_window().append_to(self.answer_received, len, &mut bytes);
+            point(Point::AnswerCopied);
             self.answer_received += len as u64;
             self.region.b().answer_received.0.store(self.answer_received, Ordering::Release);
             self.notify();
         }
+        point(Point::AnswerReceived);
         (AnswerKind::from_wire(kind).unwrap_or(AnswerKind::Refused), bytes)
     }
 
@@ -526,11 +564,14 @@ impl Port {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
         self.naps += 1;
         self.region.b().sleeping.0.store(2 * self.naps - 1, Ordering::Relaxed);
+        point(Point::SleepStored);
         let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
+            point(Point::Drowsy);
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
+            point(Point::Woken);
         }
         self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
         found
