@@ -8,8 +8,8 @@
 //!
 //! The entries serve the tests below, which feed them random bytes, and the fuzz targets in `fuzz/`.
 
-mod source;
-mod target;
+pub(crate) mod source;
+pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 

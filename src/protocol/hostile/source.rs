@@ -2,14 +2,14 @@
 
 /// Bytes that are used up. When there are no more, every decision is the first choice.
 #[derive(Debug)]
-pub(super) struct Source<'a>(&'a [u8]);
+pub(crate) struct Source<'a>(&'a [u8]);
 
 impl<'a> Source<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -29,7 +29,7 @@ impl<'a> Source<'a> {
     }
 
     /// A number below `n`, which must not be 0.
-    pub(super) fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         let number = if n <= 256 { u64::from(self.byte()) } else { self.word() };
         (number % n as u64) as usize
     }

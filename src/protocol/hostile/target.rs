@@ -62,6 +62,8 @@ pub(crate) struct Target {
 
 // SAFETY: all access is through atomics, or copies into bytes that readers expect to change (TARGET-1).
 unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
 
 impl Target {
     /// # Safety
@@ -108,7 +110,7 @@ impl Target {
     }
 
     /// Publishes a response of any kind to `index`, as if the worker had come to it.
-    pub(super) fn forge_response(&self, index: u64, source: &mut Source<'_>) {
+    pub(crate) fn forge_response(&self, index: u64, source: &mut Source<'_>) {
         let place = source.choose(&[Place::Inline as u8, Place::Span as u8, Place::Stream as u8, 0, 77]);
         let len = if source.one_in(3) { source.byte() } else { source.below(25) as u8 };
         let status = match source.below(4) {
@@ -131,7 +133,7 @@ impl Target {
     }
 
     /// Changes one word, chosen from all of the side; near `index` where it is a slot's.
-    pub(super) fn scribble(&self, index: u64, source: &mut Source<'_>) {
+    pub(crate) fn scribble(&self, index: u64, source: &mut Source<'_>) {
         let at = match source.below(8) {
             0..4 => source.choose(&HEADER),
             4 | 5 => Self::response(index.wrapping_add(source.below(4) as u64), source.below(4)),
