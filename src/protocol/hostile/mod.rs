@@ -243,7 +243,7 @@ pub(crate) fn lane(bytes: &[u8]) {
             scenario.master();
         }
     }
-    scenario.finish();
+    drop(scenario.finish());
 }
 
 impl<'a> Scenario<'a> {
@@ -570,8 +570,8 @@ impl<'a> Scenario<'a> {
         }
     }
 
-    /// The worker dies, or is killed; what it leaves comes out.
-    fn finish(mut self) {
+    /// The worker dies, or is killed; what it leaves comes out. Its memory may still be written to, until it is dropped.
+    fn finish(mut self) -> Peer {
         if self.violation.is_some() {
             // What may still be asked of a lane whose worker is about to be killed.
             (0..3).for_each(|_| self.cancel());
@@ -596,5 +596,6 @@ impl<'a> Scenario<'a> {
         for (token, sent) in self.log.sent.iter().enumerate() {
             assert!(sent.out, "token {token} is lost");
         }
+        self.peer
     }
 }

@@ -127,9 +127,9 @@ fn a_worker_that_scribbles_meanwhile_is_survived() {
         let mut scenario = Scenario::new(bytes);
         scenario.log.hostile = true;
         let target = scenario.peer.target();
-        std::thread::scope(|scope| {
+        // Mapped for as long as somebody scribbles.
+        let peer = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let target = target;
                 while !over.load(Ordering::Relaxed) {
                     let mut source = Source::new(bytes);
                     while !source.is_empty() && !over.load(Ordering::Relaxed) {
@@ -150,8 +150,9 @@ fn a_worker_that_scribbles_meanwhile_is_survived() {
                     });
                 scenario.cancel();
             }
-            scenario.finish();
+            scenario.finish()
         });
+        drop(peer);
     });
 }
 
