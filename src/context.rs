@@ -16,7 +16,7 @@ use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Input, Payl
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
 use crate::protocol::port::Request;
-use crate::protocol::records::{Panic, sizes_to_bytes};
+use crate::protocol::records::{Panic, sizes_to_bytes, text_to_bytes};
 use crate::protocol::wire::{AnswerKind, Status};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
@@ -409,9 +409,9 @@ impl Failure {
     #[cold]
     fn ended(self) -> Ended {
         match self {
-            Self::Decode(error) => Ended::Other(Status::Decode, error.to_string().into_bytes()),
+            Self::Decode(error) => Ended::Other(Status::Decode, text_to_bytes(error.to_string())),
             Self::Encode(EncodeError::Codec(error)) => {
-                Ended::Other(Status::Encode, error.to_string().into_bytes())
+                Ended::Other(Status::Encode, text_to_bytes(error.to_string()))
             }
             Self::Encode(EncodeError::TooLarge { size, limit }) => {
                 Ended::Other(Status::TooLarge, sizes_to_bytes(size, limit).to_vec())

@@ -9,6 +9,10 @@
 
 #[cfg(forkring_faults)]
 mod armed;
+#[cfg(forkring_faults)]
+pub mod fuzz;
+#[cfg(forkring_faults)]
+pub mod scribble;
 
 #[cfg(forkring_faults)]
 pub use armed::{arm, deaths, disarm, victim};

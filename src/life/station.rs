@@ -41,7 +41,7 @@ use super::driver;
 use super::events;
 use super::job::{After, Job, JobRef, Outcome, Place, Spot};
 use super::service::Request;
-use super::verdict::{Seen, Verdict};
+use super::verdict::{Seen, Verdict, Why};
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::PidFd;
@@ -54,6 +54,9 @@ use crate::protocol::wire::{Status, Wake};
 const OWNED: usize = 1;
 const WANTED: usize = 2;
 const FLAGS: usize = OWNED | WANTED;
+
+/// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
+const LOOKS_MAX: u32 = 64;
 
 /// A doorbell that can be a task's waker: how a thread that sleeps in a station's seat is woken by the pool.
 #[derive(Debug)]
@@ -543,7 +546,12 @@ impl<'a> Owned<'a> {
             generation: inner.generation,
         };
         match lane.poll(&mut delivery, streams) {
-            Ok(replies) => inner.tasks_done += replies as u64,
+            Ok(replies) => {
+                inner.tasks_done += replies as u64;
+                if streams && inner.stage == Stage::Ready && lane.is_leaving() {
+                    self.stop(Why::Recycled);
+                }
+            }
             Err(violation) => self.break_off(violation),
         }
     }
@@ -586,6 +594,7 @@ impl<'a> Owned<'a> {
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
+        let mut looks = 0;
         loop {
             let is_watched = self.may_be_watched() && self.watch();
             let inner = &mut **self;
@@ -599,6 +608,12 @@ impl<'a> Owned<'a> {
             inner.wake = if inner.seat { Wake::Waiter } else { Wake::Driver };
             lane.arm(inner.wake);
             if !lane.fence_and_ready() {
+                break;
+            }
+            looks += 1;
+            if looks == LOOKS_MAX {
+                // A worker that always has something, be it nonsense, must not hold whoever owns its station.
+                self.core.ring_driver();
                 break;
             }
             // Something came in between: the ring may be lost, so it is taken here.

@@ -30,6 +30,8 @@ pub(crate) enum Why {
     Overtime,
     /// Somebody killed its task.
     Killed,
+    /// It has decided so itself, having run or grown enough.
+    Recycled,
     /// Somebody asked for fresh workers, or its task was over just before it was to be killed.
     Renewed,
 }
@@ -39,6 +41,7 @@ impl Why {
         match self {
             Self::Overtime => "its task ran out of time",
             Self::Killed => "its task was killed",
+            Self::Recycled => "it has run or grown enough",
             Self::Renewed => "it is renewed",
         }
     }

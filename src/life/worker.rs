@@ -74,6 +74,8 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     let Ok(region) = WorkerRegion::map(&a, &b) else { process::exit_now(EXIT_NOT_STARTED) };
     point(Point::WorkerMapped);
     drop((a, b));
+    #[cfg(forkring_faults)]
+    crate::faults::scribble::note(region.side_b());
     barrier::join();
     process::leave_by_exit_now();
     // When memory runs out, the kernel is to choose a worker and not the master. Best effort.

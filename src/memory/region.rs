@@ -170,6 +170,12 @@ pub(crate) struct WorkerRegion {
 }
 
 impl WorkerRegion {
+    /// The first byte of side `B`, for whoever is to spoil it.
+    #[cfg(forkring_faults)]
+    pub(crate) fn side_b(&self) -> NonNull<u8> {
+        Sides::part(&self.sides.b, 0)
+    }
+
     /// Maps a region from the descriptors that [`Region::create`] returned.
     pub(crate) fn map(a: &OwnedFd, b: &OwnedFd) -> Result<Self, SysError> {
         let a = Mapping::read_only(a, SIDE_A_BYTES)?;

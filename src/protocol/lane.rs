@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ground::barrier;
+use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::Head;
 use crate::ground::sys::{SysError, clock};
@@ -18,6 +19,7 @@ use crate::memory::codec::{AlignedBytes, Encoded};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
+use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
@@ -78,7 +80,8 @@ struct Entry<T> {
     taken: bool,
     /// Where the arena's tail goes once this entry and all before it are answered.
     span_end: u64,
-    batch: bool,
+    /// How many items it has, if it is a batch.
+    batch: Option<u32>,
     /// The worker was stopped while it ran this batch.
     stopped: bool,
 }
@@ -94,6 +97,8 @@ struct Outgoing {
 /// A response that is flowing in.
 #[derive(Debug)]
 struct Incoming {
+    /// Where it began, and how far it has been copied.
+    start: u64,
     at: u64,
     bytes: AlignedBytes,
 }
@@ -108,8 +113,9 @@ struct Answer {
 /// The state of the worker's service calls.
 #[derive(Debug, Default)]
 struct Calls {
-    /// Calls received whole.
+    /// Calls received whole, and calls whose answer has been started.
     received: u64,
+    answered: u64,
     /// Bytes of calls copied, and of answers written, over all calls.
     in_bytes: u64,
     out_bytes: u64,
@@ -126,6 +132,9 @@ pub(crate) struct Lane<T> {
     /// Requests published, and requests that are answered or retired.
     sent: u64,
     answered: u64,
+    /// The highest count seen in the claim word, which never goes back, and whether this side has sealed it.
+    claimed: u64,
+    sealed: bool,
     head: u64,
     tail: u64,
     out_tail: u64,
@@ -147,6 +156,8 @@ impl<T> Lane<T> {
             entries: (0..RING_SLOTS).map(|_| None).collect(),
             sent: 0,
             answered: 0,
+            claimed: 0,
+            sealed: false,
             head: 0,
             tail: 0,
             out_tail: 0,
@@ -198,13 +209,9 @@ impl<T> Lane<T> {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
             head.extra |= BATCH;
         }
-        self.entries[slot_of(index)] = Some(Entry {
-            token: Some(token),
-            taken: false,
-            span_end: self.head,
-            batch: batch.is_some(),
-            stopped: false,
-        });
+        let batch = batch.map(|batch| batch.items);
+        self.entries[slot_of(index)] =
+            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch, stopped: false });
         slot.publish(index, head);
         self.sent += 1;
         index
@@ -264,11 +271,12 @@ impl<T> Lane<T> {
         self.in_flight() < RING_SLOTS
     }
 
-    /// Whether half a lap of responses is there.
+    /// Whether half a lap of responses is there, so that a [`poll`](Self::poll) makes room.
     #[inline]
     pub(crate) fn half_is_ready(&self) -> bool {
         let middle = self.answered + RING_SLOTS as u64 / 2;
-        middle < self.sent && self.region.response(middle).poll(middle).is_some()
+        // The middle one is no proof of the first: a loop that relied on it would not end.
+        middle < self.sent && self.region.response(middle).poll(middle).is_some() && self.ready()
     }
 
     /// Whether the next response is there.
@@ -294,7 +302,7 @@ impl<T> Lane<T> {
                 continue;
             }
             let Some(head) = self.region.response(index).poll(index) else { break };
-            if entry.batch {
+            if entry.batch.is_some() {
                 self.finish_batch(index, head, sink)?;
             } else {
                 let reply = self.read_reply(index, head)?;
@@ -320,6 +328,10 @@ impl<T> Lane<T> {
         if self.outgoing.as_ref().is_some_and(|o| o.index < self.answered) {
             self.outgoing = None;
         }
+        if self.incoming.is_some() {
+            // What flowed for this entry is none of the next one's.
+            self.incoming = None;
+        }
         entry.token
     }
 
@@ -330,8 +342,13 @@ impl<T> Lane<T> {
         let Some(status) = status.filter(whole) else {
             return Err(Violation("a response's status is unknown"));
         };
+        let place = Place::from_wire(head.kind);
+        if self.incoming.is_some() && place != Some(Place::Stream) {
+            return Err(Violation("a response that flowed ended as another kind"));
+        }
+        let limit = if status == Status::Value { self.max_payload } else { TEXT_BYTES_MAX };
         let slot = self.region.response(index);
-        let body = match Place::from_wire(head.kind) {
+        let body = match place {
             Some(Place::Inline) => {
                 if usize::from(head.len) > RESPONSE_INLINE_BYTES {
                     return Err(Violation("an inline response is longer than its slot"));
@@ -342,7 +359,7 @@ impl<T> Lane<T> {
             }
             Some(Place::Span) => {
                 let (start, len) = (slot.get(0), slot.get(1));
-                let len = self.check_extent(start, len)?;
+                let len = self.check_extent(start, len, limit)?;
                 if start as usize % ARENA_BYTES + len > ARENA_BYTES {
                     return Err(Violation("a response's span wraps"));
                 }
@@ -353,7 +370,7 @@ impl<T> Lane<T> {
             }
             Some(Place::Stream) => {
                 let (start, len) = (slot.get(0), slot.get(1));
-                self.receive_stream(start, len)?
+                self.receive_stream(start, len, limit)?
             }
             None => return Err(Violation("a response's place is unknown")),
         };
@@ -361,10 +378,13 @@ impl<T> Lane<T> {
     }
 
     /// Checks a span that a response claims to occupy in the arena of `B`.
-    fn check_extent(&self, start: u64, len: u64) -> Result<usize, Violation> {
+    fn check_extent(&self, start: u64, len: u64, limit: usize) -> Result<usize, Violation> {
         self.check_start(start)?;
         if len > ARENA_BYTES as u64 {
             return Err(Violation("a response is longer than the arena"));
+        }
+        if len > limit as u64 {
+            return Err(TOO_LARGE);
         }
         Ok(len as usize)
     }
@@ -386,7 +406,10 @@ impl<T> Lane<T> {
     }
 
     /// The last part of a result that is larger than the arena.
-    fn receive_stream(&mut self, start: u64, len: u64) -> Result<Encoded, Violation> {
+    fn receive_stream(&mut self, start: u64, len: u64, limit: usize) -> Result<Encoded, Violation> {
+        if len > limit as u64 {
+            return Err(TOO_LARGE);
+        }
         let incoming = match self.incoming.take() {
             Some(incoming) => incoming,
             None => self.open_incoming(start, len)?,
@@ -404,12 +427,12 @@ impl<T> Lane<T> {
     fn open_incoming(&mut self, start: u64, total: u64) -> Result<Incoming, Violation> {
         self.check_start(start)?;
         if total > self.max_payload as u64 {
-            return Err(Violation("a response exceeds max_payload"));
+            return Err(TOO_LARGE);
         }
         // The hint is bounded by `max_payload`, and what is not touched takes no memory; still a worker that lies must
         // not be able to make an allocation fail.
         let bytes = AlignedBytes::with_capacity((total as usize).min(TRUSTED_HINT_BYTES));
-        Ok(Incoming { at: start, bytes })
+        Ok(Incoming { start, at: start, bytes })
     }
 
     /// Copies what a stream holds between `at` and `sent`, and gives the room back.
@@ -459,6 +482,9 @@ impl<T> Lane<T> {
             return Err(Violation("a batch ended in the middle"));
         }
         let reply = self.read_reply(index, head)?;
+        if reply.status == Status::Value {
+            return Err(Violation("a batch ended with a single value"));
+        }
         if let Some(token) = self.retire() {
             sink.reply(token, reply);
         }
@@ -486,6 +512,13 @@ impl<T> Lane<T> {
         let Some(mut entry) = self.entries[slot_of(index)].take() else {
             return Err(Violation("an entry is missing"));
         };
+        // Nobody reads the records here, so their number is unknown; but not how much an honest worker could send.
+        let item_max = self.max_payload.max(TEXT_BYTES_MAX) as u64 + SIZED_HEADER_BYTES as u64;
+        let batch_max = item_max.saturating_mul(entry.batch.unwrap_or(1).into());
+        if sent.saturating_sub(incoming.start) > batch_max {
+            self.entries[slot_of(index)] = Some(entry);
+            return Err(TOO_LARGE);
+        }
         let copied = self.copy_stream(&mut incoming.at, sent, |arena, at, len| {
             if let Some(token) = &mut entry.token {
                 sink.records(token, arena, at, len);
@@ -498,6 +531,7 @@ impl<T> Lane<T> {
 
     /// Moves on whatever flows: a long request, an unfinished response, service calls and answers.
     fn move_streams(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
+        self.check_claim()?;
         if self.outgoing.is_some() {
             self.send_outgoing()?;
         }
@@ -527,7 +561,7 @@ impl<T> Lane<T> {
         if out.tag.load(Ordering::Relaxed) != index + 1 {
             return Ok(());
         }
-        if self.entries[slot_of(index)].as_ref().is_some_and(|e| e.batch) {
+        if self.entries[slot_of(index)].as_ref().is_some_and(|e| e.batch.is_some()) {
             return self.deliver_records(index, start, sent, sink);
         }
         let mut incoming = match self.incoming.take() {
@@ -537,7 +571,7 @@ impl<T> Lane<T> {
         let mut bytes = incoming.bytes;
         self.copy_stream(&mut incoming.at, sent, |arena, at, n| arena.append_to(at, n, &mut bytes))?;
         if bytes.len() > self.max_payload {
-            return Err(Violation("a response exceeds max_payload"));
+            return Err(TOO_LARGE);
         }
         incoming.bytes = bytes;
         self.incoming = Some(incoming);
@@ -554,11 +588,12 @@ impl<T> Lane<T> {
         let received = self.region.b().in_received.0.load(Ordering::Acquire);
         // The word keeps its value from an earlier stream until the worker opens this one.
         let received = received.max(outgoing.start);
-        if received > sent {
-            return Err(Violation("the worker received more than was sent"));
-        }
+        let room = match sent.checked_sub(received) {
+            Some(unread) if unread <= ARENA_BYTES as u64 => ARENA_BYTES - unread as usize,
+            // Beyond what was sent, or gone back.
+            _ => return Err(Violation("a request's position is out of range")),
+        };
         let done = (sent - outgoing.start) as usize;
-        let room = ARENA_BYTES - (sent - received) as usize;
         let part = &outgoing.bytes[done..];
         let part = &part[..part.len().min(room)];
         if !part.is_empty() {
@@ -575,7 +610,8 @@ impl<T> Lane<T> {
         if number == self.calls.received {
             return Ok(());
         }
-        if number != self.calls.received + 1 || self.calls.outgoing.is_some() {
+        let answered = self.calls.answered == self.calls.received && self.calls.outgoing.is_none();
+        if number != self.calls.received + 1 || !answered {
             return Err(Violation("a service call is out of turn"));
         }
         let total = words.total_bytes.load(Ordering::Relaxed);
@@ -612,9 +648,10 @@ impl<T> Lane<T> {
         kind: AnswerKind,
         bytes: AlignedBytes,
     ) -> Result<(), Violation> {
-        if number != self.calls.received {
+        if number != self.calls.received || number == self.calls.answered {
             return Ok(());
         }
+        self.calls.answered = number;
         let words = &self.region.a().answer.0;
         words.kind.store(kind as u64, Ordering::Relaxed);
         words.total_bytes.store(bytes.len() as u64, Ordering::Relaxed);
@@ -663,6 +700,9 @@ impl<T> Lane<T> {
 
     /// Whether a stream can be moved on.
     fn stream_pending(&self) -> bool {
+        if self.seen_claim().is_err() {
+            return true;
+        }
         if self.region.b().call.0.number.load(Ordering::Acquire) != self.calls.received {
             let sent = self.region.b().call.0.sent.load(Ordering::Acquire);
             if self.calls.incoming.is_none() || sent != self.calls.in_bytes {
@@ -694,19 +734,46 @@ impl<T> Lane<T> {
         false
     }
 
+    /// The count in the claim word, if it is one that may be there.
+    fn seen_claim(&self) -> Result<u64, Violation> {
+        let Claimed { count, sealed } = self.region.b().claim.0.load();
+        // All that is answered or retired was claimed or taken back, and the count never goes back.
+        let possible = self.answered.max(self.claimed)..=self.sent;
+        // A worker that has decided to leave seals the word itself; nobody unseals it.
+        if !possible.contains(&count) || self.sealed && !sealed {
+            return Err(CLAIM_RANGE);
+        }
+        // A worker answers one request before it claims another, or finds the master to have taken some between.
+        let oldest = self.answered;
+        let alone = |index| self.entries[slot_of(index)].as_ref().is_none_or(|entry| entry.taken);
+        if count > oldest + 1 && !self.ready() && !alone(oldest) && !(oldest + 1..count).all(alone) {
+            return Err(Violation("a request was passed over"));
+        }
+        Ok(count)
+    }
+
+    /// Whether the worker has sealed its claim word, because it is about to leave.
+    pub(crate) fn is_leaving(&self) -> bool {
+        !self.sealed && self.region.b().claim.0.load().sealed
+    }
+
+    fn check_claim(&mut self) -> Result<u64, Violation> {
+        self.claimed = self.seen_claim()?;
+        Ok(self.claimed)
+    }
+
     /// Requests that the worker has not claimed.
-    pub(crate) fn unclaimed(&self) -> Result<u64, Violation> {
-        let count = self.region.b().claim.0.load().count;
-        // All that is answered or retired was claimed or taken back.
-        self.sent.checked_sub(count).filter(|_| count >= self.answered).ok_or(CLAIM_RANGE)
+    pub(crate) fn unclaimed(&mut self) -> Result<u64, Violation> {
+        Ok(self.sent - self.check_claim()?)
     }
 
     /// Takes back at most `max` of the oldest requests that have not started.
     pub(crate) fn take_back(&mut self, max: u64) -> Result<Vec<(T, Parcel)>, Violation> {
         let range = self.region.b().claim.0.take_back(self.sent, max);
-        if range.start > self.sent || range.start < self.answered {
+        if range.start > self.sent || range.start < self.answered.max(self.claimed) {
             return Err(CLAIM_RANGE);
         }
+        self.claimed = range.end;
         Ok(range.filter_map(|index| self.reclaim(index)).collect())
     }
 
@@ -769,12 +836,11 @@ impl<T> Lane<T> {
     /// another item. What has not started comes back; the caller [`poll`](Self::poll)s, and what is then not answered is
     /// running still.
     pub(crate) fn stop(&mut self) -> Result<Vec<(T, Parcel)>, Violation> {
-        let count = self.region.b().claim.0.seal();
-        if !(self.answered..=self.sent).contains(&count) {
-            return Err(CLAIM_RANGE);
-        }
+        self.sealed = true;
+        self.region.b().claim.0.seal();
+        let count = self.check_claim()?;
         if let Some(entry) = &mut self.entries[slot_of(self.answered)]
-            && entry.batch
+            && entry.batch.is_some()
             && self.answered < count
         {
             entry.stopped = true;
@@ -811,12 +877,12 @@ impl<T> Lane<T> {
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
     /// not started. If the claim word is nonsense, each may have started.
     pub(crate) fn remains(mut self) -> Remains<T> {
-        let claimed = self.region.b().claim.0.load().count;
-        let valid = (self.answered..=self.sent).contains(&claimed);
+        let seen = self.seen_claim();
+        let (claimed, valid) = (seen.unwrap_or(self.sent), seen.is_ok());
         let mut remains = Remains { started: Vec::new(), unstarted: Vec::new(), valid };
         for index in self.answered..self.sent {
             if let Some((token, parcel)) = self.reclaim(index) {
-                if !valid || index < claimed {
+                if index < claimed {
                     remains.started.push((index, token, parcel));
                 } else {
                     remains.unstarted.push((token, parcel));
@@ -851,6 +917,7 @@ impl<T> Lane<T> {
 /// A worker's word for a result's size is taken up to here.
 const TRUSTED_HINT_BYTES: usize = 256 << 20;
 
+const TOO_LARGE: Violation = Violation("a response exceeds its limit");
 const CLAIM_RANGE: Violation = Violation("the claim word is out of range");
 
 /// A request that is running, and a figure that grows whenever a part of its response has come: an item of a batch, a piece

@@ -4,6 +4,8 @@
 //! function is named, [`records`] how the items of a batch come back.
 
 pub(crate) mod code;
+#[cfg(any(test, forkring_faults))]
+pub(crate) mod hostile;
 pub(crate) mod lane;
 pub(crate) mod port;
 pub(crate) mod records;

@@ -17,7 +17,7 @@ use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::place;
 use crate::memory::codec::AlignedBytes;
-use crate::memory::layout::{ARENA_BYTES, SPAN_ALIGN, WINDOW_BYTES};
+use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
 use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::sized_header;
@@ -81,6 +81,8 @@ pub(crate) struct Port {
     naps: u64,
     /// The wake word that was last obeyed.
     rung: u64,
+    /// Whether the master was asked to look at the claim word since the last request.
+    complained: bool,
     /// Bytes of the calls made so far, and of the answers received.
     calls: u64,
     call_sent: u64,
@@ -101,6 +103,7 @@ impl Port {
             tail: 0,
             naps: 0,
             rung: 0,
+            complained: false,
             calls: 0,
             call_sent: 0,
             answer_received: 0,
@@ -153,13 +156,23 @@ impl Port {
         self.region.b().free_at_ns.0.store(now, Ordering::Relaxed);
     }
 
+    /// The next request, if there is one to run.
+    #[cfg(any(test, forkring_faults))]
+    pub(crate) fn try_next_request(&mut self) -> Option<Request> {
+        match self.look() {
+            Some(Look::Start(request)) => Some(request),
+            Some(Look::Leave) | None => None,
+        }
+    }
+
     fn look(&mut self) -> Option<Look> {
         loop {
             let Some(head) = self.region.request(self.next).poll(self.next) else {
                 let claimed = self.region.b().claim.0.load();
-                if claimed.count != self.next && !claimed.sealed {
+                if claimed.sealed {
+                    self.complain();
+                } else if claimed.count != self.next && self.follow(claimed.count) {
                     // Requests were taken back while this worker was busy with an earlier one.
-                    self.next = claimed.count;
                     continue;
                 }
                 return self.ordered_to_leave().then_some(Look::Leave);
@@ -170,13 +183,47 @@ impl Port {
                     point(Point::Claimed);
                     let index = self.next;
                     self.next += 1;
+                    self.complained = false;
                     if let Some(request) = self.open(index, head) {
                         return Some(Look::Start(request));
                     }
                 }
-                Claim::Moved(to) => self.next = to,
-                Claim::Sealed => return self.ordered_to_leave().then_some(Look::Leave),
+                Claim::Moved(to) if self.follow(to) => {}
+                Claim::Moved(_) => return None,
+                Claim::Sealed => {
+                    self.complain();
+                    return self.ordered_to_leave().then_some(Look::Leave);
+                }
             }
+        }
+    }
+
+    /// Goes on at the request that the claim word names, if the master may have taken back all below it, which it has
+    /// then published. `false`: a stray write of this process has hit the word.
+    fn follow(&mut self, to: u64) -> bool {
+        let published = |last: u64| {
+            let slot = self.region.request(last);
+            // What was taken back is retired, and the slot may have been used once more.
+            slot.poll(last).is_some() || slot.poll(last.wrapping_add(RING_SLOTS as u64)).is_some()
+        };
+        if to > self.next && published(to - 1) {
+            self.next = to;
+            return true;
+        }
+        // If the word has moved on, the slot may have been used twice.
+        let moved = self.region.b().claim.0.load().count != to;
+        if !moved {
+            self.complain();
+        }
+        moved
+    }
+
+    /// Has the master look at the claim word: it alone knows what should be there, and ends a worker that has lost it.
+    /// If it has sealed the word itself, that is on its way.
+    #[cold]
+    fn complain(&mut self) {
+        if !std::mem::replace(&mut self.complained, true) {
+            self.bells.driver.ring();
         }
     }
 

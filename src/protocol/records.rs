@@ -6,6 +6,11 @@
 
 use super::wire::Status;
 
+/// The texts of errors and panics are cut off here by the worker; a longer one is no worker's.
+pub(crate) const TEXT_BYTES_MAX: usize = 1 << 20;
+/// The status and the length in front of a record's payload.
+pub(crate) const SIZED_HEADER_BYTES: usize = 9;
+
 /// What [`parse`] found at the start of some bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed<'a> {
@@ -17,9 +22,10 @@ pub(crate) enum Parsed<'a> {
     Invalid,
 }
 
-/// Reads the first record. `stride` is the size of a fixed-size result.
+/// Reads the first record. `stride` is the size of a fixed-size result, `value_max` the most that any other may have:
+/// what is announced to be longer is not waited for.
 #[inline]
-pub(crate) fn parse(bytes: &[u8], stride: Option<usize>) -> Parsed<'_> {
+pub(crate) fn parse(bytes: &[u8], stride: Option<usize>, value_max: usize) -> Parsed<'_> {
     let Some((&status, rest)) = bytes.split_first() else { return Parsed::Partial };
     if status == Status::Value as u8 {
         let Some(stride) = stride else { return Parsed::Invalid };
@@ -33,16 +39,20 @@ pub(crate) fn parse(bytes: &[u8], stride: Option<usize>) -> Parsed<'_> {
         Some(status) => status,
     };
     let Some((len, rest)) = rest.split_first_chunk::<8>() else { return Parsed::Partial };
-    let Ok(len) = usize::try_from(u64::from_le_bytes(*len)) else { return Parsed::Invalid };
+    let limit = if status == Status::SizedValue { value_max } else { TEXT_BYTES_MAX };
+    let len = match usize::try_from(u64::from_le_bytes(*len)) {
+        Ok(len) if len <= limit => len,
+        _ => return Parsed::Invalid,
+    };
     match rest.get(..len) {
-        Some(payload) => Parsed::Record { status, payload, bytes: 9 + len },
+        Some(payload) => Parsed::Record { status, payload, bytes: SIZED_HEADER_BYTES + len },
         None => Parsed::Partial,
     }
 }
 
 /// The bytes in front of a record's payload, if it carries a length.
-pub(crate) fn sized_header(status: Status, len: usize) -> [u8; 9] {
-    let mut header = [status as u8; 9];
+pub(crate) fn sized_header(status: Status, len: usize) -> [u8; SIZED_HEADER_BYTES] {
+    let mut header = [status as u8; SIZED_HEADER_BYTES];
     header[1..].copy_from_slice(&(len as u64).to_le_bytes());
     header
 }
@@ -55,11 +65,14 @@ pub(crate) struct Panic<'a> {
 }
 
 impl<'a> Panic<'a> {
+    /// Cut to [`TEXT_BYTES_MAX`].
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 + self.message.len() + self.location.len());
-        bytes.extend_from_slice(&(self.message.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(self.message.as_bytes());
-        bytes.extend_from_slice(self.location.as_bytes());
+        let location = cut(self.location.as_bytes(), TEXT_BYTES_MAX / 4);
+        let message = cut(self.message.as_bytes(), TEXT_BYTES_MAX - 8 - location.len());
+        let mut bytes = Vec::with_capacity(8 + message.len() + location.len());
+        bytes.extend_from_slice(&(message.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(message);
+        bytes.extend_from_slice(location);
         bytes
     }
 
@@ -71,6 +84,17 @@ impl<'a> Panic<'a> {
             .unwrap_or((bytes, b""));
         Self { message: String::from_utf8_lossy(message), location: String::from_utf8_lossy(location) }
     }
+}
+
+/// The text of an error, cut to [`TEXT_BYTES_MAX`].
+pub(crate) fn text_to_bytes(text: String) -> Vec<u8> {
+    let mut bytes = text.into_bytes();
+    bytes.truncate(TEXT_BYTES_MAX);
+    bytes
+}
+
+fn cut(text: &[u8], bytes_max: usize) -> &[u8] {
+    &text[..text.len().min(bytes_max)]
 }
 
 /// Two sizes, as the payload of [`Status::TooLarge`].
@@ -103,23 +127,28 @@ mod tests {
         stream.extend_from_slice(b"abc");
 
         for cut in 0..sized_at {
-            assert_eq!(parse(&stream[..cut], Some(8)), Parsed::Partial);
+            assert_eq!(parse(&stream[..cut], Some(8), 64), Parsed::Partial);
         }
         let first = Parsed::Record { status: Status::Value, payload: &7_u64.to_le_bytes(), bytes: 9 };
-        assert_eq!(parse(&stream, Some(8)), first);
+        assert_eq!(parse(&stream, Some(8), 64), first);
         for cut in sized_at..stream.len() {
-            assert_eq!(parse(&stream[sized_at..cut], Some(8)), Parsed::Partial);
+            assert_eq!(parse(&stream[sized_at..cut], Some(8), 64), Parsed::Partial);
         }
         let second = Parsed::Record { status: Status::SizedValue, payload: b"abc", bytes: 12 };
-        assert_eq!(parse(&stream[sized_at..], Some(8)), second);
+        assert_eq!(parse(&stream[sized_at..], Some(8), 64), second);
     }
 
     #[test]
     fn what_no_worker_writes_is_invalid() {
-        assert_eq!(parse(&[0; 9], None), Parsed::Invalid);
-        assert_eq!(parse(&[200; 20], Some(8)), Parsed::Invalid);
-        assert_eq!(parse(&[Status::BatchDone as u8; 20], Some(8)), Parsed::Invalid);
-        assert_eq!(parse(&sized_header(Status::SizedValue, usize::MAX), None), Parsed::Partial);
+        assert_eq!(parse(&[0; 9], None, 64), Parsed::Invalid);
+        assert_eq!(parse(&[200; 20], Some(8), 64), Parsed::Invalid);
+        assert_eq!(parse(&[Status::BatchDone as u8; 20], Some(8), 64), Parsed::Invalid);
+        // What is too long is not waited for.
+        for (status, limit) in [(Status::SizedValue, 64), (Status::Panicked, TEXT_BYTES_MAX)] {
+            assert_eq!(parse(&sized_header(status, limit), None, 64), Parsed::Partial);
+            assert_eq!(parse(&sized_header(status, limit + 1), None, 64), Parsed::Invalid);
+            assert_eq!(parse(&sized_header(status, usize::MAX), None, 64), Parsed::Invalid);
+        }
     }
 
     #[test]
@@ -128,6 +157,16 @@ mod tests {
         assert_eq!(Panic::from_bytes(&panic.to_bytes()), panic);
         assert_eq!(Panic::from_bytes(b"abc").message, "abc");
         assert_eq!(Panic::from_bytes(&[0xFF; 9]).location, "");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        let panic = Panic { message: "m".repeat(3 << 20).into(), location: "l".repeat(3 << 20).into() };
+        let bytes = panic.to_bytes();
+        assert_eq!(bytes.len(), TEXT_BYTES_MAX);
+        let cut = Panic::from_bytes(&bytes);
+        assert!(panic.message.starts_with(&*cut.message) && panic.location.starts_with(&*cut.location));
+        assert_eq!(text_to_bytes("t".repeat(3 << 20)).len(), TEXT_BYTES_MAX);
     }
 
     #[test]

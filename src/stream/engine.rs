@@ -338,7 +338,7 @@ impl<R: Payload> Engine<R> {
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
         let valid = loop {
-            let (status, payload, len) = match parse(&bytes[read..], stride) {
+            let (status, payload, len) = match parse(&bytes[read..], stride, self.max_payload) {
                 Parsed::Partial => break true,
                 Parsed::Invalid => break false,
                 Parsed::Record { status, payload, bytes } => (status, payload, bytes),
@@ -385,7 +385,7 @@ impl<R: Payload> Engine<R> {
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
-            Outcome::Reply(Reply { status: Status::Value, body }) => {
+            Outcome::Reply(Reply { status: Status::Value, body }) if self.slots[at].items == 1 => {
                 let item = task::decode(&body);
                 self.settle(at, item, deliver);
                 self.close(at, deliver);
@@ -439,7 +439,8 @@ impl<R: Payload> Engine<R> {
         }
         let slot = &mut self.slots[at];
         slot.bytes.clear();
-        // The old ones may still be written to.
+        // The old ones may still be written to, for as long as the worker goes on.
+        slot.records.close();
         slot.records = Arc::new(Records::new(at, self.arrivals.clone()));
         self.fail_rest(at, &damaged(why), deliver);
     }
@@ -513,6 +514,7 @@ impl<R> Drop for Engine<R> {
         let mut messages = Vec::new();
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
+                slot.records.close();
                 // Once abandoned, the cell may be somebody else's.
                 let message = Message { first: slot.first, job, generation: job.generation() };
                 if job.abandon(false) {

@@ -80,12 +80,15 @@ pub(super) struct Records {
     batch: usize,
     arrivals: Arc<Arrivals>,
     bytes: Mutex<Vec<u8>>,
+    /// Whether nobody will read what comes.
+    closed: AtomicBool,
     announced: AtomicBool,
 }
 
 impl Records {
     pub(super) fn new(batch: usize, arrivals: Arc<Arrivals>) -> Self {
-        Self { batch, arrivals, bytes: Mutex::new(Vec::new()), announced: AtomicBool::new(false) }
+        let (closed, announced) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { batch, arrivals, bytes: Mutex::new(Vec::new()), closed, announced }
     }
 
     /// What comes from here on is announced again. To be called before looking: news that come in between are then
@@ -104,6 +107,13 @@ impl Records {
         }
     }
 
+    /// Lets go of what has come, and of what will.
+    pub(super) fn close(&self) {
+        let mut bytes = self.bytes.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        *bytes = Vec::new();
+    }
+
     fn announce(&self) -> Option<Waker> {
         if self.announced.swap(true, Ordering::SeqCst) { None } else { self.arrivals.announce(self.batch) }
     }
@@ -111,7 +121,13 @@ impl Records {
 
 impl BatchSink for Records {
     fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
-        arena.append_to(position, len, &mut *self.bytes.lock());
+        let mut bytes = self.bytes.lock();
+        // Relaxed: under the lock.
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        arena.append_to(position, len, &mut *bytes);
+        drop(bytes);
         self.announce()
     }
 

@@ -18,6 +18,8 @@ mod support;
 #[cfg(forkring_faults)]
 mod load;
 #[cfg(forkring_faults)]
+mod scribble;
+#[cfg(forkring_faults)]
 mod worker;
 #[cfg(forkring_faults)]
 mod zygote;

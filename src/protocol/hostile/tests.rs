@@ -1,0 +1,166 @@
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::*;
+
+/// A seed that is different each time, or the one that is asked for by `FORKRING_SEED`.
+fn seed() -> u64 {
+    match std::env::var("FORKRING_SEED") {
+        Ok(seed) => seed.parse().expect("FORKRING_SEED is a number"),
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64 | 1),
+    }
+}
+
+/// Splitmix.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut word = *state;
+    word = (word ^ word >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    word = (word ^ word >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    word ^ word >> 31
+}
+
+/// Names the seed of a round that does not end well.
+struct Round(u64);
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to play this round first: FORKRING_SEED={}", self.0);
+        }
+    }
+}
+
+/// Calls `play` with random bytes, up to `max` of them.
+fn rounds(count: usize, max: u64, mut play: impl FnMut(&[u8])) {
+    let mut seed = seed();
+    for _ in 0..count {
+        let round = Round(seed);
+        let len = next(&mut seed) % max;
+        let bytes: Vec<u8> = (0..len).map(|_| (next(&mut seed) >> 32) as u8).collect();
+        play(&bytes);
+        drop(round);
+    }
+}
+
+#[test]
+fn the_master_survives_whatever_a_worker_writes() {
+    rounds(1_000, 1_500, lane);
+}
+
+#[test]
+fn any_bytes_are_records_or_not() {
+    rounds(20_000, 300, records);
+    // Mostly well-formed ones.
+    let mut at = 0_u64;
+    rounds(2_000, 300, |bytes| {
+        at += 1;
+        let mut stream = vec![0, 2];
+        for chunk in bytes.chunks(20) {
+            stream
+                .extend_from_slice(&crate::protocol::records::sized_header(Status::SizedValue, chunk.len()));
+            stream.extend_from_slice(chunk);
+        }
+        if let Some(&byte) = bytes.first() {
+            let len = stream.len();
+            stream[(usize::from(byte) * 7) % len] ^= 1 << (at % 8);
+        }
+        records(&stream);
+    });
+}
+
+#[test]
+fn any_bytes_are_values_or_errors() {
+    rounds(50_000, 120, codec);
+    // Offsets and lengths that are small lead into the archive.
+    rounds(50_000, 120, |bytes| {
+        let small: Vec<u8> = bytes
+            .iter()
+            .enumerate()
+            .map(|(i, &byte)| if i % 4 == 1 { byte % 64 } else { byte % 2 * 255 })
+            .collect();
+        codec(&small);
+    });
+}
+
+/// A lane that holds one request of so many bytes, which the worker has claimed.
+fn claimed(bytes: usize) -> (Lane<u64>, Peer, Log) {
+    let (region, fds) = Region::create().unwrap();
+    let mut lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+    let sent = Sent { input: Vec::new(), batch: None, out: false, records: Vec::new() };
+    let log = Log { sent: vec![sent], max_payload: 64 << 20, hostile: true, calls: 0, call: None };
+    let input = Encoded::Heap(AlignedBytes::from(&*vec![0; bytes]));
+    lane.push(0, Parcel { code: code(0), batch: None, input }).unwrap();
+    let peer = Peer::new(&fds);
+    peer.target().store(CLAIM, 1);
+    (lane, peer, log)
+}
+
+#[test]
+fn a_request_that_flows_backwards_is_a_violation() {
+    let (mut lane, peer, mut log) = claimed(3 * ARENA_BYTES);
+    lane.poll(&mut log, true).unwrap();
+    peer.target().store(IN_RECEIVED, peer.master().in_sent.0.load(Ordering::Acquire));
+    lane.poll(&mut log, true).unwrap();
+    // Two arenas are sent; this says that nothing of it has been read after all.
+    peer.target().store(IN_RECEIVED, 0);
+    assert!(lane.poll(&mut log, true).is_err());
+    assert_eq!(lane.remains().started.len(), 1);
+}
+
+#[test]
+fn the_claim_word_never_goes_back_nor_is_sealed_by_the_worker() {
+    for nonsense in [0, 2, 1 | 1 << 63, u64::MAX] {
+        let (mut lane, peer, mut log) = claimed(10);
+        lane.poll(&mut log, true).unwrap();
+        peer.target().store(CLAIM, nonsense);
+        assert!(lane.fence_and_ready(), "there is something to look at");
+        assert!(lane.poll(&mut log, true).is_err() && lane.unclaimed().is_err());
+        assert!(!lane.remains().valid);
+    }
+}
+
+#[test]
+fn a_worker_that_scribbles_meanwhile_is_survived() {
+    let over = std::sync::atomic::AtomicBool::new(false);
+    rounds(150, 1_500, |bytes| {
+        over.store(false, Ordering::Relaxed);
+        let mut scenario = Scenario::new(bytes);
+        scenario.log.hostile = true;
+        let target = scenario.peer.target();
+        // Mapped for as long as somebody scribbles.
+        let peer = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let mut source = Source::new(bytes);
+                    while !source.is_empty() && !over.load(Ordering::Relaxed) {
+                        target.scribble(source.below(300) as u64, &mut source);
+                        target.forge_response(source.below(300) as u64, &mut source);
+                    }
+                }
+            });
+            let _stop = Stop(&over);
+            while !scenario.source.is_empty() && scenario.violation.is_none() {
+                scenario.push();
+                scenario
+                    .take_back()
+                    .and_then(|()| scenario.lane.poll(&mut scenario.log, true))
+                    .unwrap_or_else(|violation| {
+                        scenario.violation = Some(violation);
+                        0
+                    });
+                scenario.cancel();
+            }
+            scenario.finish()
+        });
+        drop(peer);
+    });
+}
+
+/// Ends the scribbling, also where the master panics.
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
