@@ -140,7 +140,9 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self.set(|plan| plan.init_timeout = limit)
     }
 
-    /// Runs in each worker that leaves in good order: when the pool is closed, not when the worker is killed.
+    /// Runs in each worker that leaves in good order: when the pool is closed or the worker is replaced because of
+    /// [`max_tasks_per_worker`](Self::max_tasks_per_worker) or [`max_worker_memory`](Self::max_worker_memory), not when
+    /// it is killed. Its successor starts afterwards.
     pub fn on_exit(self, f: impl Fn(&WorkerInfo) + 'static) -> Self {
         self.set(|plan| plan.on_exit = Some(Box::new(f)))
     }
@@ -204,6 +206,35 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// The most bytes that one input, result, service request or answer may take. Default: 4 GiB.
     pub fn max_payload(self, bytes: usize) -> Self {
         self.set(|plan| plan.max_payload = bytes)
+    }
+
+    /// Replaces a worker by a fresh process after so many tasks. Default: never. 0 is an error.
+    ///
+    /// The worker leaves in good order (with [`on_exit`](Self::on_exit)), no task is lost, and what it had not started
+    /// runs elsewhere. In a stream each item counts, and the worker looks between messages, so it may run up to a
+    /// message more. For tasks that leak: see also [`max_worker_memory`](Self::max_worker_memory).
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::builder().workers(1).max_tasks_per_worker(2).build()?;
+    /// let pids: Vec<u32> =
+    ///     (0..4).map(|_| pool.submit(|()| std::process::id(), &()).wait()).collect::<Result<_, _>>()?;
+    /// assert!(pids[0] == pids[1] && pids[1] != pids[2] && pids[2] == pids[3]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn max_tasks_per_worker(self, tasks: u64) -> Self {
+        self.set(|plan| plan.recycling.max_tasks = Some(tasks))
+    }
+
+    /// Replaces a worker, as [`max_tasks_per_worker`](Self::max_tasks_per_worker) does, when its resident memory has
+    /// grown by more than this many bytes since it was ready. Default: never. 0 is an error.
+    ///
+    /// What counts is memory of the worker's own: neither what it inherited, such as a large environment, nor files
+    /// and shared memory. It is looked at between tasks, once a millisecond at most, so a single task may take more;
+    /// the kernel's figure can be some hundred KiB behind. Needs `/proc`, without which no worker starts.
+    pub fn max_worker_memory(self, bytes: u64) -> Self {
+        self.set(|plan| plan.recycling.max_growth_bytes = Some(bytes))
     }
 
     /// How workers and waiting threads wait. Default: [`WaitPolicy::Adaptive`].

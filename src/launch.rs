@@ -20,6 +20,7 @@ use crate::ground::sys::socket::Socket;
 use crate::ground::sys::{SysError, cores};
 use crate::life::core::{Core, Phase};
 use crate::life::driver::Driver;
+use crate::life::recycling::Recycling;
 use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
 use crate::life::service::{Handler, Host};
@@ -41,6 +42,7 @@ pub(crate) struct Plan {
     pub(crate) wait_policy: WaitPolicy,
     pub(crate) init_timeout: Duration,
     pub(crate) close_inherited_fds: bool,
+    pub(crate) recycling: Recycling,
     pub(crate) name: String,
 }
 
@@ -65,6 +67,7 @@ impl Default for Plan {
             wait_policy: WaitPolicy::default(),
             init_timeout: limits::INIT_TIMEOUT_DEFAULT,
             close_inherited_fds: false,
+            recycling: Recycling::default(),
             name: "forkring".to_owned(),
         }
     }
@@ -107,6 +110,7 @@ pub(crate) fn launch(
     warn_of_threads(&plan.name);
     let spin = SpinBudget::new(plan.wait_policy, workers, cores);
     let objects = Objects::load();
+    limits::check_recycling(&plan.recycling)?;
     let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } =
         plan;
     let seed = Seed {
@@ -122,6 +126,7 @@ pub(crate) fn launch(
         max_payload,
         spin,
         close_inherited_fds,
+        recycling: plan.recycling,
     };
     let failed = |error: SysError| Error::caused(format!("the pool {name:?} could not be built"), error);
     let Ends { socket, zygote, driver_bell, stations, handler } =

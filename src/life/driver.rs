@@ -13,6 +13,7 @@ use super::core::{Core, Phase};
 use super::events;
 use super::job::{JobRef, Outcome};
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
+use super::recycling::report_recycling;
 use super::registry;
 use super::station::{Process, Stage};
 use crate::error::{LossHint, LostDetails, PoolFailure, TaskError, WorkerLost, signal_name};
@@ -191,7 +192,9 @@ impl Driver {
     fn attend(&mut self) {
         let core = self.core.clone();
         for station in &core.stations {
-            station.own(&core).attend();
+            let mut owned = station.own(&core);
+            owned.attend();
+            owned.see_off();
         }
         let starting = std::mem::take(&mut self.starting);
         for (who, until) in starting {
@@ -232,7 +235,7 @@ impl Driver {
                 self.fail(text);
                 true
             }
-            Ok((WorkerState::Starting | WorkerState::Unwinding, _)) => false,
+            Ok((WorkerState::Starting | WorkerState::Unwinding | WorkerState::Leaving, _)) => false,
             Err(violation) => {
                 owned.break_off(violation);
                 true
@@ -400,7 +403,11 @@ impl Driver {
         let lane = owned.lane.take();
         let mut failed_text = None;
         let mut unwinding = false;
+        let mut recycled = None;
         if let Some(lane) = lane {
+            let in_order = status == ExitStatus::Exited(0) && violation.is_none();
+            let served = matches!(stage, Stage::Ready | Stage::Leaving);
+            recycled = lane.parting().filter(|_| in_order && served);
             if let Ok((state, text)) = lane.worker_state() {
                 failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);
                 unwinding = state == WorkerState::Unwinding;
@@ -430,7 +437,10 @@ impl Driver {
         let pending = !owned.is_empty();
         drop(owned);
         release_pidfd(process);
-        self.report_end(who, pid, stage, status, violation);
+        match recycled {
+            Some(why) => report_recycling(&core, who, pid, why),
+            None => self.report_end(who, pid, stage, status, violation),
+        }
         if core.phase() >= Phase::Ending {
             return;
         }

@@ -1,7 +1,8 @@
 //! The lives of tasks, workers and pools: who waits for what, and what happens when something ends.
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
-//! a pool share), [`dispatch`], [`wait`], [`driver`], [`service`]. In other processes: [`zygote`], [`worker`].
+//! a pool share), [`dispatch`], [`wait`], [`driver`], [`service`]. In other processes: [`zygote`], [`worker`]. In both:
+//! [`recycling`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
@@ -9,6 +10,7 @@ pub(crate) mod driver;
 pub(crate) mod events;
 pub(crate) mod job;
 pub(crate) mod messages;
+pub(crate) mod recycling;
 pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;

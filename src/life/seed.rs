@@ -5,6 +5,7 @@
 
 use std::any::Any;
 
+use super::recycling::Recycling;
 use crate::context::WorkerInfo;
 use crate::error::BoxError;
 use crate::ground::spin::SpinBudget;
@@ -34,6 +35,7 @@ pub(crate) struct Seed {
     pub(crate) max_payload: usize,
     pub(crate) spin: SpinBudget,
     pub(crate) close_inherited_fds: bool,
+    pub(crate) recycling: Recycling,
 }
 
 impl std::fmt::Debug for Seed {

@@ -97,6 +97,8 @@ pub(crate) enum Stage {
     /// Asked for, or running `init`.
     Starting,
     Ready,
+    /// Leaves by its own decision, and is then replaced.
+    Leaving,
     /// Told to leave, or killed.
     Ending,
 }

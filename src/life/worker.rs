@@ -21,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use super::messages::Who;
+use super::recycling::Allowance;
 use super::seed::Seed;
 use crate::context::{Call, WorkerInfo};
 use crate::ground::barrier;
@@ -118,12 +119,20 @@ impl WorkerCore {
         if let Err(text) = self.make_state() {
             self.fail(&text);
         }
+        let mut allowance = match Allowance::start(&self.seed.recycling) {
+            Ok(allowance) => allowance,
+            Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
+        };
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
         loop {
             let next = self.port.borrow_mut().next_request();
-            match next {
-                Some(request) => self.execute(request),
-                None => break,
+            let Some(request) = next else { break };
+            self.execute(request);
+            if let Some(allowance) = &mut allowance
+                && let Some(why) = allowance.spend(request.tasks())
+            {
+                self.port.borrow_mut().leave(why);
+                break;
             }
         }
         // The state goes first: it may refer to what `on_exit` tears down.

@@ -18,7 +18,8 @@ use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, s
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
+    WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -121,6 +122,8 @@ pub(crate) struct Lane<T> {
     /// Requests published, and requests that are answered or retired.
     sent: u64,
     answered: u64,
+    /// Requests below this one were taken back after the claim word had been sealed, which cannot say so any more.
+    taken_back: u64,
     head: u64,
     tail: u64,
     out_tail: u64,
@@ -142,6 +145,7 @@ impl<T> Lane<T> {
             entries: (0..RING_SLOTS).map(|_| None).collect(),
             sent: 0,
             answered: 0,
+            taken_back: 0,
             head: 0,
             tail: 0,
             out_tail: 0,
@@ -667,14 +671,26 @@ impl<T> Lane<T> {
 
     /// Requests that the worker has not claimed.
     pub(crate) fn unclaimed(&self) -> Result<u64, Violation> {
-        let count = self.region.b().claim.0.load().count;
+        let count = self.claimed();
         // All that is answered or retired was claimed or taken back.
         self.sent.checked_sub(count).filter(|_| count >= self.answered).ok_or(CLAIM_RANGE)
     }
 
+    /// Requests below this one were claimed or taken back.
+    fn claimed(&self) -> u64 {
+        self.region.b().claim.0.load().count.max(self.taken_back)
+    }
+
     /// Takes back at most `max` of the oldest requests that have not started.
     pub(crate) fn take_back(&mut self, max: u64) -> Result<Vec<(T, Parcel)>, Violation> {
-        let range = self.region.b().claim.0.take_back(self.sent, max);
+        let claim = &self.region.b().claim.0;
+        let mut range = claim.take_back(self.sent, max);
+        if range.is_empty() && claim.load().sealed {
+            // A worker that leaves has sealed it: all that it has not claimed is the master's already.
+            let start = self.claimed();
+            range = start..start.saturating_add(max).min(self.sent);
+            self.taken_back = range.end.max(self.taken_back);
+        }
         if range.start > self.sent || range.start < self.answered {
             return Err(CLAIM_RANGE);
         }
@@ -743,7 +759,7 @@ impl<T> Lane<T> {
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
     /// not started. If the claim word is nonsense, each may have started.
     pub(crate) fn remains(mut self) -> Remains<T> {
-        let claimed = self.region.b().claim.0.load().count;
+        let claimed = self.claimed();
         let valid = (self.answered..=self.sent).contains(&claimed);
         let mut remains = Remains { started: Vec::new(), unstarted: Vec::new(), valid };
         for index in self.answered..self.sent {
@@ -768,6 +784,15 @@ impl<T> Lane<T> {
             text = String::from_utf8_lossy(&bytes).into_owned();
         }
         Ok((state, text))
+    }
+
+    /// Why the worker leaves, if it does so by its own decision.
+    pub(crate) fn parting(&self) -> Option<Parting> {
+        let words = &self.region.b().state.0;
+        // Edge STATE: the reason is older than the state.
+        let state = WorkerState::from_wire(words.state.load(Ordering::Acquire));
+        let leaving = state == Some(WorkerState::Leaving);
+        leaving.then(|| Parting::from_wire(words.parting.load(Ordering::Relaxed))).flatten()
     }
 
     /// Gives the standing order and makes sure that the worker looks at it.

@@ -21,7 +21,8 @@ use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::sized_header;
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
+    WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -35,6 +36,13 @@ pub(crate) struct Request {
     place: Place,
     len: usize,
     position: u64,
+}
+
+impl Request {
+    /// How many tasks it is: the items of a batch that are left to do.
+    pub(crate) fn tasks(&self) -> u64 {
+        self.batch.map_or(1, |(items, done)| u64::from(items.saturating_sub(done)))
+    }
 }
 
 /// The bytes of a request: in place, or copied together from a stream.
@@ -120,6 +128,14 @@ impl Port {
         // Edge STATE: the text before the state that it explains.
         self.region.b().state.0.state.store(state as u64, Ordering::Release);
         self.bells.driver.ring();
+    }
+
+    /// Nothing more starts here: what is unstarted is the master's, and this worker leaves.
+    pub(crate) fn leave(&mut self, why: Parting) {
+        // Before the state, which makes the master take the unstarted requests away.
+        self.region.b().claim.0.seal();
+        self.region.b().state.0.parting.store(why as u64, Ordering::Relaxed);
+        self.set_state(WorkerState::Leaving, "");
     }
 
     /// Blocks until there is a request to run. `None`: the worker is to leave.

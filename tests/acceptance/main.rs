@@ -16,6 +16,7 @@ mod crashes;
 mod design;
 mod fork_safety;
 mod payloads;
+mod recycling;
 mod services;
 mod start_worker;
 mod streams;
