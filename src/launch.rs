@@ -24,6 +24,7 @@ use crate::life::recycling::Recycling;
 use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
 use crate::life::service::{Handler, Host};
+use crate::life::setup::Setup;
 use crate::life::station::{Bell, Station};
 use crate::life::threads;
 use crate::life::zygote::{self, Launch};
@@ -43,6 +44,7 @@ pub(crate) struct Plan {
     pub(crate) init_timeout: Duration,
     pub(crate) close_inherited_fds: bool,
     pub(crate) recycling: Recycling,
+    pub(crate) setup: Setup,
     pub(crate) name: String,
 }
 
@@ -68,6 +70,7 @@ impl Default for Plan {
             init_timeout: limits::INIT_TIMEOUT_DEFAULT,
             close_inherited_fds: false,
             recycling: Recycling::default(),
+            setup: Setup::default(),
             name: "forkring".to_owned(),
         }
     }
@@ -104,13 +107,14 @@ pub(crate) fn launch(
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.max_payload)?;
+    limits::check_recycling(&plan.recycling)?;
+    let setup = plan.setup.check()?;
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
     panics::install();
     warn_of_threads(&plan.name);
-    let spin = SpinBudget::new(plan.wait_policy, workers, cores);
+    let spin = SpinBudget::new(plan.wait_policy, workers, setup.cores(workers, cores));
     let objects = Objects::load();
-    limits::check_recycling(&plan.recycling)?;
     let Plan { init, state, on_exit, handler, max_payload, init_timeout, close_inherited_fds, name, .. } =
         plan;
     let seed = Seed {
@@ -127,6 +131,7 @@ pub(crate) fn launch(
         spin,
         close_inherited_fds,
         recycling: plan.recycling,
+        setup,
     };
     let failed = |error: SysError| Error::caused(format!("the pool {name:?} could not be built"), error);
     let Ends { socket, zygote, driver_bell, stations, handler } =

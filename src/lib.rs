@@ -54,6 +54,7 @@ pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInf
 pub use error::{BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, WorkerLost};
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
+pub use life::setup::Affinity;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
 pub use pool::{Close, Closed, Pool};
 pub use stream::{Granularity, Indexed, Map, StreamSummary};

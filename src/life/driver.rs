@@ -13,6 +13,7 @@ use super::core::{Core, Phase};
 use super::events;
 use super::job::{JobRef, Outcome};
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
+use super::oom::OomWatch;
 use super::recycling::report_recycling;
 use super::registry;
 use super::station::{Process, Stage};
@@ -66,6 +67,7 @@ pub(crate) struct Driver {
     /// Workers that are not ready yet, and until when they have to be.
     starting: Vec<(Who, Instant)>,
     failed_starts: u32,
+    oom: OomWatch,
     /// Workers that have not ended.
     processes: usize,
     orderly: bool,
@@ -92,6 +94,7 @@ impl Driver {
             vacant,
             starting: Vec::new(),
             failed_starts: 0,
+            oom: OomWatch::new(),
             processes: 0,
             orderly: false,
         };
@@ -365,8 +368,9 @@ impl Driver {
                     self.starting.retain(|(other, _)| *other != who);
                     self.fail(format!("could not start worker {}: fork: {error}", who.station));
                 }
-                Some(Report::Ended { who, pid, status, max_rss_kib }) => {
-                    self.ended(who, pid, status, max_rss_kib)
+                Some(Report::Ended { who, pid, status, max_rss_kib, limited }) => {
+                    let hint = self.oom.hint(status, limited);
+                    self.ended(who, pid, status, max_rss_kib, hint)
                 }
                 None => self.fail("the zygote spoke nonsense".to_owned()),
             }
@@ -389,7 +393,7 @@ impl Driver {
     }
 
     /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.
-    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64) {
+    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64, hint: Option<LossHint>) {
         self.processes = self.processes.saturating_sub(1);
         self.starting.retain(|(other, _)| *other != who);
         let core = self.core.clone();
@@ -414,11 +418,7 @@ impl Driver {
             }
             let remains = lane.remains();
             let loss = |attempts| {
-                let hint = match (violation, status) {
-                    (Some(violation), _) => Some(LossHint::Violation(violation.0)),
-                    (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
-                    _ => None,
-                };
+                let hint = violation.map(|violation| LossHint::Violation(violation.0)).or(hint);
                 worker_lost(who, pid, status, max_rss_kib, attempts, hint)
             };
             for (job, parcel) in remains.started {

@@ -1,8 +1,8 @@
 //! The lives of tasks, workers and pools: who waits for what, and what happens when something ends.
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
-//! a pool share), [`dispatch`], [`wait`], [`driver`], [`service`]. In other processes: [`zygote`], [`worker`]. In both:
-//! [`recycling`].
+//! a pool share), [`dispatch`], [`wait`], [`driver`], [`oom`], [`service`]. In other processes: [`zygote`], [`worker`]. In both:
+//! [`recycling`], [`setup`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
@@ -10,10 +10,12 @@ pub(crate) mod driver;
 pub(crate) mod events;
 pub(crate) mod job;
 pub(crate) mod messages;
+pub(crate) mod oom;
 pub(crate) mod recycling;
 pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;
+pub(crate) mod setup;
 pub(crate) mod station;
 pub(crate) mod threads;
 pub(crate) mod wait;

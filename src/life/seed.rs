@@ -6,6 +6,7 @@
 use std::any::Any;
 
 use super::recycling::Recycling;
+use super::setup::Checked;
 use crate::context::WorkerInfo;
 use crate::error::BoxError;
 use crate::ground::spin::SpinBudget;
@@ -36,6 +37,7 @@ pub(crate) struct Seed {
     pub(crate) spin: SpinBudget,
     pub(crate) close_inherited_fds: bool,
     pub(crate) recycling: Recycling,
+    pub(crate) setup: Checked,
 }
 
 impl std::fmt::Debug for Seed {

@@ -87,6 +87,9 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         known: Cell::new(None),
     }));
     WORKER.set(Some(core));
+    if let Err(error) = seed.setup.begin(who.station) {
+        core.fail(&format!("a worker could not be set up: {error}"));
+    }
     core.initialise();
     core.serve()
 }
@@ -119,6 +122,9 @@ impl WorkerCore {
         if let Err(text) = self.make_state() {
             self.fail(&text);
         }
+        if let Err(error) = self.seed.setup.ready() {
+            self.fail(&format!("max_address_space cannot be set: {error}"));
+        }
         let mut allowance = match Allowance::start(&self.seed.recycling) {
             Ok(allowance) => allowance,
             Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
@@ -148,6 +154,7 @@ impl WorkerCore {
         std::mem::forget(guard);
         // What a task printed without a line's end. An error is nobody's business any more.
         let _ = std::io::stdout().flush();
+        self.seed.setup.end();
         process::exit_now(0)
     }
 

@@ -15,6 +15,7 @@ mod submit;
 mod crashes;
 mod design;
 mod fork_safety;
+mod hygiene;
 mod payloads;
 mod recycling;
 mod services;
