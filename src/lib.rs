@@ -56,6 +56,6 @@ pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
 pub use life::setup::Affinity;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
-pub use pool::{Close, Closed, Pool};
+pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use stream::{Granularity, Indexed, Map, StreamSummary};
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

@@ -191,8 +191,9 @@ impl Owned<'_> {
         self.give_back(pinned);
     }
 
-    /// Ends everything here with `error` and kills the worker. Published results win.
-    pub(crate) fn put_down(&mut self, error: &TaskError) {
+    /// Ends everything here with `error` and kills the worker. Published results win. How many had not ended.
+    pub(crate) fn put_down(&mut self, error: &TaskError) -> usize {
+        let mut unfinished = 0;
         self.refusal = Some(error.clone());
         // Nothing more starts; then the last look.
         if let Some(lane) = &mut self.lane {
@@ -210,11 +211,14 @@ impl Owned<'_> {
             let remains = lane.remains();
             for (job, _) in remains.started.into_iter().chain(remains.unstarted) {
                 self.finish(job, Outcome::Failed(error.clone()));
+                unfinished += 1;
             }
         }
         while let Some(mut job) = self.queue.pop_front() {
             drop(job.unqueue());
             self.finish(job, Outcome::Failed(error.clone()));
+            unfinished += 1;
         }
+        unfinished
     }
 }

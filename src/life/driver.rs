@@ -168,7 +168,7 @@ impl Driver {
         let vacant =
             self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
         let starting = self.starting.iter().map(|&(_, until)| until).min();
-        vacant.into_iter().chain(starting).min()
+        vacant.into_iter().chain(starting).chain(self.core.close_deadline()).min()
     }
 
     fn fail(&mut self, message: String) {
@@ -274,6 +274,10 @@ impl Driver {
                 if unwinding { UNWINDING_HINT } else { "" }
             ));
             self.starting.clear();
+        }
+        if self.core.close_deadline().is_some_and(|deadline| deadline <= now) {
+            events::info(&self.core, format_args!("the pool has not closed in time and is terminated"));
+            self.core.force();
         }
         // All may have become ready by the looks above.
         self.check_open();
@@ -542,7 +546,8 @@ impl Driver {
         for station in &core.stations {
             let mut owned = station.own(&core);
             let told = owned.refusal.clone().filter(|refusal| !refusal.is_closed());
-            owned.put_down(&told.unwrap_or_else(|| cause.clone()));
+            let unfinished = owned.put_down(&told.unwrap_or_else(|| cause.clone()));
+            core.add_unfinished(unfinished);
         }
         let _ = self.socket.try_send(&Order::Terminate.to_bytes(), &[]);
         self.await_zygote();

@@ -42,7 +42,8 @@ fn devour(_: ()) -> usize {
     let mut taken: Vec<Vec<u8>> = Vec::new();
     loop {
         taken.push(vec![1; 4 << 20]);
-        if taken.len() > 1 << 16 {
+        // Where no limit holds, the machine is not to suffer.
+        if taken.len() > 1 << 10 {
             return taken.len();
         }
     }

@@ -12,6 +12,7 @@ mod results;
 mod shutdown;
 mod submit;
 
+mod closing;
 mod crashes;
 mod design;
 mod fork_safety;
