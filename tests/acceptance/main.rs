@@ -16,6 +16,7 @@ mod closing;
 mod crashes;
 mod design;
 mod fork_safety;
+mod host;
 mod hygiene;
 mod payloads;
 mod recycling;
