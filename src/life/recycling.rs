@@ -115,6 +115,7 @@ pub(crate) fn report_recycling(core: &Core, who: Who, pid: u32, why: Parting) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ground::sys::testing::in_own_process;
 
     #[test]
     fn nothing_is_watched_without_a_limit() {
@@ -135,15 +136,19 @@ mod tests {
 
     #[test]
     fn memory_is_looked_at_once_in_an_interval() {
-        let recycling = Recycling { max_tasks: None, max_growth_bytes: Some(64 << 20) };
-        let mut allowance = Allowance::start(&recycling).unwrap().unwrap();
-        let block = vec![1_u8; 256 << 20];
-        let growth = allowance.growth.as_mut().unwrap();
-        growth.looked = Instant::now() + Duration::from_secs(3600);
-        assert_eq!(allowance.spend(1), None);
-        let growth = allowance.growth.as_mut().unwrap();
-        growth.looked = Instant::now() - LOOK_INTERVAL;
-        assert_eq!(allowance.spend(1), Some(Parting::Memory));
-        drop(std::hint::black_box(block));
+        in_own_process(concat!(module_path!(), "::memory_is_looked_at_once_in_an_interval"), || {
+            let recycling = Recycling { max_tasks: None, max_growth_bytes: Some(16 << 20) };
+            let mut allowance = Allowance::start(&recycling).unwrap().unwrap();
+            let block = vec![1_u8; 64 << 20];
+            let mut spend_after = |looked| {
+                if let Some(growth) = &mut allowance.growth {
+                    growth.looked = looked;
+                }
+                allowance.spend(1)
+            };
+            assert_eq!(spend_after(Instant::now() + Duration::from_secs(3600)), None);
+            assert_eq!(spend_after(Instant::now() - LOOK_INTERVAL), Some(Parting::Memory));
+            drop(std::hint::black_box(block));
+        });
     }
 }

@@ -389,7 +389,8 @@ fn worker_env_waits_for_no_lock_of_the_programs() {
 fn settings_that_make_no_sense_are_errors_and_leave_nothing() {
     scenario(|| {
         let fds = count_fds();
-        let builders: [(fn(Builder) -> Builder, &str); 8] = [
+        type Set = fn(Builder) -> Builder;
+        let builders: [(Set, &str); 8] = [
             (|b| b.worker_env("", "x"), "worker_env"),
             (|b| b.worker_env("a=b", "x"), "worker_env"),
             (|b| b.worker_env("a", "\0"), "zero byte"),

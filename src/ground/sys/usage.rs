@@ -84,24 +84,28 @@ fn parse_oom_kills(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::{Mapping, Memfd};
+    use super::super::process::{self, Fork};
+    use super::super::testing::in_own_process;
     use super::*;
 
     #[test]
     fn growth_is_seen_and_mapped_files_are_not() {
-        // Blocks of this size are mapped and unmapped one by one, whatever other tests allocate meanwhile.
-        const BYTES: usize = 256 << 20;
-        let statm = Statm::open().unwrap();
-        let before = statm.read().unwrap().anonymous_bytes;
-        let block = vec![1_u8; BYTES];
-        let during = statm.read().unwrap().anonymous_bytes;
-        assert!(during > before + BYTES as u64 / 2, "{before} {during}");
-        drop(std::hint::black_box(block));
-        let memfd = super::super::memory::Memfd::create(c"usage", BYTES).unwrap();
-        let mapping = super::super::memory::Mapping::read_write(&memfd, BYTES).unwrap();
-        let before = statm.read().unwrap().anonymous_bytes;
-        mapping.populate_write(0..BYTES).unwrap();
-        let after = statm.read().unwrap().anonymous_bytes;
-        assert!(after < before + BYTES as u64 / 2, "{before} {after}");
+        in_own_process(concat!(module_path!(), "::growth_is_seen_and_mapped_files_are_not"), || {
+            const BYTES: usize = 64 << 20;
+            let statm = Statm::open().unwrap();
+            let anonymous = || statm.read().unwrap().anonymous_bytes;
+            let before = anonymous();
+            let block = vec![1_u8; BYTES];
+            let during = anonymous();
+            assert!(during > before + BYTES as u64 / 2, "{before} {during}");
+            drop(std::hint::black_box(block));
+            let before = anonymous();
+            let memfd = Memfd::create(c"usage", BYTES).unwrap();
+            Mapping::read_write(&memfd, BYTES).unwrap().populate_write(0..BYTES).unwrap();
+            let after = anonymous();
+            assert!(after < before + BYTES as u64 / 2, "{before} {after}");
+        });
     }
 
     #[test]
@@ -126,8 +130,6 @@ mod tests {
 
     #[test]
     fn a_limit_holds_and_shows_after_death() {
-        use super::super::process::{self, Fork};
-        use super::super::testing::in_own_process;
         in_own_process(concat!(module_path!(), "::a_limit_holds_and_shows_after_death"), || {
             for limited in [false, true] {
                 // SAFETY: this process has one thread.
