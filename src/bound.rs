@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use crate::builder::NoService;
 use crate::context::Named;
 use crate::error::TrySubmitError;
 use crate::memory::codec::Payload;
 use crate::overload::{self, SubmitAsync};
-use crate::pool::{Close, Closed, Pool};
+use crate::pool::{Close, CloseWithin, Closed, Pool};
 use crate::stream::Map;
 use crate::task::Task;
 
@@ -67,6 +68,11 @@ impl<I: Payload, R: Payload> Bound<I, R> {
     /// As [`Pool::close`].
     pub fn close(&self) -> Close {
         self.pool.close()
+    }
+
+    /// As [`Pool::close_within`].
+    pub fn close_within(&self, limit: Duration) -> CloseWithin {
+        self.pool.close_within(limit)
     }
 
     /// As [`Pool::closed`].

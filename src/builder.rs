@@ -1,6 +1,7 @@
 //! [`Builder`]: everything that can be said about a pool before it is built.
 
 use std::any::Any;
+use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -16,6 +17,7 @@ use crate::ground::spin::WaitPolicy;
 use crate::launch::{self, Plan};
 use crate::life::seed::BoundFn;
 use crate::life::service::{Answer, BoxFuture, Handler, Spawn};
+use crate::life::setup::Affinity;
 use crate::life::terms::OnWorkerLoss;
 use crate::limits;
 use crate::memory::codec::{self, AlignedBytes, Payload, View};
@@ -143,7 +145,9 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self.set(|plan| plan.init_timeout = limit)
     }
 
-    /// Runs in each worker that leaves in good order: when the pool is closed, not when the worker is killed.
+    /// Runs in each worker that leaves in good order: when the pool is closed or the worker is replaced because of
+    /// [`max_tasks_per_worker`](Self::max_tasks_per_worker) or [`max_worker_memory`](Self::max_worker_memory), not when
+    /// it is killed. Its successor starts afterwards.
     pub fn on_exit(self, f: impl Fn(&WorkerInfo) + 'static) -> Self {
         self.set(|plan| plan.on_exit = Some(Box::new(f)))
     }
@@ -232,6 +236,98 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// ```
     pub fn queue_limit(self, tasks: usize) -> Self {
         self.set(|plan| plan.queue_limit = Some(tasks))
+    }
+
+    /// Replaces a worker by a fresh process after so many tasks. Default: never. 0 is an error.
+    ///
+    /// The worker leaves in good order (with [`on_exit`](Self::on_exit)), no task is lost, and what it had not started
+    /// runs elsewhere. In a stream each item counts, and the worker looks between messages, so it may run up to a
+    /// message more. For tasks that leak: see also [`max_worker_memory`](Self::max_worker_memory).
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::builder().workers(1).max_tasks_per_worker(2).build()?;
+    /// let pids: Vec<u32> =
+    ///     (0..4).map(|_| pool.submit(|()| std::process::id(), &()).wait()).collect::<Result<_, _>>()?;
+    /// assert!(pids[0] == pids[1] && pids[1] != pids[2] && pids[2] == pids[3]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn max_tasks_per_worker(self, tasks: u64) -> Self {
+        self.set(|plan| plan.recycling.max_tasks = Some(tasks))
+    }
+
+    /// Replaces a worker, as [`max_tasks_per_worker`](Self::max_tasks_per_worker) does, when its resident memory has
+    /// grown by more than this many bytes since it was ready. Default: never. 0 is an error.
+    ///
+    /// What counts is memory of the worker's own: neither what it inherited, such as a large environment, nor files
+    /// and shared memory. It is looked at between tasks, once a millisecond at most, so a single task may take more;
+    /// the kernel's figure can be some hundred KiB behind. Needs `/proc`, without which no worker starts.
+    pub fn max_worker_memory(self, bytes: u64) -> Self {
+        self.set(|plan| plan.recycling.max_growth_bytes = Some(bytes))
+    }
+
+    /// Limits the address space of each worker to so many bytes more than it has when it is ready (RLIMIT_AS, see
+    /// setrlimit(2)). Default: no limit but the program's own. 0 is an error.
+    ///
+    /// A task that wants more is refused the memory, which Rust's allocator answers with an abort: the task ends with
+    /// [`WorkerLost`](crate::WorkerLost) and the hint [`OutOfMemory`](crate::LossHint::OutOfMemory), before the machine
+    /// runs out of memory. Addresses count, used or not: each thread that a task starts takes 2 MiB and more for its
+    /// stack, and up to 128 MiB for an arena of glibc's malloc. A process that a task starts has the limit, too.
+    ///
+    /// ```
+    /// use forkring::{LossHint, Pool, TaskError};
+    ///
+    /// let pool = Pool::builder().workers(1).max_address_space(64 << 20).build()?;
+    /// let greedy = pool.submit(|bytes: usize| vec![1_u8; bytes].len(), &(1 << 30));
+    /// match greedy.wait() {
+    ///     Err(TaskError::WorkerLost(lost)) => assert_eq!(lost.hint(), Some(LossHint::OutOfMemory)),
+    ///     other => unreachable!("{other:?}"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn max_address_space(self, bytes: u64) -> Self {
+        self.set(|plan| plan.setup.address_space_bytes = Some(bytes))
+    }
+
+    /// Makes each worker the leader of a process group of its own, and kills what is left of the group when the worker
+    /// dies in any way but in good order: processes that its tasks have started go with it. Default: off.
+    ///
+    /// Without it, they live on when a worker crashes or is killed. With it, they still do if they have left the group
+    /// (setsid(2)), if the worker leaves in good order, or if the zygote itself is killed. The terminal's signals do
+    /// not reach the workers then: Ctrl-Z stops the program but not its workers, and a task that reads from the
+    /// terminal is stopped.
+    pub fn process_group(self, on: bool) -> Self {
+        self.set(|plan| plan.setup.process_group = on)
+    }
+
+    /// Sets an environment variable in each worker, before `init`. May be used several times; the last value of a name
+    /// counts. A name that is empty or has a `=` in it, and zero bytes, are errors.
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::builder().workers(1).worker_env("OMP_NUM_THREADS", "1").build()?;
+    /// let threads = pool.submit(|name: String| std::env::var(name).ok(), &"OMP_NUM_THREADS".to_owned());
+    /// assert_eq!(threads.wait()?.as_deref(), Some("1"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn worker_env(self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.set(|plan| plan.setup.env.push((key.into(), value.into())))
+    }
+
+    /// Adds to the niceness of each worker, as `nice(1)` does: with more than 0, workers leave the cores to others
+    /// first. Default: 0. Less than 0 takes a privilege, without which no worker starts.
+    pub fn nice(self, steps: i32) -> Self {
+        self.set(|plan| plan.setup.nice = steps)
+    }
+
+    /// Which cores the workers run on. Default: [`Affinity::Inherit`]. A core that this program may not run on, and a
+    /// list without any, are errors.
+    ///
+    /// Threads and processes that a task starts stay on its worker's core.
+    pub fn affinity(self, affinity: Affinity) -> Self {
+        self.set(|plan| plan.setup.affinity = affinity)
     }
 
     /// How workers and waiting threads wait. Default: [`WaitPolicy::Adaptive`].

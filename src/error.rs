@@ -218,7 +218,9 @@ pub(crate) struct LostDetails {
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossHint {
-    /// SIGKILL from outside, as the kernel sends when memory runs out.
+    /// Memory ran out, by the looks of it: the worker aborted while its address space was limited
+    /// ([`Builder::max_address_space`](crate::Builder::max_address_space), or `setrlimit`), or it was killed by SIGKILL
+    /// when the kernel had just killed for want of memory, or might have.
     OutOfMemory,
     /// The worker had written something impossible to shared memory and was killed for it.
     Violation(&'static str),

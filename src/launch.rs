@@ -21,9 +21,11 @@ use crate::ground::sys::socket::Socket;
 use crate::ground::sys::{SysError, cores};
 use crate::life::core::{Core, Phase};
 use crate::life::driver::Driver;
+use crate::life::recycling::Recycling;
 use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
 use crate::life::service::{Handler, Host};
+use crate::life::setup::Setup;
 use crate::life::station::{Bell, Station};
 use crate::life::terms::{OnWorkerLoss, Policy, Terms};
 use crate::life::threads;
@@ -44,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) init_timeout: Duration,
     pub(crate) close_inherited_fds: bool,
+    pub(crate) recycling: Recycling,
+    pub(crate) setup: Setup,
     pub(crate) name: String,
 }
 
@@ -74,6 +78,8 @@ impl Default for Plan {
             },
             init_timeout: limits::INIT_TIMEOUT_DEFAULT,
             close_inherited_fds: false,
+            recycling: Recycling::default(),
+            setup: Setup::default(),
             name: "forkring".to_owned(),
         }
     }
@@ -110,12 +116,14 @@ pub(crate) fn launch(
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.policy.max_payload)?;
+    limits::check_recycling(&plan.recycling)?;
+    let setup = plan.setup.check()?;
     faults::prepare();
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
     panics::install();
     warn_of_threads(&plan.name);
-    let spin = SpinBudget::new(plan.wait_policy, workers, cores);
+    let spin = SpinBudget::new(plan.wait_policy, workers, setup.cores(workers, cores));
     let queue_limit = plan.queue_limit;
     let objects = Objects::load();
     let Plan { init, state, on_exit, handler, policy, init_timeout, close_inherited_fds, name, .. } = plan;
@@ -132,6 +140,8 @@ pub(crate) fn launch(
         max_payload: policy.max_payload,
         spin,
         close_inherited_fds,
+        recycling: plan.recycling,
+        setup,
     };
     let failed = |error: SysError| Error::caused(format!("the pool {name:?} could not be built"), error);
     let Ends { socket, zygote, driver_bell, stations, handler } =

@@ -63,12 +63,13 @@ pub use error::{
 };
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
+pub use life::setup::Affinity;
 pub use life::terms::OnWorkerLoss;
 pub use memory::codec::{Input, OwnedArchive, Payload, View};
 /// The signals that [`Builder::kill_signal`] takes.
 pub use nix::sys::signal::Signal;
 pub use overload::{Permit, Reserve, SubmitAsync};
-pub use pool::{Close, Closed, Pool};
+pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

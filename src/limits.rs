@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::life::recycling::Recycling;
 use crate::stream::Granularity;
 
 /// Workers of one pool.
@@ -29,6 +30,16 @@ pub(crate) fn check_workers(workers: usize) -> Result<(), Error> {
 pub(crate) fn check_max_payload(bytes: usize) -> Result<(), Error> {
     if bytes > MAX_PAYLOAD_MAX {
         return Err(Error::new(format!("max_payload is {bytes} bytes; the limit is {MAX_PAYLOAD_MAX}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_recycling(recycling: &Recycling) -> Result<(), Error> {
+    if recycling.max_tasks == Some(0) {
+        return Err(Error::new("max_tasks_per_worker of 0 leaves no worker to run anything; use 1 or more"));
+    }
+    if recycling.max_growth_bytes == Some(0) {
+        return Err(Error::new("max_worker_memory of 0 bytes would replace a worker after every task"));
     }
     Ok(())
 }

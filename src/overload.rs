@@ -28,7 +28,7 @@ pub(crate) fn try_start<I: Input + ?Sized, R>(
     if !core.is_here() {
         return Ok(Task::failed(TaskError::NotInThisProcess));
     }
-    let terms = terms.map(Terms::from_now);
+    let terms = terms.map(Terms::starting_now);
     if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
         return Ok(Task::failed(TaskError::TimedOut { limit }));
     }
@@ -51,7 +51,7 @@ pub(crate) fn start_async<I: Input + ?Sized, R>(
     if !core.is_here() {
         return task(Task::failed(TaskError::NotInThisProcess));
     }
-    let terms = terms.map(Terms::from_now);
+    let terms = terms.map(Terms::starting_now);
     if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
         return task(Task::failed(TaskError::TimedOut { limit }));
     }

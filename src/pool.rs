@@ -299,6 +299,37 @@ impl<E, S, W> Pool<E, S, W> {
         Close { handle: self.handle.clone() }
     }
 
+    /// As [`close`](Self::close), but not for longer than `limit`: if the pool has not closed by then, it is
+    /// [terminated](Self::terminate), and tasks that have not ended end with [`TaskError::Terminated`]. Idempotent: the
+    /// earliest of several limits counts, and dropping the result takes nothing back.
+    ///
+    /// The pool measures the time, so that the result can be awaited under any executor. After the limit, killing and
+    /// reaping the workers takes another moment.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::new(1)?;
+    /// let quick = pool.submit(|n: u32| n + 1, &1);
+    /// let outcome = pool.close_within(Duration::from_secs(60)).wait();
+    /// assert!(!outcome.forced && outcome.unfinished == 0);
+    /// assert_eq!(quick.wait()?, 2);
+    ///
+    /// let pool = Pool::new(1)?;
+    /// let endless = pool.submit(|_: ()| loop { std::thread::park() }, &());
+    /// let outcome = pool.close_within(Duration::from_millis(10)).wait();
+    /// assert!(outcome.forced && outcome.unfinished == 1);
+    /// assert!(endless.wait().map(|()| ()).unwrap_err().is_terminated());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn close_within(&self, limit: Duration) -> CloseWithin {
+        if self.core().is_here() {
+            self.core().close_within(limit);
+        }
+        CloseWithin { close: Close { handle: self.handle.clone() } }
+    }
+
     /// Kills the workers at once. Tasks that have not ended end with [`TaskError::Terminated`]. Returns when nothing of
     /// the pool is left, or after a few seconds. Idempotent.
     pub fn terminate(&self) {
@@ -340,7 +371,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     if !core.is_here() {
         return Task::failed(TaskError::NotInThisProcess);
     }
-    let terms = terms.map(Terms::from_now);
+    let terms = terms.map(Terms::starting_now);
     if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
         return Task::failed(TaskError::TimedOut { limit });
     }
@@ -425,6 +456,54 @@ impl Future for Close {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         poll_ended(&self.handle.core, context)
+    }
+}
+
+/// A pool that is closing, but not for ever. See [`Pool::close_within`]. Dropping it does not take that back.
+#[derive(Debug)]
+pub struct CloseWithin {
+    close: Close,
+}
+
+/// How a pool closed that was given a limit.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseOutcome {
+    /// Whether the limit was reached and the workers had to be killed.
+    pub forced: bool,
+    /// How many tasks had not ended when the pool was ended by force, by [`Pool::terminate`] or by a failure. A message
+    /// of a stream counts as one task, whatever its granularity.
+    pub unfinished: usize,
+}
+
+impl CloseWithin {
+    /// Blocks until nothing of the pool is left.
+    pub fn wait(self) -> CloseOutcome {
+        let Self { close } = self;
+        if close.handle.core.is_here() {
+            close.handle.core.wait_for(Phase::Ended, None);
+        }
+        CloseOutcome::of(&close.handle.core)
+    }
+}
+
+impl Future for CloseWithin {
+    type Output = CloseOutcome;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CloseOutcome> {
+        let core = &self.close.handle.core;
+        poll_ended(core, context).map(|()| CloseOutcome::of(core))
+    }
+}
+
+impl CloseOutcome {
+    /// Of a pool that has ended; of one of another process nothing is known.
+    fn of(core: &Core) -> Self {
+        if !core.is_here() {
+            return Self { forced: false, unfinished: 0 };
+        }
+        let (forced, unfinished) = core.close_outcome();
+        Self { forced, unfinished }
     }
 }
 

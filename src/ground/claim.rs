@@ -10,6 +10,7 @@
 //! | worker | `c → c + 1` | request `c` starts |
 //! | master | `c → c + k` | the oldest `k` unstarted requests are the master's again |
 //! | master | `c → c` with SEALED | nothing more starts in this worker; what is unstarted is the master's |
+//! | worker | `c → c` with SEALED | the same, by its own decision: it leaves between two requests |
 //!
 //! The word lies in memory that the worker can write, so the master checks a count it reads against the range that
 //! it knows must hold ([`crate::protocol`]).
@@ -91,7 +92,7 @@ impl ClaimWord {
         }
     }
 
-    /// Master: seals the word; the count that it was sealed at.
+    /// Either side: seals the word; the count that it was sealed at.
     pub(crate) fn seal(&self) -> u64 {
         Claimed::of(self.0.fetch_or(SEALED, Ordering::SeqCst)).count
     }

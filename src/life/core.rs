@@ -78,6 +78,11 @@ struct Life {
     phase: Phase,
     failure: Option<PoolFailure>,
     wakers: Vec<Waker>,
+    /// Until when the pool is to have closed, and whether it had to be ended for that.
+    deadline: Option<Instant>,
+    forced: bool,
+    /// Tasks that had not ended when the pool was.
+    unfinished: usize,
     /// The driver's doorbell, until the pool has ended.
     bell: Option<Arc<Doorbell>>,
 }
@@ -120,6 +125,9 @@ impl Core {
                 phase: Phase::Building,
                 failure: None,
                 wakers: Vec::new(),
+                deadline: None,
+                forced: false,
+                unfinished: 0,
                 bell: Some(bell),
             }),
             life_changed: Condvar::new(),
@@ -238,6 +246,40 @@ impl Core {
         }
     }
 
+    /// As [`close`](Self::close), and has the driver end the pool if it has not closed in time. The earliest of
+    /// several deadlines counts.
+    pub(crate) fn close_within(&self, limit: Duration) {
+        if let Some(deadline) = Instant::now().checked_add(limit) {
+            let mut life = self.life.lock();
+            life.deadline = Some(life.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        }
+        self.close();
+        // Somebody else may have closed it, and the driver not know of a deadline.
+        self.ring_driver();
+    }
+
+    /// Until when the pool is to have closed, if it is closing and that is limited.
+    pub(crate) fn close_deadline(&self) -> Option<Instant> {
+        let life = self.life.lock();
+        life.deadline.filter(|_| life.phase == Phase::Closing)
+    }
+
+    /// The time to close is over.
+    pub(crate) fn force(&self) {
+        self.life.lock().forced = true;
+        self.end(TaskError::Terminated);
+    }
+
+    /// How the pool closed: whether by force, and how many tasks had not ended.
+    pub(crate) fn close_outcome(&self) -> (bool, usize) {
+        let life = self.life.lock();
+        (life.forced, life.unfinished)
+    }
+
+    pub(crate) fn add_unfinished(&self, tasks: usize) {
+        self.life.lock().unfinished += tasks;
+    }
+
     /// Whether no station holds a task, and none is between two of them. Stays true once nothing is accepted.
     pub(crate) fn is_empty(&self) -> bool {
         let before = self.moves.state();
@@ -254,7 +296,8 @@ impl Core {
         };
         self.advance(Phase::Ending, failure);
         for station in &self.stations {
-            station.own(self).put_down(&error);
+            let unfinished = station.own(self).put_down(&error);
+            self.add_unfinished(unfinished);
         }
         self.ring_driver();
     }

@@ -223,8 +223,9 @@ impl Owned<'_> {
         self.give_back(pinned);
     }
 
-    /// Ends everything here with `error` and kills the worker. Published results win.
-    pub(crate) fn put_down(&mut self, error: &TaskError) {
+    /// Ends everything here with `error` and kills the worker. Published results win. How many had not ended.
+    pub(crate) fn put_down(&mut self, error: &TaskError) -> usize {
+        let mut unfinished = 0;
         self.refusal = Some(error.clone());
         // Nothing more starts; then the last look. A claim word that is out of range is the concern of what remains.
         let unstarted = self.lane.as_mut().and_then(|lane| lane.stop().ok()).unwrap_or_default();
@@ -244,11 +245,14 @@ impl Owned<'_> {
             let started = remains.started.into_iter().map(|(_, job, parcel)| (job, parcel));
             for (job, _) in started.chain(remains.unstarted) {
                 self.finish(job, Outcome::Failed(error.clone()));
+                unfinished += 1;
             }
         }
         while let Some(mut job) = self.queue.pop_front() {
             drop(job.unqueue());
             self.finish(job, Outcome::Failed(error.clone()));
+            unfinished += 1;
         }
+        unfinished
     }
 }

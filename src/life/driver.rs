@@ -14,12 +14,13 @@ use super::end::{End, describe};
 use super::events;
 use super::job::Deadline;
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
+use super::oom::OomWatch;
 use super::registry;
 use super::station::{Process, Stage};
 use super::terms::OnWorkerLoss;
 use super::timers::Timer;
 use super::verdict::Why;
-use crate::error::{PoolFailure, TaskError};
+use crate::error::{LossHint, PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::SysError;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
@@ -78,6 +79,7 @@ pub(crate) struct Driver {
     barren: Box<[bool]>,
     /// When the stations that run jobs with a time limit are looked at next.
     look_at: Option<Instant>,
+    oom: OomWatch,
     /// Workers that have not ended.
     processes: usize,
     orderly: bool,
@@ -107,6 +109,7 @@ impl Driver {
             failed_starts: 0,
             barren,
             look_at: None,
+            oom: OomWatch::new(),
             processes: 0,
             orderly: false,
         };
@@ -187,7 +190,10 @@ impl Driver {
             self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
         let starting = self.starting.iter().map(|&(_, until)| until).min();
         let look = self.look_at.filter(|_| self.core.timed.any());
-        [vacant, starting, look, self.core.timers.next()].into_iter().flatten().min()
+        [vacant, starting, look, self.core.timers.next(), self.core.close_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Looks at the stations that run jobs with a time limit.
@@ -280,7 +286,7 @@ impl Driver {
                 self.fail(text);
                 true
             }
-            Ok((WorkerState::Starting | WorkerState::Unwinding, _)) => false,
+            Ok((WorkerState::Starting | WorkerState::Unwinding | WorkerState::Leaving, _)) => false,
             Err(violation) => {
                 owned.break_off(violation);
                 true
@@ -316,6 +322,10 @@ impl Driver {
                 if unwinding { UNWINDING_HINT } else { "" }
             ));
             self.starting.clear();
+        }
+        if self.core.close_deadline().is_some_and(|deadline| deadline <= now) {
+            events::info(&self.core, format_args!("the pool has not closed in time and is terminated"));
+            self.core.force();
         }
         // All may have become ready by the looks above.
         self.check_open();
@@ -415,8 +425,9 @@ impl Driver {
                     self.starting.retain(|(other, _)| *other != who);
                     self.fail(format!("could not start worker {}: fork: {error}", who.station));
                 }
-                Some(Report::Ended { who, pid, status, max_rss_kib }) => {
-                    self.ended(who, pid, status, max_rss_kib)
+                Some(Report::Ended { who, pid, status, max_rss_kib, limited }) => {
+                    let hint = self.oom.hint(status, limited);
+                    self.ended(who, pid, status, max_rss_kib, hint)
                 }
                 None => self.fail("the zygote spoke nonsense".to_owned()),
             }
@@ -439,7 +450,7 @@ impl Driver {
     }
 
     /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.
-    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64) {
+    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64, hint: Option<LossHint>) {
         self.processes = self.processes.saturating_sub(1);
         self.starting.retain(|(other, _)| *other != who);
         let core = self.core.clone();
@@ -460,10 +471,13 @@ impl Driver {
             verdict,
             tasks_done: owned.tasks_done,
             ran_for: None,
+            parting: None,
+            hint,
         };
         let mut failed_text = None;
         let mut unwinding = false;
         if let Some(lane) = owned.lane.take() {
+            end.parting = lane.parting();
             if let Ok((state, text)) = lane.worker_state() {
                 failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);
                 unwinding = state == WorkerState::Unwinding;
@@ -574,7 +588,8 @@ impl Driver {
         for station in &core.stations {
             let mut owned = station.own(&core);
             let told = owned.refusal.clone().filter(|refusal| !refusal.is_closed());
-            owned.put_down(&told.unwrap_or_else(|| cause.clone()));
+            let unfinished = owned.put_down(&told.unwrap_or_else(|| cause.clone()));
+            core.add_unfinished(unfinished);
         }
         let _ = self.socket.try_send(&Order::Terminate.to_bytes(), &[]);
         self.await_zygote();

@@ -13,6 +13,7 @@ use super::verdict::Verdict;
 use crate::error::{LossHint, LostDetails, TaskError, WorkerLost, signal_name};
 use crate::ground::sys::process::ExitStatus;
 use crate::protocol::lane::{Lane, Parcel, Violation};
+use crate::protocol::wire::Parting;
 
 /// All that is known about the end of a worker.
 #[derive(Debug)]
@@ -27,6 +28,9 @@ pub(crate) struct End {
     pub(crate) verdict: Option<Verdict>,
     pub(crate) tasks_done: u64,
     pub(crate) ran_for: Option<Duration>,
+    /// Why it left, if it had decided so itself.
+    pub(crate) parting: Option<Parting>,
+    pub(crate) hint: Option<LossHint>,
 }
 
 impl fmt::Display for End {
@@ -40,6 +44,9 @@ impl End {
     /// Whether nobody had told it to end.
     pub(crate) fn is_loss(&self) -> bool {
         let left = self.status == ExitStatus::Exited(0);
+        if left && self.violation.is_none() && self.parting.is_some() {
+            return false;
+        }
         match (self.stage, &self.verdict) {
             (Stage::Leaving, Some(Verdict { victim: Some(_), .. })) => self.violation.is_some(),
             (Stage::Leaving, _) => !left || self.violation.is_some(),
@@ -54,6 +61,10 @@ impl End {
             return events::info(core, format_args!("{self}, as told"));
         }
         match (&self.violation, &self.verdict) {
+            _ if self.parting.is_some() && !self.is_loss() => {
+                let why = self.parting.map(|parting| parting.to_string()).unwrap_or_default();
+                events::info(core, format_args!("{self}, since {why}; it is replaced"));
+            }
             (Some(Violation(what)), _) => {
                 events::error(
                     core,
@@ -72,11 +83,7 @@ impl End {
 
     /// What the task ends with that the worker had in hand, if nobody had decided on something else.
     fn lost(&self, attempts: u32) -> TaskError {
-        let hint = match (&self.violation, self.status) {
-            (Some(violation), _) => Some(LossHint::Violation(violation.0)),
-            (None, ExitStatus::Signaled(nix::libc::SIGKILL, _)) => Some(LossHint::OutOfMemory),
-            _ => None,
-        };
+        let hint = self.violation.map(|violation| LossHint::Violation(violation.0)).or(self.hint);
         let (exit_code, signal) = match self.status {
             ExitStatus::Exited(code) => (Some(code), None),
             ExitStatus::Signaled(signal, _) => (None, Some(signal)),

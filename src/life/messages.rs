@@ -28,8 +28,8 @@ pub(crate) enum Report {
     Spawned { who: Who, pid: u32 },
     /// A worker could not be forked: the error number.
     Refused { who: Who, errno: i32 },
-    /// A worker ended and was reaped; the most memory it ever had resident.
-    Ended { who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64 },
+    /// A worker ended and was reaped; the most memory it ever had resident, and whether its addresses were limited.
+    Ended { who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64, limited: bool },
 }
 
 fn pack(words: [u64; WORDS]) -> [u8; MESSAGE_BYTES] {
@@ -71,11 +71,13 @@ impl Report {
         let (kind, who, rest) = match self {
             Self::Spawned { who, pid } => (1, who, [u64::from(pid), 0, 0]),
             Self::Refused { who, errno } => (2, who, [errno as u64, 0, 0]),
-            Self::Ended { who, pid, status: ExitStatus::Exited(code), max_rss_kib } => {
-                (3, who, [u64::from(pid), max_rss_kib, code as u64])
-            }
-            Self::Ended { who, pid, status: ExitStatus::Signaled(signal, core), max_rss_kib } => {
-                (4 + u64::from(core), who, [u64::from(pid), max_rss_kib, signal as u64])
+            Self::Ended { who, pid, status, max_rss_kib, limited } => {
+                let (kind, number) = match status {
+                    ExitStatus::Exited(code) => (3, code),
+                    ExitStatus::Signaled(signal, core) => (4 + u64::from(core), signal),
+                };
+                let number = u64::from(number as u32) | u64::from(limited) << 32;
+                (kind, who, [u64::from(pid), max_rss_kib, number])
             }
         };
         pack([kind, who.station as u64, who.generation, rest[0], rest[1], rest[2]])
@@ -84,7 +86,8 @@ impl Report {
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let [kind, station, generation, a, b, c] = unpack(bytes)?;
         let who = Who { station: usize::try_from(station).ok()?, generation };
-        let ended = |status| Self::Ended { who, pid: a as u32, status, max_rss_kib: b };
+        let limited = c >> 32 != 0;
+        let ended = |status| Self::Ended { who, pid: a as u32, status, max_rss_kib: b, limited };
         Some(match kind {
             1 => Self::Spawned { who, pid: a as u32 },
             2 => Self::Refused { who, errno: a as i32 },
@@ -108,9 +111,27 @@ mod tests {
         for report in [
             Report::Spawned { who, pid: 7 },
             Report::Refused { who, errno: 11 },
-            Report::Ended { who, pid: 7, status: ExitStatus::Exited(99), max_rss_kib: 1 << 40 },
-            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(11, true), max_rss_kib: 5 },
-            Report::Ended { who, pid: 7, status: ExitStatus::Signaled(9, false), max_rss_kib: 0 },
+            Report::Ended {
+                who,
+                pid: 7,
+                status: ExitStatus::Exited(99),
+                max_rss_kib: 1 << 40,
+                limited: true,
+            },
+            Report::Ended {
+                who,
+                pid: 7,
+                status: ExitStatus::Signaled(11, true),
+                max_rss_kib: 5,
+                limited: false,
+            },
+            Report::Ended {
+                who,
+                pid: 7,
+                status: ExitStatus::Signaled(9, false),
+                max_rss_kib: 0,
+                limited: true,
+            },
         ] {
             assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
         }

@@ -2,7 +2,7 @@
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
 //! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
-//! [`service`]. In other processes: [`zygote`], [`worker`].
+//! [`end`], [`oom`], [`service`]. In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
@@ -12,9 +12,12 @@ pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod job;
 pub(crate) mod messages;
+pub(crate) mod oom;
+pub(crate) mod recycling;
 pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;
+pub(crate) mod setup;
 pub(crate) mod station;
 pub(crate) mod terms;
 pub(crate) mod threads;

@@ -5,6 +5,8 @@
 
 use std::any::Any;
 
+use super::recycling::Recycling;
+use super::setup::Checked;
 use crate::context::WorkerInfo;
 use crate::error::BoxError;
 use crate::ground::spin::SpinBudget;
@@ -34,6 +36,8 @@ pub(crate) struct Seed {
     pub(crate) max_payload: usize,
     pub(crate) spin: SpinBudget,
     pub(crate) close_inherited_fds: bool,
+    pub(crate) recycling: Recycling,
+    pub(crate) setup: Checked,
 }
 
 impl std::fmt::Debug for Seed {

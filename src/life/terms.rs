@@ -19,7 +19,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// For a task that is submitted at this moment.
-    pub(crate) fn from_now(mut self) -> Self {
+    pub(crate) fn starting_now(mut self) -> Self {
         // Beyond the clock's range is never.
         self.due = self.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         self

@@ -21,6 +21,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
 use super::messages::Who;
+use super::recycling::Allowance;
 use super::seed::Seed;
 use crate::context::{Call, WorkerInfo};
 use crate::faults::{Point, point};
@@ -91,6 +92,9 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         known: Cell::new(None),
     }));
     WORKER.set(Some(core));
+    if let Err(error) = seed.setup.begin(who.station) {
+        core.fail(&format!("a worker could not be set up: {error}"));
+    }
     core.initialise();
     core.serve()
 }
@@ -124,14 +128,25 @@ impl WorkerCore {
         if let Err(text) = self.make_state() {
             self.fail(&text);
         }
+        if let Err(error) = self.seed.setup.ready() {
+            self.fail(&format!("max_address_space cannot be set: {error}"));
+        }
+        let mut allowance = match Allowance::start(&self.seed.recycling) {
+            Ok(allowance) => allowance,
+            Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
+        };
         point(Point::Unready);
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
         point(Point::Ready);
         loop {
             let next = self.port.borrow_mut().next_request();
-            match next {
-                Some(request) => self.execute(request),
-                None => break,
+            let Some(request) = next else { break };
+            self.execute(request);
+            if let Some(allowance) = &mut allowance
+                && let Some(why) = allowance.spend(request.tasks())
+            {
+                self.port.borrow_mut().leave(why);
+                break;
             }
         }
         point(Point::Leaving);
@@ -149,6 +164,7 @@ impl WorkerCore {
         point(Point::Left);
         // What a task printed without a line's end. An error is nobody's business any more.
         let _ = std::io::stdout().flush();
+        self.seed.setup.end();
         process::exit_now(0)
     }
 

@@ -19,7 +19,7 @@ use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::{self, Exit, Fork, Pid, PidFd};
 use crate::ground::sys::signals::{self, SigchldFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
-use crate::ground::sys::{SysError, descriptors, poll};
+use crate::ground::sys::{SysError, descriptors, poll, usage};
 use crate::protocol::port::Bells;
 
 /// What the zygote is given by the process that forks it. Leaked there before the fork: see [`Seed`].
@@ -169,6 +169,9 @@ impl Zygote {
         }
         signals::reset_in_child();
         let launch = self.launch;
+        if launch.seed.setup.process_group && process::lead_group().is_err() {
+            process::exit_now(71);
+        }
         for fd in [launch.socket.as_fd(), launch.master.as_fd(), self.deaths.as_fd()] {
             let _ = nix::unistd::close(fd.as_raw_fd());
         }
@@ -198,11 +201,18 @@ impl Zygote {
     /// Reaps what has ended, and reports it.
     fn reap(&mut self) -> Result<(), SysError> {
         self.deaths.drain()?;
-        while let Some(exit) = process::wait4_any_nohang()? {
-            let Some(at) = self.children.iter().position(|&(pid, _)| pid == exit.pid) else { continue };
-            let (pid, who) = self.children.swap_remove(at);
-            let Exit { status, max_rss_kib, .. } = exit;
-            let report = Report::Ended { who, pid: pid as u32, status, max_rss_kib };
+        while let Some((pid, status)) = process::peek_any_nohang()? {
+            // Not reaped yet: it can be asked, and its number, as that of its group, cannot have been used again.
+            let aborted = status.signal() == Some(Signal::SIGABRT as i32);
+            let limited = aborted && usage::has_address_space_limit(pid);
+            if self.launch.seed.setup.process_group {
+                // One that has left in good order does not lead its group any more.
+                process::kill_child(pid, true);
+            }
+            let Some(Exit { status, max_rss_kib, .. }) = process::wait4_nohang(pid)? else { break };
+            let Some(at) = self.children.iter().position(|&(child, _)| child == pid) else { continue };
+            let (_, who) = self.children.swap_remove(at);
+            let report = Report::Ended { who, pid: pid as u32, status, max_rss_kib, limited };
             point(Point::DeathUnreported);
             self.launch.socket.send(&report.to_bytes(), &[])?;
             point(Point::DeathReported);
@@ -214,7 +224,7 @@ impl Zygote {
     fn end(&mut self) -> ! {
         for &(pid, _) in &self.children {
             // Unreaped children of this process: their numbers cannot have been used again.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            process::kill_child(pid, self.launch.seed.setup.process_group);
         }
         point(Point::EndKilled);
         for &(pid, _) in &self.children {

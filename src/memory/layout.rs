@@ -64,12 +64,14 @@ pub(crate) struct SideB {
     pub(crate) free_at_ns: Line<AtomicU64>,
 }
 
-/// A worker's state and the length of the message that explains it, which starts the arena of `B`.
+/// A worker's state and what explains it: the length of a message, which starts the arena of `B`, or a number.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct StateWords {
     pub(crate) state: AtomicU64,
     pub(crate) text_bytes: AtomicU64,
+    /// Why a worker leaves by its own decision: see [`crate::protocol::wire::Parting`].
+    pub(crate) parting: AtomicU64,
 }
 
 /// A response that flows while it is made: the items of a batch, or a result larger than the arena.

@@ -21,7 +21,8 @@ use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
+    WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -905,6 +906,15 @@ impl<T> Lane<T> {
             text = String::from_utf8_lossy(&bytes).into_owned();
         }
         Ok((state, text))
+    }
+
+    /// Why the worker leaves, if it does so by its own decision.
+    pub(crate) fn parting(&self) -> Option<Parting> {
+        let words = &self.region.b().state.0;
+        // Edge STATE: the reason is older than the state.
+        let state = WorkerState::from_wire(words.state.load(Ordering::Acquire));
+        let leaving = state == Some(WorkerState::Leaving);
+        leaving.then(|| Parting::from_wire(words.parting.load(Ordering::Relaxed))).flatten()
     }
 
     /// Gives the standing order and makes sure that the worker looks at it.

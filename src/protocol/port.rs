@@ -22,7 +22,8 @@ use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::sized_header;
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
+    WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -36,6 +37,13 @@ pub(crate) struct Request {
     place: Place,
     len: usize,
     position: u64,
+}
+
+impl Request {
+    /// How many tasks it is: the items of a batch that are left to do.
+    pub(crate) fn tasks(&self) -> u64 {
+        self.batch.map_or(1, |(items, done)| u64::from(items.saturating_sub(done)))
+    }
 }
 
 /// The bytes of a request: in place, or copied together from a stream.
@@ -125,6 +133,14 @@ impl Port {
         self.region.b().state.0.state.store(state as u64, Ordering::Release);
         point(Point::StateUnannounced);
         self.bells.driver.ring();
+    }
+
+    /// Nothing more starts here: what is unstarted is the master's, and this worker leaves.
+    pub(crate) fn leave(&mut self, why: Parting) {
+        // Before the state, which makes the master take the unstarted requests away.
+        self.region.b().claim.0.seal();
+        self.region.b().state.0.parting.store(why as u64, Ordering::Relaxed);
+        self.set_state(WorkerState::Leaving, "");
     }
 
     /// Blocks until there is a request to run. `None`: the worker is to leave.
@@ -234,7 +250,10 @@ impl Port {
     /// Reads a claimed request, or answers it at once if it was cancelled before it started.
     fn open(&mut self, index: u64, head: Head) -> Option<Request> {
         // The claim is a full barrier: either this load sees the mark, or the master, which marks, fences and then
-        // reads the claim word, sees that the request had started (edge CANCEL).
+        // reads the claim word, sees that the request had started (edge CANCEL). On x86 a locked instruction is that by
+        // itself; the language promises nothing about a plain load after it.
+        #[cfg(not(target_arch = "x86_64"))]
+        fence(Ordering::SeqCst);
         let slot = self.region.request(index);
         let head = slot.poll(index).unwrap_or(head);
         if head.extra & CANCELLED != 0 {

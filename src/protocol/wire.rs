@@ -93,6 +93,27 @@ wire_enum! {
         Ready = 2,
         /// `init` failed; the text says why. The worker leaves.
         Failed = 3,
+        /// It has reached a limit, has sealed its claim word, and leaves in good order.
+        Leaving = 4,
+    }
+}
+
+wire_enum! {
+    /// Why a worker leaves by its own decision.
+    Parting: u64 {
+        /// It has run as many tasks as it may.
+        Tasks = 1,
+        /// Its memory has grown by as much as it may.
+        Memory = 2,
+    }
+}
+
+impl std::fmt::Display for Parting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tasks => "it has run max_tasks_per_worker",
+            Self::Memory => "it has grown by more than max_worker_memory",
+        })
     }
 }
 

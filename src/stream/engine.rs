@@ -271,7 +271,7 @@ impl<R: Payload> Engine<R> {
             return self.fail_rest(at, &TaskError::Cancelled, deliver);
         }
         // What is sent again has the time that is left.
-        let mut terms = self.terms.map(Terms::from_now);
+        let mut terms = self.terms.map(Terms::starting_now);
         let slot = &mut self.slots[at];
         if let Some(terms) = &mut terms {
             terms.due = slot.due.or(terms.due);

@@ -13,12 +13,16 @@ mod shutdown;
 mod submit;
 
 mod chaos;
+mod closing;
 mod crashes;
 mod design;
 mod fork_safety;
+mod host;
+mod hygiene;
 mod limits;
 mod overload;
 mod payloads;
+mod recycling;
 mod services;
 mod start_worker;
 mod stream_control;

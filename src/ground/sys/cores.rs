@@ -9,8 +9,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+
+use super::{Call, Result};
 
 /// Cores that this thread may run on, limited by the cgroup's CPU quota, rounded up; at least 1.
 ///
@@ -22,9 +24,22 @@ pub(crate) fn usable_cores() -> usize {
     affinity().min(quota.unwrap_or(usize::MAX)).max(1)
 }
 
+/// The numbers of the cores that this thread may run on, in order.
+pub(crate) fn allowed_cores() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).call("sched_getaffinity")?;
+    Ok((0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect())
+}
+
+/// Keeps this thread, and what it will start, to one core.
+pub(crate) fn stay_on(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core).call("CPU_SET")?;
+    sched_setaffinity(Pid::from_raw(0), &set).call("sched_setaffinity")
+}
+
 fn affinity() -> usize {
-    match sched_getaffinity(Pid::from_raw(0)) {
-        Ok(set) => (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count(),
+    match allowed_cores() {
+        Ok(cores) => cores.len(),
         // EINVAL: more cores than the set has room for (sched_setaffinity(2)); std grows it.
         Err(_) => thread::available_parallelism().map_or(1, NonZeroUsize::get),
     }

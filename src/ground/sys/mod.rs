@@ -9,6 +9,7 @@
 //! * [`objects`] – where the read-only data of the loaded ELF objects lies
 //! * [`cores`] – how many cores this process may really use
 //! * [`poll`] – waiting for descriptors
+//! * [`usage`] – what a process uses of memory, and what it may use
 //! * [`fork_generation`] – which process a handle was made in
 //!
 //! Nothing in here knows what a pool is. Functions are thin: one call, its error named after it, and the
@@ -32,6 +33,7 @@ pub(crate) mod signals;
 pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod usage;
 
 /// A system call that failed: which one, and why.
 ///

@@ -5,6 +5,7 @@
     reason = "fork, wait4, waitid and the pidfd calls, which nix does not offer in this form"
 )]
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, Write};
 use std::mem;
@@ -163,12 +164,7 @@ impl PidFd {
             Err(Errno::ECHILD) => return Ok(None),
             result => result.call("waitid")?,
         };
-        // SAFETY: `waitid` filled in the fields of a SIGCHLD.
-        let status = unsafe { info.si_status() };
-        Ok(Some(match info.si_code {
-            libc::CLD_EXITED => ExitStatus::Exited(status),
-            code => ExitStatus::Signaled(status, code == libc::CLD_DUMPED),
-        }))
+        Ok(Some(ExitStatus::from_info(&info)))
     }
 }
 
@@ -195,6 +191,24 @@ pub(crate) enum ExitStatus {
 }
 
 impl ExitStatus {
+    /// The signal that ended it.
+    pub(crate) fn signal(self) -> Option<i32> {
+        match self {
+            Self::Exited(_) => None,
+            Self::Signaled(signal, _) => Some(signal),
+        }
+    }
+
+    /// From what `waitid` with WEXITED stored about a child.
+    fn from_info(info: &libc::siginfo_t) -> Self {
+        // SAFETY: an integer among integers, all of which were zeros before `waitid` wrote some.
+        let status = unsafe { info.si_status() };
+        match info.si_code {
+            libc::CLD_EXITED => Self::Exited(status),
+            code => Self::Signaled(status, code == libc::CLD_DUMPED),
+        }
+    }
+
     /// From what `wait` stored; `None` when the process only stopped or went on.
     fn from_wait(status: libc::c_int) -> Option<Self> {
         if libc::WIFEXITED(status) {
@@ -210,30 +224,48 @@ impl ExitStatus {
 /// A child that was reaped, and what it had used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exit {
-    pub(crate) pid: Pid,
     pub(crate) status: ExitStatus,
     /// The most memory it ever had resident. A forked child starts with its parent's figure of that moment.
     pub(crate) max_rss_kib: u64,
 }
 
-/// Reaps any child that has ended; `None` when there is none. Only for a process that owns all its children, such
-/// as the zygote: the master's may belong to the host.
-pub(crate) fn wait4_any_nohang() -> Result<Option<Exit>> {
+/// A child that has ended and has not been reaped, if there is one: its number still names it, so that it can be asked
+/// and its group killed. Only for a process that owns all its children, such as the zygote.
+pub(crate) fn peek_any_nohang() -> Result<Option<(Pid, ExitStatus)>> {
+    // SAFETY: all zeros is a valid `siginfo_t`, and what `waitid` leaves where nobody has ended (waitid(2)).
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    let waited = retry_interrupted(|| {
+        // SAFETY: `info` is ours to write.
+        Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })
+    });
+    match waited {
+        Err(Errno::ECHILD) => return Ok(None),
+        result => result.call("waitid")?,
+    };
+    // SAFETY: as in `from_info`.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then(|| (pid, ExitStatus::from_info(&info))))
+}
+
+/// Reaps this child if it has ended, or any one for -1. Only for a process that owns all its children, such as the
+/// zygote: the master's may belong to the host.
+pub(crate) fn wait4_nohang(pid: Pid) -> Result<Option<Exit>> {
     loop {
         let mut status = 0;
         // SAFETY: all zeros is a valid `rusage`.
         let mut usage: libc::rusage = unsafe { mem::zeroed() };
         let waited = retry_interrupted(|| {
             // SAFETY: both are ours to write.
-            Errno::result(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) })
+            Errno::result(unsafe { libc::wait4(pid, &raw mut status, libc::WNOHANG, &raw mut usage) })
         });
-        let pid = match waited {
+        match waited {
             Ok(0) | Err(Errno::ECHILD) => return Ok(None),
             result => result.call("wait4")?,
         };
         // Others are stops, which only a tracer is told of.
         let Some(status) = ExitStatus::from_wait(status) else { continue };
-        return Ok(Some(Exit { pid, status, max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0) }));
+        return Ok(Some(Exit { status, max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0) }));
     }
 }
 
@@ -267,6 +299,55 @@ pub(crate) fn wait_child(pid: Pid) -> Result<Option<ExitStatus>> {
 /// that died before is not noticed. Async-signal-safe.
 pub(crate) fn set_parent_death_signal(signal: Signal) -> Result<()> {
     prctl::set_pdeathsig(signal).call("prctl(PR_SET_PDEATHSIG)")
+}
+
+/// Makes this process lead a process group of its own (setpgid(2)). Async-signal-safe.
+pub(crate) fn lead_group() -> Result<()> {
+    let this = nix::unistd::Pid::from_raw(0);
+    nix::unistd::setpgid(this, this).call("setpgid")
+}
+
+/// Goes back to the parent's process group, so that the death of this process says nothing about its own. Fails for
+/// who has become the leader of a session meanwhile.
+pub(crate) fn rejoin_parents_group() -> Result<()> {
+    let group = nix::unistd::getpgid(Some(nix::unistd::getppid())).call("getpgid")?;
+    nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), group).call("setpgid")
+}
+
+/// Kills a child and, with `group`, the whole process group if it leads one. Only for a child that nobody has reaped: until then
+/// neither number can name anything else.
+pub(crate) fn kill_child(pid: Pid, group: bool) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    if group && leads_group(pid) {
+        // Fails where all members are somebody else's by now.
+        let _ = nix::sys::signal::killpg(pid, Signal::SIGKILL);
+    }
+    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+}
+
+/// Holds for a dead process as well, until it is reaped.
+fn leads_group(pid: nix::unistd::Pid) -> bool {
+    nix::unistd::getpgid(Some(pid)) == Ok(pid)
+}
+
+/// Adds to the niceness of this thread (nice(2)). Less than nothing takes a privilege.
+pub(crate) fn add_nice(steps: i32) -> Result<()> {
+    Errno::clear();
+    // SAFETY: takes and returns an integer.
+    let now = unsafe { libc::nice(steps) };
+    // -1 is a niceness, too.
+    if now == -1 && Errno::last_raw() != 0 { Err(Errno::last()).call("nice") } else { Ok(()) }
+}
+
+/// Sets an environment variable of this process.
+///
+/// # Safety
+///
+/// This process has one thread. (Not std's function: that takes std's lock, which may have been held by another thread
+/// of an ancestor when this process was forked from it.)
+pub(crate) unsafe fn set_env(key: &CStr, value: &CStr) -> Result<()> {
+    // SAFETY: both are terminated, and copied; nobody reads the environment meanwhile.
+    Errno::result(unsafe { libc::setenv(key.as_ptr(), value.as_ptr(), 1) }).call("setenv").map(drop)
 }
 
 /// How many threads this process has at the moment.
@@ -310,17 +391,21 @@ mod tests {
             let pid = sleeper();
             let pidfd = PidFd::open(pid).unwrap();
             assert!(!pidfd.has_exited());
-            assert!(wait4_any_nohang().unwrap().is_none());
+            assert!(wait4_nohang(-1).unwrap().is_none() && peek_any_nohang().unwrap().is_none());
             assert!(pidfd.kill(libc::SIGKILL).unwrap());
             wait_readable(&[pidfd.as_fd()], Some(super::super::testing::PATIENCE)).unwrap();
             assert!(pidfd.has_exited());
             assert!(pidfd.kill(libc::SIGKILL).unwrap(), "a zombie takes signals");
-            let exit = wait4_any_nohang().unwrap().unwrap();
-            assert_eq!((exit.pid, exit.status), (pid, ExitStatus::Signaled(libc::SIGKILL, false)));
+            let killed = ExitStatus::Signaled(libc::SIGKILL, false);
+            assert_eq!(peek_any_nohang().unwrap(), Some((pid, killed)));
+            assert_eq!(peek_any_nohang().unwrap(), Some((pid, killed)), "a peek reaps nothing");
+            let exit = wait4_nohang(-1).unwrap().unwrap();
+            assert_eq!(exit.status, killed);
             assert!(exit.max_rss_kib > 0);
             assert!(pidfd.has_exited() && !pidfd.kill(libc::SIGKILL).unwrap());
             assert_eq!(pidfd.wait_child().unwrap(), None);
             assert_eq!(wait_child(pid).unwrap(), None);
+            assert_eq!(peek_any_nohang().unwrap(), None);
 
             // A real-time signal, which nix's enum does not know. It is blocked in the child, which resets itself.
             let signal = libc::SIGRTMIN() + 1;

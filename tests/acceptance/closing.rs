@@ -1,0 +1,208 @@
+//! Acceptance cases about closing within a limit: G-05, G-09, G-13.
+
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use forkring::{CloseOutcome, Payload, Pool, Task, TaskError, hooks};
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    BOUND, children, count_fds, counter, eventually, fork_and, gate, process, scenario, signal,
+};
+
+/// Within the bound, or it is a hang.
+#[track_caller]
+fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
+    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
+}
+
+fn held(n: u32) -> u32 {
+    counter(0).bump();
+    gate(0).wait();
+    n
+}
+
+#[track_caller]
+fn nothing_left(fds: usize) {
+    assert!(children().is_empty(), "{:?}", children());
+    assert_eq!(count_fds(), fds);
+}
+
+#[test]
+fn g_05_a_limit_of_nothing_ends_everything_at_once() {
+    scenario(|| {
+        let fds = count_fds();
+        let pool = Pool::new(2).unwrap();
+        let tasks: Vec<_> = (0..50).map(|n| pool.submit(held, &n)).collect();
+        counter(0).wait_for(2);
+        let closed = pool.close_within(Duration::ZERO).wait();
+        assert!(closed.forced);
+        assert_eq!(closed.unfinished, 50);
+        for task in tasks {
+            assert!(task.is_finished());
+            assert!(outcome(task).unwrap_err().is_terminated());
+        }
+        assert!(outcome(pool.submit(held, &1)).is_err());
+        drop(pool);
+        nothing_left(fds);
+        // Nobody has come to the end.
+        assert_eq!(counter(0).get(), 2);
+    });
+}
+
+#[test]
+fn g_09_at_the_deadline_what_has_not_ended_is_ended() {
+    scenario(|| {
+        let fds = count_fds();
+        let pool = Pool::new(2).unwrap();
+        let quick: Vec<_> = (0..20).map(|n| pool.submit(|n: u32| n, &n)).collect();
+        eventually("the ends of short tasks", || quick.iter().all(Task::is_finished));
+        let slow: Vec<_> = (0..4).map(|n| pool.submit(held, &n)).collect();
+        counter(0).wait_for(2);
+        let start = Instant::now();
+        let closed = pool.close_within(Duration::from_millis(500)).wait();
+        assert!(start.elapsed() >= Duration::from_millis(500));
+        assert!(closed.forced);
+        assert_eq!(closed.unfinished, 4);
+        for (n, task) in (0..).zip(quick) {
+            assert_eq!(outcome(task).unwrap(), n);
+        }
+        assert!(slow.into_iter().all(|task| outcome(task).unwrap_err().is_terminated()));
+        drop(pool);
+        nothing_left(fds);
+    });
+}
+
+#[test]
+fn g_09_a_pool_that_closes_in_time_is_not_forced() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let tasks: Vec<_> = (0..10).map(|n| pool.submit(held, &n)).collect();
+        counter(0).wait_for(2);
+        let closing = pool.close_within(BOUND);
+        gate(0).open();
+        let closed = closing.wait();
+        assert_eq!((closed.forced, closed.unfinished), (false, 0));
+        for (n, task) in (0..).zip(tasks) {
+            assert_eq!(outcome(task).unwrap(), n);
+        }
+        // Too late to change anything, and it says the same.
+        let again = pool.close_within(Duration::ZERO).wait();
+        assert_eq!(again, closed);
+        assert!(outcome(pool.submit(held, &1)).unwrap_err().is_closed());
+    });
+}
+
+/// Any executor will do: the time is the pool's to measure.
+#[test]
+fn g_09_the_deadline_needs_no_timer_of_a_runtime() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(held, &1);
+        counter(0).wait_for(1);
+        let mut closing = Box::pin(pool.close_within(Duration::from_millis(50)));
+        let mut unwoken = Context::from_waker(Waker::noop());
+        assert_eq!(closing.as_mut().poll(&mut unwoken), Poll::Pending);
+        let closed: CloseOutcome = futures::executor::block_on(closing);
+        assert!(closed.forced && closed.unfinished == 1);
+        assert!(outcome(task).unwrap_err().is_terminated());
+        // Nobody needs to wait for it either.
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(held, &1);
+        drop(pool.close_within(Duration::from_millis(1)));
+        assert!(outcome(task).unwrap_err().is_terminated());
+        pool.closed().wait();
+    });
+}
+
+#[test]
+fn g_09_the_earliest_of_several_deadlines_counts() {
+    scenario(|| {
+        for order in [[BOUND, Duration::from_millis(20)], [Duration::from_millis(20), BOUND]] {
+            let pool = Pool::new(1).unwrap();
+            let task = pool.submit(held, &1);
+            let closings = order.map(|limit| pool.close_within(limit));
+            for closed in closings.map(|closing| closing.wait()) {
+                assert!(closed.forced);
+            }
+            assert!(outcome(task).unwrap_err().is_terminated());
+        }
+        // After a close without a limit, and with more time than there is.
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(held, &1);
+        let unlimited = pool.close();
+        let endless = pool.close_within(Duration::MAX);
+        assert!(pool.close_within(Duration::from_millis(20)).wait().forced);
+        unlimited.wait();
+        assert!(endless.wait().forced);
+        assert!(outcome(task).unwrap_err().is_terminated());
+    });
+}
+
+#[test]
+fn g_09_who_terminates_meanwhile_does_not_wait_for_the_limit() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let tasks: Vec<_> = (0..4).map(|n| pool.submit(held, &n)).collect();
+        counter(0).wait_for(2);
+        let closing = pool.close_within(BOUND);
+        pool.terminate();
+        let closed = closing.wait();
+        assert!(!closed.forced);
+        assert_eq!(closed.unfinished, 4);
+        assert!(tasks.into_iter().all(|task| outcome(task).unwrap_err().is_terminated()));
+    });
+}
+
+/// What hangs is not a task but the leaving itself.
+#[test]
+fn g_09_a_worker_that_hangs_in_on_exit_is_killed_at_the_deadline() {
+    scenario(|| {
+        let on_exit = |_: &forkring::WorkerInfo| {
+            counter(1).bump();
+            gate(0).wait();
+        };
+        let pool = Pool::builder().workers(1).on_exit(on_exit).build().unwrap();
+        let task = pool.submit(|n: u32| n, &1);
+        assert_eq!(outcome(task).unwrap(), 1);
+        pool.close();
+        counter(1).wait_for(1);
+        let closing = pool.close_within(Duration::from_millis(50));
+        let closed = closing.wait();
+        assert_eq!((closed.forced, closed.unfinished), (true, 0));
+    });
+}
+
+#[test]
+fn g_13_a_stopped_worker_is_killed_at_the_deadline() {
+    scenario(|| {
+        hooks::set_log_error(|_| ());
+        let fds = count_fds();
+        let pool = Pool::new(2).unwrap();
+        let stopped = pool.worker_pids()[0];
+        signal(stopped, Signal::SIGSTOP);
+        eventually("a stop", || process(stopped).is_some_and(|p| p.state == 'T'));
+        let closed = pool.close_within(Duration::from_millis(100)).wait();
+        assert!(closed.forced);
+        drop(pool);
+        nothing_left(fds);
+    });
+}
+
+/// M-02: a handle that was inherited has nothing to close.
+#[test]
+fn g_09_a_fork_of_the_program_closes_nothing() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let task = pool.submit(held, &1);
+        counter(0).wait_for(1);
+        let child = fork_and(|| {
+            let closed = pool.close_within(Duration::ZERO).wait();
+            i32::from(closed.forced) + closed.unfinished as i32
+        });
+        assert_eq!(crate::support::exit_code_of(child), 0);
+        gate(0).open();
+        assert_eq!(outcome(task).unwrap(), 1);
+        assert_eq!(outcome(pool.submit(|n: u32| n, &7)).unwrap(), 7);
+    });
+}
