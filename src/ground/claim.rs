@@ -141,7 +141,7 @@ mod tests {
         let owners: Vec<Count> = (0..TOTAL).map(|_| Count::new(0)).collect();
         let own = |i: u64| owners[i as usize].fetch_add(1, Ordering::Relaxed);
         std::thread::scope(|s| {
-            s.spawn(|| {
+            let worker = s.spawn(|| {
                 let mut next = 0;
                 while next < TOTAL {
                     match word.claim(next) {
@@ -159,6 +159,8 @@ mod tests {
                     own(i);
                 });
             }
+            // ThreadSanitizer sees a join, but not the end of a scope.
+            worker.join().unwrap();
         });
         assert!(owners.iter().all(|n| n.load(Ordering::Relaxed) == 1));
     }

@@ -65,7 +65,7 @@ impl<const JOBS: usize> Station<JOBS> {
                 continue;
             }
             self.jobs[job - 1].link.store((word & !FLAGS) / STEP, Ordering::Relaxed);
-            let left = job * STEP | word & FLAGS;
+            let left = (job * STEP) | (word & FLAGS);
             match self.word.compare_exchange(word, left, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return false,
                 Err(seen) => word = seen,
