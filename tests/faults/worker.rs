@@ -104,7 +104,7 @@ fn replaced_again(point: Point, before: &Holdings) {
     for _ in 0..3 {
         let so_far = deaths();
         arm(point, 1);
-        let crash = pool.submit_with(|_: &Here, _: &View<()>| std::process::abort(), &());
+        let crash = pool.submit_with(|_: &Here, _: &View<()>| -> () { std::process::abort() }, &());
         let outcomes = run(&pool);
         assert!(crash.wait().unwrap_err().is_worker_lost());
         judge(&outcomes, Blame::Nobody, 0);
