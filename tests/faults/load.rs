@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use forkring::{Granularity, Payload, Pool, Service, TaskError, View, Worker, WorkerLost};
 
-use crate::support::{cell, children, count_fds, counter, eventually, process};
+use crate::support::{cell, children, count_fds, counter, eventually, gate, process};
 
 pub(crate) type Bytes = Vec<u8>;
 pub(crate) type Here = Worker<(), Service<Bytes, Bytes>, u64>;
@@ -95,7 +95,7 @@ pub(crate) fn idle(pool: &Tested, or: impl Fn() -> bool) {
 }
 
 /// An input that begins with its number.
-fn numbered(id: usize, bytes: usize) -> Bytes {
+pub(crate) fn numbered(id: usize, bytes: usize) -> Bytes {
     let mut input = vec![id as u8; bytes.max(8)];
     input[..8].copy_from_slice(&(id as u64).to_le_bytes());
     input
@@ -135,6 +135,12 @@ fn echo(w: &Here, input: &View<Bytes>) -> Bytes {
 fn ask(w: &Here, input: &View<Bytes>) -> Bytes {
     begin(w, id_of(input));
     w.call(&input.to_vec()).unwrap()
+}
+
+/// Waits for the gate, then answers with as much as it was given.
+pub(crate) fn gated_echo(w: &Here, input: &View<Bytes>) -> Bytes {
+    gate(id_of(input)).wait();
+    echo(w, input)
 }
 
 /// How each item ended. `Ok`: with the value that it should have.

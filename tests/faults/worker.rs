@@ -1,13 +1,15 @@
 //! Workers that die at a kill point.
 
-use forkring::View;
 use forkring::faults::{self, Point, arm, deaths, victim};
+use forkring::{Granularity, TaskError, View};
 
-use crate::load::{Blame, EXITS, Here, Holdings, Tested, at_full_strength, build, idle, judge, run};
-use crate::support::{counter, eventually, scenario};
+use crate::load::{
+    Blame, EXITS, Here, Holdings, Tested, at_full_strength, build, gated_echo, idle, judge, numbered, run,
+};
+use crate::support::{counter, eventually, gate, scenario};
 
-/// Each point kills in as many passages as this: the first, an early one, one in the thick of it.
-const PASSAGES: [u32; 3] = [1, 3, 10];
+/// Each point kills in three passages: the first, the next, one in the thick of it.
+const PASSAGES: [u32; 3] = [1, 2, 7];
 
 /// The load is run until somebody has died; so many times at most.
 const LOADS_MAX: usize = 200;
@@ -104,9 +106,9 @@ fn replaced_again(point: Point, before: &Holdings) {
     for _ in 0..3 {
         let so_far = deaths();
         arm(point, 1);
-        let crash = pool.submit_with(|_: &Here, _: &View<()>| std::process::abort(), &());
+        let crash = pool.submit_with(|_: &Here, _: &View<()>| -> () { std::process::abort() }, &());
         let outcomes = run(&pool);
-        assert!(crash.wait().map(|()| ()).unwrap_err().is_worker_lost());
+        assert!(crash.wait().unwrap_err().is_worker_lost());
         judge(&outcomes, Blame::Nobody, 0);
         eventually("a death", || deaths() > so_far);
         at_full_strength(&pool);
@@ -127,6 +129,70 @@ fn at_leave(point: Point, exits: u32) {
         assert_eq!(deaths(), so_far + 1);
         assert_eq!(counter(EXITS).get(), left + exits);
     }
+}
+
+/// Waits on this thread, and lets another one arm `point` and open gate `n` when this one has gone to sleep. So nobody
+/// but the driver can find what the dying worker has left.
+fn asleep_while<R>(point: Point, n: usize, wait: impl FnOnce() -> R) -> R {
+    let waiter = nix::unistd::gettid();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let stat = format!("/proc/self/task/{waiter}/stat");
+            eventually("the waiter's sleep", || {
+                let stat = std::fs::read_to_string(&stat).unwrap();
+                stat.rsplit_once(')').unwrap().1.starts_with(" S")
+            });
+            arm(point, 1);
+            gate(n).open();
+        });
+        wait()
+    })
+}
+
+#[test]
+fn what_is_published_outlives_its_worker() {
+    scenario(|| {
+        let pool = build().unwrap();
+        let cases = [
+            (Point::InlinePublished, 8),
+            (Point::SpanPublished, 1000),
+            (Point::StreamPublished, 5 << 20),
+            (Point::RingingWaiter, 8),
+            (Point::RingingWaiter, 1000),
+            (Point::Answered, 8),
+        ];
+        for (n, (point, bytes)) in (0..).zip(cases) {
+            let input = numbered(n, bytes);
+            let task = pool.submit_with(gated_echo, &input);
+            let result = asleep_while(point, n, || task.wait());
+            assert!(result.unwrap() == input, "{point:?}, {bytes} bytes");
+            eventually("a death", || deaths() == n as u64 + 1);
+            at_full_strength(&pool);
+        }
+    });
+}
+
+#[test]
+fn a_committed_record_outlives_its_worker() {
+    scenario(|| {
+        let pool = build().unwrap();
+        // Two items in one message, the first one gated; whether the second one is lost.
+        let cases = [
+            (Point::Committed, true),
+            (Point::RecordDone, true),
+            (Point::BatchUnpublished, false),
+            (Point::BatchPublished, false),
+        ];
+        for (n, (point, lost)) in (0..).zip(cases) {
+            // The second item passes its gate because it is the same one.
+            let items = vec![numbered(n, 40); 2];
+            let stream = pool.map_with(items, gated_echo).granularity(Granularity::Fixed(2));
+            let results: Vec<_> = asleep_while(point, n, || stream.collect());
+            assert!(results[0].as_ref().is_ok_and(|first| *first == numbered(n, 40)), "{point:?}");
+            assert_eq!(results[1].as_ref().is_err_and(TaskError::is_worker_lost), lost, "{point:?}");
+            at_full_strength(&pool);
+        }
+    });
 }
 
 crate::kill_points! {
