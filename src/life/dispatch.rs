@@ -225,10 +225,10 @@ impl Owned<'_> {
 
     /// Ends everything here with `error` and kills the worker. Published results win. How many had not ended.
     pub(crate) fn put_down(&mut self, error: &TaskError) -> usize {
-        let mut unfinished = 0;
         self.refusal = Some(error.clone());
         // Nothing more starts; then the last look. A claim word that is out of range is the concern of what remains.
         let unstarted = self.lane.as_mut().and_then(|lane| lane.stop().ok()).unwrap_or_default();
+        let mut unfinished = unstarted.len();
         for (job, _) in unstarted {
             self.finish(job, Outcome::Failed(error.clone()));
         }
