@@ -59,15 +59,12 @@ fn held(n: u32) -> u32 {
 fn i_12_a_worker_out_of_its_address_space_is_lost_with_that_hint() {
     scenario(|| {
         quietly();
-        let pool = Pool::builder().workers(2).max_address_space(256 << 20).build().unwrap();
+        let pool = Pool::builder().workers(2).max_address_space(128 << 20).build().unwrap();
         let other = pool.submit(held, &5);
         counter(0).wait_for(1);
         for _ in 0..3 {
             // What fits is no trouble.
-            assert_eq!(
-                outcome(pool.submit(|n: usize| vec![1_u8; n].len(), &(128 << 20))).unwrap(),
-                128 << 20
-            );
+            assert_eq!(outcome(pool.submit(|n: usize| vec![1_u8; n].len(), &(32 << 20))).unwrap(), 32 << 20);
             let lost = lost(pool.submit(devour, &()));
             assert_eq!(lost.signal(), Some(Signal::SIGABRT as i32));
             assert_eq!(lost.hint(), Some(LossHint::OutOfMemory));
@@ -85,7 +82,10 @@ fn i_12_a_limit_that_a_task_has_set_itself_counts_too() {
         quietly();
         let pool = Pool::new(1).unwrap();
         let body = |_: ()| {
-            setrlimit(Resource::RLIMIT_AS, 2 << 30, 2 << 30).unwrap();
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+            let limit = pages * 4096 + (128 << 20);
+            setrlimit(Resource::RLIMIT_AS, limit, limit).unwrap();
             devour(())
         };
         let lost = lost(pool.submit(body, &()));
