@@ -155,9 +155,7 @@ impl<R> Task<R> {
 
     /// The task's name.
     pub fn id(&self) -> TaskId {
-        self.state
-            .job()
-            .map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
+        self.state.job().map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
     }
 
     /// Blocks until the outcome is there and takes it.

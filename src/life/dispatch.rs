@@ -202,7 +202,8 @@ impl Owned<'_> {
     fn take_back(&mut self, spare: &mut Vec<(JobRef, Parcel)>) {
         let mut pinned = Vec::new();
         while spare.is_empty() {
-            let Some(lane) = &mut self.lane else { break };
+            // What a worker that leaves has not claimed is taken from it when that is noticed.
+            let Some(lane) = self.lane.as_mut().filter(|lane| !lane.is_leaving()) else { break };
             let taken = lane.unclaimed().and_then(|unclaimed| {
                 let half = unclaimed.div_ceil(2).min(MOVE_MAX as u64);
                 Ok((unclaimed, lane.take_back(half)?))
