@@ -190,6 +190,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// static KEPT: std::sync::Mutex<Option<&'static str>> = std::sync::Mutex::new(None);
     /// let _ = pool.submit_with(|_: &Worker, text: &View<str>| *KEPT.lock().unwrap() = Some(text), "x");
     /// ```
+    // The example that does not compile is acceptance case C-14.
     #[inline]
     pub fn submit_with<I, R>(
         &self,

@@ -5,22 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use forkring::{
-    Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost, hooks,
-};
+use forkring::{Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, children, count_fds, counter, eventually, gate, process, scenario, scenario_output, signal,
-    status_of,
+    children, count_fds, counter, eventually, gate, outcome, process, quietly, scenario, scenario_output,
+    signal, status_of,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 #[track_caller]
 fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
@@ -29,10 +21,6 @@ fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("the task has a result"),
     }
-}
-
-fn quietly() {
-    hooks::set_log_error(|_| ());
 }
 
 // ---- I-12
