@@ -5,26 +5,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use forkring::{Payload, Pool, Task, TaskError, Worker, hooks};
+use forkring::{Pool, TaskError, Worker};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 
 use crate::support::{
-    BOUND, children, count_fds, counter, disposition, eventually, exit_code_of, fds_of, fork_and, gate, gone,
-    process, return_freed_memory, rss_kib, scenario, scenario_output, signal, zygote,
+    children, count_fds, counter, disposition, eventually, exit_code_of, fds_of, fork_and, gate, gone,
+    outcome, process, quietly, return_freed_memory, rss_kib, scenario, scenario_output, signal, zygote,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
-
-fn quietly() {
-    hooks::set_log_error(|_| ());
-}
 
 fn pid(_: ()) -> u32 {
     std::process::id()

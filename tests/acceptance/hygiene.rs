@@ -5,22 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use forkring::{
-    Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost, hooks,
-};
+use forkring::{Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, children, count_fds, counter, eventually, gate, process, scenario, scenario_output, signal,
-    status_of,
+    children, count_fds, counter, eventually, gate, gone, outcome, process, quietly, scenario,
+    scenario_output, signal, status_of,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 #[track_caller]
 fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
@@ -29,10 +21,6 @@ fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("the task has a result"),
     }
-}
-
-fn quietly() {
-    hooks::set_log_error(|_| ());
 }
 
 // ---- I-12
@@ -187,6 +175,30 @@ fn i_12_a_worker_that_the_kernel_kills_for_its_memory_is_lost_with_that_hint() {
         }
         pool.close().wait();
         drop(group);
+    });
+}
+
+/// oom_score_adj of a process: the higher, the sooner the kernel takes it (proc_pid_oom_score_adj(5)).
+fn oom_score_adj(pid: u32) -> i32 {
+    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn i_12_a_worker_is_chosen_before_the_master_when_memory_runs_out() {
+    scenario(|| {
+        quietly();
+        let mine = oom_score_adj(std::process::id());
+        let pool = Pool::new(2).unwrap();
+        let first = pool.worker_pids();
+        signal(first[0], Signal::SIGKILL);
+        gone(first[0]);
+        assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
+        eventually("a replacement", || pool.worker_pids().iter().all(|pid| process(*pid).is_some()));
+        for pid in pool.worker_pids() {
+            eventually("a worker that is set up", || oom_score_adj(pid) > mine);
+        }
+        assert_eq!(oom_score_adj(std::process::id()), mine);
+        pool.close().wait();
     });
 }
 
