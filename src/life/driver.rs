@@ -488,7 +488,7 @@ impl Driver {
         let pending = !owned.is_empty();
         drop(owned);
         release_pidfd(process);
-        end.report(&core);
+        end.report(&core, core.phase() < Phase::Closing || core.phase() == Phase::Closing && pending);
         if core.phase() >= Phase::Ending {
             return;
         }
@@ -640,10 +640,20 @@ impl Driver {
             }
             let fds = [self.zygote.as_fd(), self.socket.as_fd()];
             let _ = crate::ground::sys::poll::wait_readable(&fds, Some(left));
-            let mut bytes = [0; MESSAGE_BYTES];
-            while let Ok(TryRecv::Message(..)) = self.socket.try_recv(&mut bytes) {}
+            self.read_last_reports();
         }
+        self.read_last_reports();
         let _ = self.zygote.wait_child();
+    }
+
+    /// What the zygote says while it takes its workers down: each has its event, and nothing else matters any more.
+    fn read_last_reports(&self) {
+        let mut bytes = [0; MESSAGE_BYTES];
+        while let Ok(TryRecv::Message(len, _)) = self.socket.try_recv(&mut bytes) {
+            if let Some(Report::Ended { who, pid, status, .. }) = Report::from_bytes(&bytes[..len]) {
+                End::with_the_pool(who, pid, status).report(&self.core, false);
+            }
+        }
     }
 }
 

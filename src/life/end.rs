@@ -41,6 +41,23 @@ impl fmt::Display for End {
 }
 
 impl End {
+    /// The end of a worker that was killed with its pool.
+    pub(crate) fn with_the_pool(who: Who, pid: u32, status: ExitStatus) -> Self {
+        Self {
+            who,
+            pid,
+            status,
+            max_rss_kib: 0,
+            stage: Stage::Ending,
+            violation: None,
+            verdict: None,
+            tasks_done: 0,
+            ran_for: None,
+            parting: None,
+            hint: None,
+        }
+    }
+
     /// Whether nobody had told it to end.
     pub(crate) fn is_loss(&self) -> bool {
         let left = self.status == ExitStatus::Exited(0);
@@ -55,28 +72,23 @@ impl End {
         }
     }
 
-    /// One line of the log: how it ended, why, and what follows.
-    pub(crate) fn report(&self, core: &Core) {
+    /// One line of the log: how it ended, why, and whether a successor follows.
+    pub(crate) fn report(&self, core: &Core, replaced: bool) {
         if self.stage == Stage::Ending {
             return events::info(core, format_args!("{self}, as told"));
         }
+        let next = if replaced { "; it is replaced" } else { "" };
         if let Some(why) = self.parting.filter(|_| !self.is_loss()) {
-            return events::info(core, format_args!("{self}: it has left, since {why}, and is replaced"));
+            return events::info(core, format_args!("{self}: it has left, since {why}{next}"));
         }
         match (&self.violation, &self.verdict) {
             (Some(Violation(what)), _) => {
-                events::error(
-                    core,
-                    format_args!("{self} after it broke the protocol ({what}); it is replaced"),
-                );
+                events::error(core, format_args!("{self} after it broke the protocol ({what}){next}"));
             }
             (None, Some(verdict)) if !self.is_loss() => {
-                events::info(
-                    core,
-                    format_args!("{self}, because {}; it is replaced", verdict.why.describe()),
-                );
+                events::info(core, format_args!("{self}, because {}{next}", verdict.why.describe()));
             }
-            _ => events::error(core, format_args!("{self}; it is replaced")),
+            _ => events::error(core, format_args!("{self}{next}")),
         }
     }
 

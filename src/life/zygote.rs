@@ -227,8 +227,12 @@ impl Zygote {
             process::kill_child(pid, self.launch.seed.setup.process_group);
         }
         point(Point::EndKilled);
-        for &(pid, _) in &self.children {
-            let _ = process::wait_child(pid);
+        for &(pid, who) in &self.children {
+            if let Ok(Some(status)) = process::wait_child(pid) {
+                let report = Report::Ended { who, pid: pid as u32, status, max_rss_kib: 0, limited: false };
+                // Nobody may be there to hear it.
+                let _ = self.launch.socket.try_send(&report.to_bytes(), &[]);
+            }
         }
         point(Point::EndReaped);
         process::exit_now(0)
