@@ -79,7 +79,7 @@ impl End {
         }
         let next = if replaced { "; it is replaced" } else { "" };
         if let Some(why) = self.parting.filter(|_| !self.is_loss()) {
-            return events::info(core, format_args!("{self}: it has left, since {why}{next}"));
+            return events::info(core, format_args!("{self}, since {why}{next}"));
         }
         match (&self.violation, &self.verdict) {
             (Some(Violation(what)), _) => {

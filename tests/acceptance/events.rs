@@ -94,11 +94,7 @@ fn l_09_each_start_and_each_end_of_a_worker_is_one_event_with_its_reason() {
         for _ in 2..TASKS {
             assert_eq!(serves(&pool, 6), pid);
         }
-        lived(
-            pid,
-            "info",
-            "left with exit code 0: it has left, since it has run max_tasks_per_worker, and is replaced",
-        );
+        lived(pid, "info", "left with exit code 0, since it has run max_tasks_per_worker; it is replaced");
 
         let pid = serves(&pool, 7);
         pool.close().wait();
@@ -144,5 +140,24 @@ fn l_09_the_events_of_many_workers_come_in_order() {
             }
         }
         assert_eq!(losses, lost, "{events:#?}");
+    });
+}
+
+#[test]
+fn l_09_workers_that_are_killed_with_their_pool_have_their_events_too() {
+    scenario(|| {
+        listen();
+        let pool = Pool::builder().workers(3).name("p").build().unwrap();
+        let pids = pool.worker_pids();
+        pool.spawn(|()| hang(0), &());
+        counter(0).wait_for(1);
+        pool.terminate();
+        let events = EVENTS.lock().unwrap();
+        for pid in pids {
+            let ends = events
+                .iter()
+                .filter(|event| event.contains(&format!("pid {pid}) was ended by SIGKILL (9), as told")));
+            assert_eq!(ends.count(), 1, "{events:?}");
+        }
     });
 }

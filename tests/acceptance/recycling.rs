@@ -29,7 +29,7 @@ fn no_errors() {
 }
 
 fn recyclings() -> usize {
-    NOTICES.lock().unwrap().iter().filter(|text| text.contains("has left, since")).count()
+    NOTICES.lock().unwrap().iter().filter(|text| text.contains(", since it has run")).count()
 }
 
 fn pid() -> u32 {
