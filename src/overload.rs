@@ -6,7 +6,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use crate::builder::NoService;
 use crate::context::{self, Named, Worker};
@@ -67,6 +67,7 @@ pub(crate) fn start_async<I: Input + ?Sized, R>(
                 named,
                 input: Some(input),
                 terms,
+                alarm: None,
             }),
         },
     }
@@ -214,6 +215,8 @@ struct Waiting {
     named: Named,
     input: Option<Encoded>,
     terms: Option<Terms>,
+    /// Who is woken when the deadline comes first.
+    alarm: Option<Waker>,
 }
 
 impl<R> fmt::Debug for SubmitAsync<R> {
@@ -232,12 +235,24 @@ impl<R: Payload> Future for SubmitAsync<R> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         loop {
-            let Waiting { admission, named, input, terms } = match &mut this.state {
+            let Waiting { admission, named, input, terms, alarm } = match &mut this.state {
                 State::Task(task) => return Pin::new(task).poll(context),
                 State::Waiting(waiting) => waiting,
             };
-            let task = if admission.core().is_here() {
-                let Poll::Ready(admitted) = admission.poll(context.waker()) else { return Poll::Pending };
+            let task = if !admission.core().is_here() {
+                Task::failed(TaskError::NotInThisProcess)
+            } else if let Some(limit) = terms.and_then(|terms| terms.expired()) {
+                Task::failed(TaskError::TimedOut { limit })
+            } else {
+                let Poll::Ready(admitted) = admission.poll(context.waker()) else {
+                    if let Some(due) = terms.and_then(|terms| terms.due)
+                        && !alarm.as_ref().is_some_and(|known| known.will_wake(context.waker()))
+                    {
+                        *alarm = Some(context.waker().clone());
+                        admission.core().set_alarm(due, context.waker().clone());
+                    }
+                    return Poll::Pending;
+                };
                 match (admitted, input.take()) {
                     (Ok(pass), Some(input)) => pool::hand_over(admission.core(), *named, input, pass, *terms),
                     (Ok(pass), None) => {
@@ -246,8 +261,6 @@ impl<R: Payload> Future for SubmitAsync<R> {
                     }
                     (Err(error), _) => Task::failed(error),
                 }
-            } else {
-                Task::failed(TaskError::NotInThisProcess)
             };
             this.state = State::Task(task);
         }
@@ -279,7 +292,7 @@ impl<E, S, W> Reserve<E, S, W> {
         // It may have been admitted since it was polled, and this thread must not wait for its own place.
         drop(admission);
         let core = handle.core();
-        let pass = if core.is_here() { core.take_place() } else { Err(TaskError::NotInThisProcess) };
+        let pass = if core.is_here() { core.take_place(None) } else { Err(TaskError::NotInThisProcess) };
         Permit::new(handle, pass)
     }
 }

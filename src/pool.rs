@@ -377,9 +377,12 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         return Task::failed(TaskError::TimedOut { limit });
     }
     match codec::encode(input, core.policy.max_payload) {
-        Ok(input) => match core.take_place() {
+        Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),
-            Err(error) => Task::failed(error),
+            Err(error) => {
+                let limit = terms.and_then(|terms| terms.expired());
+                Task::failed(limit.map_or(error, |limit| TaskError::TimedOut { limit }))
+            }
         },
         Err(error) => Task::failed(encode_error(error)),
     }
@@ -394,6 +397,11 @@ pub(crate) fn hand_over<R>(
     pass: Pass,
     terms: Option<Terms>,
 ) -> Task<R> {
+    if let Some(limit) = terms.and_then(|terms| terms.expired()) {
+        // It waited for room for too long.
+        core.give_back_place(pass);
+        return Task::failed(TaskError::TimedOut { limit });
+    }
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);
     held.admit(pass);

@@ -349,6 +349,13 @@ impl Core {
         }
     }
 
+    /// Has `waker` called at this time.
+    pub(crate) fn set_alarm(&self, at: Instant, waker: Waker) {
+        if self.timers.add(at, Timer::Wake(waker)) {
+            self.ring_driver();
+        }
+    }
+
     /// Before somebody sleeps, who has been counted and stays so meanwhile: no worker may rely on the driver's rounds.
     pub(crate) fn stop_watching(&self) {
         for station in &self.stations {

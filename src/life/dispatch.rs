@@ -147,7 +147,10 @@ impl Core {
                         station.condemn(index, None, why, error.clone());
                         false
                     }
-                    (None, None) => false,
+                    (None, None) => {
+                        JobRef::note_called_off(job);
+                        false
+                    }
                 };
             }
             let Some(position) = station.queue.iter().position(|queued| std::ptr::eq(queued.job(), job))

@@ -75,8 +75,8 @@ pub(crate) struct Driver {
     /// Workers that are not ready yet, and until when they have to be.
     starting: Vec<(Who, Instant)>,
     failed_starts: u32,
-    /// For each station, whether its last worker was lost without having finished anything.
-    barren: Box<[bool]>,
+    /// For each station, how many workers were lost in a row without having finished anything.
+    barren: Box<[u32]>,
     /// When the stations that run jobs with a time limit are looked at next.
     look_at: Option<Instant>,
     oom: OomWatch,
@@ -96,7 +96,7 @@ impl Driver {
     ) -> Result<Self, SysError> {
         let now = Instant::now();
         let vacant = (0..core.stations.len()).map(|station| (station, now)).collect();
-        let barren = vec![false; core.stations.len()].into();
+        let barren = vec![0; core.stations.len()].into();
         let mut driver = Self {
             core,
             bell,
@@ -214,6 +214,8 @@ impl Driver {
                 Timer::Deadline(Deadline { job, generation, limit, .. }) => {
                     self.core.kill(job, generation, &TaskError::TimedOut { limit }, Why::Overtime);
                 }
+                // A panic in somebody's waker is that runtime's affair.
+                Timer::Wake(waker) => drop(crate::panics::guard(|| waker.wake())),
                 Timer::Kill(who) => {
                     self.core.stations[who.station].own(&self.core).kill_at_last(who.generation)
                 }
@@ -350,8 +352,9 @@ impl Driver {
                 self.vacant.push_back((station, due));
                 continue;
             }
-            // A closing pool needs workers only for what it still has to do.
+            // A closing pool needs workers only for what it still has to do; a stream may yet send what is left of a batch.
             if self.core.phase() == Phase::Closing && self.core.is_empty() {
+                self.vacant.push_back((station, due));
                 continue;
             }
             if let Err(error) = self.start_worker(station) {
@@ -473,6 +476,7 @@ impl Driver {
             ran_for: None,
             parting: None,
             hint,
+            lost_task: false,
         };
         let mut failed_text = None;
         let mut unwinding = false;
@@ -483,7 +487,7 @@ impl Driver {
                 unwinding = state == WorkerState::Unwinding;
             }
             end.ran_for = lane.ran_for();
-            owned.bury(lane, &end);
+            owned.bury(lane, &mut end);
         }
         let pending = !owned.is_empty();
         drop(owned);
@@ -514,9 +518,12 @@ impl Driver {
             }
         }
         let mut due = Instant::now();
-        let barren = end.is_loss() && end.tasks_done == 0;
-        if std::mem::replace(&mut self.barren[who.station], barren) && barren {
-            due += CRASH_PAUSE;
+        let barren = &mut self.barren[who.station];
+        *barren = if end.is_loss() && end.tasks_done == 0 { barren.saturating_add(1) } else { 0 };
+        if *barren > 1 {
+            // One that took a task with it has made some progress. One that did not may go on like that for ever.
+            let doublings = if end.lost_task { 0 } else { (*barren - 2).min(6) };
+            due += CRASH_PAUSE * (1 << doublings);
         }
         self.vacant.push_back((who.station, due));
     }
@@ -540,6 +547,17 @@ impl Driver {
     /// Takes the pool down step by step. `true`: all that is left is to let go of what it held.
     fn wind_down(&mut self) -> bool {
         let core = self.core.clone();
+        if core.phase() == Phase::Closing && self.orderly && !core.is_empty() {
+            // A stream has sent what was left of a batch: the end begins again after it.
+            self.orderly = false;
+            let now = Instant::now();
+            for station in &core.stations {
+                if station.own(&core).stage == Stage::Vacant {
+                    self.vacant.push_back((station.id, now));
+                }
+            }
+            self.start_workers();
+        }
         if core.phase() == Phase::Closing && !self.orderly {
             if !core.is_empty() {
                 return false;
@@ -548,13 +566,17 @@ impl Driver {
             self.vacant.clear();
             for station in &core.stations {
                 let mut owned = station.own(&core);
+                let starting = owned.stage == Stage::Starting;
                 if let Some(lane) = &mut owned.lane {
                     lane.order(wire::Order::Exit);
                     owned.stage = Stage::Ending;
                 }
+                if starting {
+                    // Nobody needs it, and it might never become ready.
+                    owned.signal(nix::libc::SIGKILL);
+                }
             }
         }
-        // Workers that are still starting would run `init` for nothing, but are told and leave after it.
         if core.phase() == Phase::Closing {
             let asked = self.starting.len();
             return self.processes == 0 && asked == 0;

@@ -31,6 +31,8 @@ pub(crate) struct End {
     /// Why it left, if it had decided so itself.
     pub(crate) parting: Option<Parting>,
     pub(crate) hint: Option<LossHint>,
+    /// Whether a task was lost with it that nobody had decided to end.
+    pub(crate) lost_task: bool,
 }
 
 impl fmt::Display for End {
@@ -55,11 +57,15 @@ impl End {
             ran_for: None,
             parting: None,
             hint: None,
+            lost_task: false,
         }
     }
 
     /// Whether nobody had told it to end.
     pub(crate) fn is_loss(&self) -> bool {
+        if self.lost_task && self.stage != Stage::Ending {
+            return true;
+        }
         let left = self.status == ExitStatus::Exited(0);
         if left && self.violation.is_none() && self.parting.is_some() {
             return false;
@@ -117,14 +123,17 @@ impl End {
 
 impl Owned<'_> {
     /// Deals with what a dead worker leaves: its running task has its outcome, what had not started is the station's again.
-    pub(crate) fn bury(&mut self, lane: Lane<JobRef>, end: &End) {
+    pub(crate) fn bury(&mut self, lane: Lane<JobRef>, end: &mut End) {
         let remains = lane.remains();
         let mut again = Vec::new();
         for (index, job, parcel) in remains.started {
             let victim = end.verdict.as_ref().and_then(|verdict| verdict.victim.as_ref());
             match victim.filter(|(at, _)| *at == index && end.violation.is_none()) {
                 Some((_, error)) => self.fail(job, parcel, error.clone()),
-                None => again.extend(self.lose(job, parcel, end)),
+                None => {
+                    end.lost_task = true;
+                    again.extend(self.lose(job, parcel, end));
+                }
             }
         }
         if end.violation.is_none() && remains.valid {
@@ -140,6 +149,11 @@ impl Owned<'_> {
 
     /// The worker was lost with this in hand. It comes back if it is to be started again.
     fn lose(&mut self, mut job: JobRef, parcel: Parcel, end: &End) -> Option<(JobRef, Parcel)> {
+        if parcel.batch.is_some() && end.violation.is_some() {
+            // Which of its items have run cannot be known, and none starts twice.
+            self.finish(job, Outcome::Failed(end.lost(1)));
+            return None;
+        }
         if parcel.batch.is_some() {
             // Its stream decides about the items.
             self.fail(job, parcel, end.lost(1));

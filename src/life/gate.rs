@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -225,10 +226,10 @@ impl Gate {
 impl Core {
     /// What a task of a thread's needs to be accepted: blocks while the pool's queue limit is reached.
     #[inline]
-    pub(crate) fn take_place(self: &Arc<Self>) -> Result<Pass, TaskError> {
+    pub(crate) fn take_place(self: &Arc<Self>, due: Option<Instant>) -> Result<Pass, TaskError> {
         match &self.gate {
             None => Ok(Pass::free()),
-            Some(gate) => gate.try_take().map_or_else(|| Admission::new(self.clone()).wait(), Ok),
+            Some(gate) => gate.try_take().map_or_else(|| Admission::new(self.clone()).wait(due), Ok),
         }
     }
 
@@ -284,9 +285,9 @@ impl Admission {
         &self.core
     }
 
-    /// Blocks until there is a place.
+    /// Blocks until there is a place, or the time has come.
     #[cold]
-    fn wait(mut self) -> Result<Pass, TaskError> {
+    fn wait(mut self, due: Option<Instant>) -> Result<Pass, TaskError> {
         if driver::is_this_thread() {
             // A waker or the log hook submits. What this thread does not do, nobody does, so it goes beyond the limit.
             return Ok(Pass::free());
@@ -313,7 +314,9 @@ impl Admission {
         // Whatever was run for others meanwhile may have used up a wake-up of this thread's. But the verdict comes before
         // the wake-up, so none is missed.
         while error.is_none() && !self.is_decided() {
-            parker.park(None);
+            if !parker.park(due) {
+                break;
+            }
         }
         self.leave().ok_or(error.unwrap_or(TaskError::Terminated))
     }

@@ -22,6 +22,7 @@
 //! | GONE | task | nobody will take the outcome |
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
+//! | CALLED_OFF | whoever owns its station | it was cancelled while it ran |
 //! | LIMITED | submitter | its terms have a time limit |
 //! | PLACE | submitter | it holds a place of the pool's gate |
 
@@ -48,6 +49,7 @@ const PINNED: u64 = 1 << 4;
 const REPORT: u64 = 1 << 5;
 const LIMITED: u64 = 1 << 6;
 const PLACE: u64 = 1 << 7;
+const CALLED_OFF: u64 = 1 << 8;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -421,12 +423,20 @@ impl JobRef {
         self.terms(core).timeout
     }
 
+    /// It was cancelled while it ran: it is not started again.
+    pub(crate) fn note_called_off(job: &'static Job) {
+        job.state.fetch_or(CALLED_OFF, Ordering::Relaxed);
+    }
+
     /// Its worker was lost. Whether it is to be started again, and how many times it has been started.
     pub(crate) fn note_loss(&mut self, core: &Core) -> (bool, u32) {
-        let retries = self.terms(core).retries;
+        let terms = self.terms(core);
+        let called_off = self.0.state.load(Ordering::Relaxed) & CALLED_OFF != 0;
+        let may_start = !called_off && !self.is_unwanted() && terms.expired().is_none();
         let special = self.special_mut();
         special.losses += 1;
-        (special.losses <= retries && !self.is_unwanted(), self.special().map_or(1, |special| special.losses))
+        let losses = special.losses;
+        (may_start && losses <= terms.retries, losses)
     }
 
     /// The job must run at its station.

@@ -3,6 +3,7 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::task::Waker;
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -17,6 +18,8 @@ pub(crate) enum Timer {
     Deadline(Deadline),
     /// The worker has had its gap.
     Kill(Who),
+    /// Somebody has waited long enough.
+    Wake(Waker),
 }
 
 impl Timer {
@@ -25,7 +28,7 @@ impl Timer {
             Self::Deadline(Deadline { job, generation, .. }) => {
                 job.generation() != *generation || job.is_done()
             }
-            Self::Kill(_) => false,
+            Self::Kill(_) | Self::Wake(_) => false,
         }
     }
 }

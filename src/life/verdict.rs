@@ -3,8 +3,8 @@
 //!
 //! The order of things makes sure that nobody else is touched:
 //!
-//! 1. The claim word is sealed, and a batch that is running is marked: nothing more starts in this worker. What had not
-//!    started is the station's again and goes elsewhere.
+//! 1. The claim word is sealed, and before a kill a batch that is running is marked: nothing more starts in this worker. What
+//!    had not started is the station's again and goes elsewhere.
 //! 2. The responses are looked at once more. If the task has been answered, or the batch has come to another item, nobody is
 //!    killed: the worker leaves by itself once it has finished what it is at.
 //! 3. The verdict is written down: who is to die, and what the task ends with. It wins over the death notice.
@@ -77,6 +77,12 @@ impl Owned<'_> {
             return;
         }
         self.stop(Why::Renewed);
+        if self.violation.is_none()
+            && let Some(lane) = &mut self.lane
+        {
+            lane.cut();
+        }
+        self.poll();
         let running = self.lane.as_ref().and_then(|lane| {
             let running = lane.running()?;
             Some((running.index, running.progress))
@@ -117,7 +123,7 @@ impl Owned<'_> {
         self.poll();
     }
 
-    fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         // An error means that there is nothing left to kill.
         let _ = self.process.as_ref().map(|process| PidFd::kill(&process.pidfd, signal));
     }

@@ -837,23 +837,33 @@ impl<T> Lane<T> {
         Some(Running { index, progress, token: entry.token.as_ref() })
     }
 
-    /// Before the worker is ended on purpose: nothing more starts in it, neither a request nor, in a batch that is running,
-    /// another item. What has not started comes back; the caller [`poll`](Self::poll)s, and what is then not answered is
-    /// running still.
+    /// Before the worker is ended on purpose: no other request starts in it. What has not started comes back.
     pub(crate) fn stop(&mut self) -> Result<Vec<(T, Parcel)>, Violation> {
         self.region.b().claim.0.seal();
         let count = self.check_claim()?;
         self.sealed = true;
-        if let Some(entry) = &mut self.entries[slot_of(self.answered)]
-            && entry.batch.is_some()
-            && self.answered < count
-        {
-            entry.stopped = true;
-            self.mark_cancelled(self.answered);
-            // Edge CUT: the mark, a barrier, then a look at the records.
-            let _ = barrier::heavy();
-        }
         Ok((count..self.sent).filter_map(|index| self.reclaim(index)).collect())
+    }
+
+    /// After [`stop`](Self::stop): if the worker is at a batch, no other item of it starts. The caller [`poll`](Self::poll)s,
+    /// and what is then not answered is running still.
+    pub(crate) fn cut(&mut self) {
+        // It runs one request at a time, in their order: the last one that it has claimed. Earlier ones may be answered, which
+        // nobody has looked at.
+        let claimed = (self.answered..self.claimed).rev();
+        let is_claimed = |entry: &&mut Option<Entry<T>>| entry.as_ref().is_some_and(|entry| !entry.taken);
+        for index in claimed {
+            let Some(Some(entry)) = Some(&mut self.entries[slot_of(index)]).filter(is_claimed) else {
+                continue;
+            };
+            if entry.batch.is_some() {
+                entry.stopped = true;
+                self.mark_cancelled(index);
+                // Edge CUT: the mark, a barrier, then a look at the records.
+                let _ = barrier::heavy();
+            }
+            return;
+        }
     }
 
     fn mark_cancelled(&mut self, index: u64) {

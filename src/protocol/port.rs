@@ -222,7 +222,8 @@ impl Port {
             // What was taken back is retired, and the slot may have been used once more.
             slot.poll(last).is_some() || slot.poll(last.wrapping_add(RING_SLOTS as u64)).is_some()
         };
-        if to > self.next && published(to - 1) {
+        // The master cannot be further ahead than a lap.
+        if to > self.next && to - self.next <= RING_SLOTS as u64 && published(to - 1) {
             self.next = to;
             return true;
         }

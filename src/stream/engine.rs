@@ -167,7 +167,7 @@ impl<R: Payload> Engine<R> {
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
                 let at = self.open(index, 1);
-                self.send(at, Parcel { code: self.code, batch: None, input }, deliver);
+                self.send(at, Parcel { code: self.code, batch: None, input }, false, deliver);
             })
         } else {
             if self.filling.len() == 0 {
@@ -231,7 +231,8 @@ impl<R: Payload> Engine<R> {
         if items > 0 {
             let input = self.filling.finish();
             let at = self.open(self.filling_first, items);
-            self.send(at, Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input }, deliver);
+            let parcel = Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input };
+            self.send(at, parcel, false, deliver);
         }
     }
 
@@ -262,7 +263,7 @@ impl<R: Payload> Engine<R> {
         at
     }
 
-    fn send(&mut self, at: usize, parcel: Parcel, deliver: &mut impl Deliver<R>) {
+    fn send(&mut self, at: usize, parcel: Parcel, again: bool, deliver: &mut impl Deliver<R>) {
         let core = self.handle.core();
         if !core.is_here() {
             return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
@@ -286,7 +287,7 @@ impl<R: Payload> Engine<R> {
         slot.job = Some(job);
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));
-        if parcel.batch.is_some_and(|batch| batch.done > 0) {
+        if again {
             core.submit_again(held, parcel);
         } else {
             core.submit(held, parcel);
@@ -426,7 +427,7 @@ impl<R: Payload> Engine<R> {
             return self.close(at, deliver);
         }
         parcel.batch = Some(Batch { items, done });
-        self.send(at, parcel, deliver);
+        self.send(at, parcel, true, deliver);
     }
 
     /// Gives up on a message whose results make no sense.

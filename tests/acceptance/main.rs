@@ -14,6 +14,7 @@ mod submit;
 
 mod chaos;
 mod closing;
+mod combinations;
 mod crashes;
 mod design;
 mod events;

@@ -164,3 +164,20 @@ impl Drop for Stop<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+#[test]
+fn cutting_marks_the_batch_that_runs_though_an_earlier_answer_is_unread() {
+    let mut scenario = Scenario::new(&[]);
+    scenario.push_parcel(vec![1], None);
+    scenario.push_parcel(vec![9; 90], Some(Batch { items: 10, done: 0 }));
+    let first = scenario.peer.port().unwrap().try_next_request().unwrap();
+    scenario.peer.port().unwrap().answer(first.index, Status::Value, &result_of(&[1]));
+    let second = scenario.peer.port().unwrap().try_next_request().unwrap();
+    assert!(second.batch.is_some());
+    assert!(scenario.lane.stop().unwrap().is_empty());
+    assert!(!scenario.peer.port().unwrap().cancelled(second.index), "it may finish its batch");
+    scenario.lane.cut();
+    scenario.lane.poll(&mut scenario.log, true).unwrap();
+    assert_eq!(scenario.lane.running().unwrap().index, second.index);
+    assert!(scenario.peer.port().unwrap().cancelled(second.index));
+}
