@@ -1,5 +1,6 @@
 //! The window of a stream: messages on their way, results that wait for their turn.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -185,6 +186,33 @@ impl<R: Payload> Engine<R> {
         }
     }
 
+    /// Whether items of this type are [`fill`](Self::fill)ed in.
+    #[inline]
+    pub(super) fn fills<I: Payload>(&self) -> bool {
+        self.granularity > 1 && BatchBytes::are_plain::<I>(self.max_payload)
+    }
+
+    /// Takes items of a plain type in, whose encoding is no user code, until the message is full and sent, something has
+    /// come, or the stream is over. `false`: the source has ended.
+    #[inline]
+    pub(super) fn fill<I: Payload, B: Borrow<I>>(
+        &mut self,
+        source: &mut impl Iterator<Item = B>,
+        deliver: &mut impl Deliver<R>,
+    ) -> bool {
+        if self.filling.len() == 0 {
+            self.filling_first = self.pulled;
+        }
+        let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
+        let (arrivals, control) = (&*self.arrivals, &*self.control);
+        let enough = || arrivals.any() || control.is_over();
+        let more = self.filling.fill::<I, B>(source, goal, &mut self.pulled, enough);
+        if self.filling.len() >= goal {
+            self.flush(deliver);
+        }
+        more
+    }
+
     /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
     /// replaces.
     pub(super) fn hold_place(&mut self, deliver: &mut impl Deliver<R>) {
@@ -338,6 +366,9 @@ impl<R: Payload> Engine<R> {
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
         let valid = loop {
+            if let Some(stride) = stride {
+                read += self.read_values(at, &bytes[read..], stride, deliver);
+            }
             let (status, payload, len) = match parse(&bytes[read..], stride, self.max_payload) {
                 Parsed::Partial => break true,
                 Parsed::Invalid => break false,
@@ -361,6 +392,41 @@ impl<R: Payload> Engine<R> {
         }
         self.slots[at].bytes = bytes;
         valid
+    }
+
+    /// Settles a run of values without lengths, up to the first record that is something else; how many bytes it takes.
+    #[inline]
+    fn read_values(
+        &mut self,
+        at: usize,
+        bytes: &[u8],
+        stride: usize,
+        deliver: &mut impl Deliver<R>,
+    ) -> usize {
+        let front = !self.ordered || self.order.front() == Some(&at);
+        let slot = &mut self.slots[at];
+        let mut next = slot.first + u64::from(slot.received);
+        let mut missing = slot.items - slot.received;
+        let mut read = 0;
+        for record in bytes.chunks_exact(1 + stride) {
+            let [status, value @ ..] = record else { break };
+            if missing == 0 || *status != Status::Value as u8 {
+                break;
+            }
+            let item = codec::decode::<R>(value).map_err(TaskError::Decode);
+            if front {
+                deliver(next, item);
+            } else {
+                slot.held.push_back(item);
+            }
+            next += 1;
+            missing -= 1;
+            read += record.len();
+        }
+        if read > 0 {
+            (slot.received, slot.losses) = (slot.items - missing, 0);
+        }
+        read
     }
 
     /// The next item of a message has this outcome.

@@ -67,9 +67,44 @@ where
     I: Payload,
     B: Borrow<I>,
 {
+    if engine.fills::<I>() {
+        return pull_plain::<T, R, I, B>(engine, source, waiting, deliver);
+    }
     pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
         engine.push(item.borrow(), &mut deliver);
     })
+}
+
+/// As [`pull_into`], for items that are filled into a message in one loop.
+#[inline]
+fn pull_plain<T, R, I, B>(
+    engine: &mut Engine<R>,
+    source: &mut T,
+    waiting: usize,
+    deliver: &mut Sink<'_, R>,
+) -> bool
+where
+    T: Iterator<Item = B>,
+    R: Payload,
+    I: Payload,
+    B: Borrow<I>,
+{
+    let room = engine.room(waiting);
+    let delivered = Cell::new(false);
+    let mut deliver = |index, item| {
+        delivered.set(true);
+        deliver(index, item);
+    };
+    while engine.wants_items(room) {
+        if !engine.fill::<I, B>(source, &mut deliver) {
+            engine.flush(&mut deliver);
+            return false;
+        }
+        if engine.has_news() || delivered.get() || engine.is_over() {
+            break;
+        }
+    }
+    true
 }
 
 /// The loop of a [`Pull`], around what is to be done with an item.
