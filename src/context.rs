@@ -318,7 +318,7 @@ impl<'a> Call<'a> {
     /// Runs items whose results are plain numbers (no serializer, no length) until there is something to look at; the
     /// item to go on with.
     #[inline]
-    fn run_plain_items<R: Payload>(
+    fn run_plain_items<I: Input + ?Sized, R: Payload>(
         &self,
         batch: &Items<'_>,
         items: Range<usize>,
@@ -327,20 +327,20 @@ impl<'a> Call<'a> {
     ) -> usize {
         let (core, record_bytes) = (self.core, stride + 1);
         let window = core.port.borrow_mut().window(self.request.index, items.len(), record_bytes);
-        let Some(window) = window else { return self.run_plain_item(batch, items.start, &f) };
+        let Some(window) = window else { return self.run_plain_item::<I, R>(batch, items.start, &f) };
         let start = window.position();
         // What a panic leaves behind: all items before this one have their records.
         let next = Cell::new(items.start);
         // One guard for all of them: whichever panics, it is the one that `next` names.
         let ended = panics::guard(|| {
-            let mut window = window;
+            let (mut window, batch) = (window, *batch);
             for i in items.clone() {
-                if window.is_full() {
+                if window.is_full(record_bytes) {
                     break;
                 }
                 core.state_used.set(false);
                 point(Point::BeforeFunction);
-                let value = f(core, batch.get(i).unwrap_or_default())?;
+                let value = f(core, batch.get::<I>(i).unwrap_or_default())?;
                 point(Point::AfterFunction);
                 let look = window.put(codec::plain_bytes(&value).unwrap_or_default());
                 next.set(i + 1);
@@ -369,7 +369,7 @@ impl<'a> Call<'a> {
     /// As [`run_plain_items`](Self::run_plain_items), where the next record goes around the end of the arena or has to
     /// wait for room.
     #[cold]
-    fn run_plain_item<R: Payload>(
+    fn run_plain_item<I: Input + ?Sized, R: Payload>(
         &self,
         batch: &Items<'_>,
         i: usize,
@@ -378,7 +378,7 @@ impl<'a> Call<'a> {
         let core = self.core;
         core.state_used.set(false);
         point(Point::BeforeFunction);
-        let ended = match panics::guard(|| f(core, batch.get(i).unwrap_or_default())) {
+        let ended = match panics::guard(|| f(core, batch.get::<I>(i).unwrap_or_default())) {
             Ok(Ok(value)) => {
                 point(Point::AfterFunction);
                 let mut port = core.port.borrow_mut();
@@ -396,13 +396,13 @@ impl<'a> Call<'a> {
     }
 
     #[inline]
-    fn run_item<R: Payload>(
+    fn run_item<I: Input + ?Sized, R: Payload>(
         &self,
         batch: &Items<'_>,
         i: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) -> usize {
-        self.send_record(&self.item(batch.get(i).unwrap_or_default(), f));
+        self.send_record(&self.item(batch.get::<I>(i).unwrap_or_default(), f));
         i + 1
     }
 
@@ -441,8 +441,8 @@ impl<'a> Call<'a> {
         while next < items {
             // One by one, so that a crash in the next item cannot take this one's result along.
             next = match stride {
-                Some(stride) => self.run_plain_items(&batch, next..items, stride, &f),
-                None => self.run_item(&batch, next, &f),
+                Some(stride) => self.run_plain_items::<I, R>(&batch, next..items, stride, &f),
+                None => self.run_item::<I, R>(&batch, next, &f),
             };
             // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
             // looks how many records there are. So it knows the last item that can have started.
@@ -482,9 +482,9 @@ impl Failure {
 /// The items of a batch's payload: equal strides for plain types, else a table of ends at the end.
 ///
 /// The table has an 8-byte end for each item; an item starts at the next multiple of its alignment.
+#[derive(Clone, Copy)]
 struct Items<'a> {
     bytes: &'a [u8],
-    stride: Option<usize>,
     table: &'a [u8],
     align: usize,
 }
@@ -494,16 +494,16 @@ impl<'a> Items<'a> {
         let align = codec::view_align::<I>();
         if let Some(stride) = codec::plain_size::<I>() {
             let fits = stride.checked_mul(items)? <= bytes.len();
-            return fits.then_some(Self { bytes, stride: Some(stride), table: &[], align });
+            return fits.then_some(Self { bytes, table: &[], align });
         }
         let table = bytes.len().checked_sub(items.checked_mul(8)?)?;
         let (bytes, table) = bytes.split_at(table);
-        Some(Self { bytes, stride: None, table, align })
+        Some(Self { bytes, table, align })
     }
 
     #[inline]
-    fn get(&self, i: usize) -> Option<&'a [u8]> {
-        if let Some(stride) = self.stride {
+    fn get<I: Input + ?Sized>(&self, i: usize) -> Option<&'a [u8]> {
+        if let Some(stride) = codec::plain_size::<I>() {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
         let end = self.end(i)?;

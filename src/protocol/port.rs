@@ -472,7 +472,12 @@ impl Port {
     /// there is no room for one, or it would go around the end.
     ///
     /// Nothing else is appended until [`leave_window`](Self::leave_window).
-    pub(crate) fn window(&mut self, index: u64, records: usize, record_bytes: usize) -> Option<Window<'static>> {
+    pub(crate) fn window(
+        &mut self,
+        index: u64,
+        records: usize,
+        record_bytes: usize,
+    ) -> Option<Window<'static>> {
         let room = |port: &Self| (port.tail + ARENA_BYTES as u64).saturating_sub(port.head) as usize;
         if room(self) < record_bytes {
             self.refresh_tail();
@@ -683,9 +688,14 @@ impl Window<'_> {
         self.position
     }
 
+    fn room(&self) -> usize {
+        self.end.as_ptr().addr() - self.next.as_ptr().addr()
+    }
+
+    /// Whether there is no room for another record of so many bytes.
     #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.next == self.end
+    pub(crate) fn is_full(&self, record_bytes: usize) -> bool {
+        self.room() < record_bytes
     }
 
     /// Writes and publishes a record of the size that the window was asked for. `true`: somebody wants to be rung, or
@@ -693,7 +703,7 @@ impl Window<'_> {
     #[inline]
     pub(crate) fn put(&mut self, value: &[u8]) -> bool {
         let bytes = 1 + value.len();
-        assert!(self.end.as_ptr().addr() - self.next.as_ptr().addr() >= bytes, "the window is full");
+        assert!(bytes <= self.room(), "the window is full");
         // SAFETY: WINDOW-1 and the assertion.
         unsafe { self.next.write(Status::Value as u8) };
         point(Point::RecordTorn);

@@ -145,9 +145,13 @@ impl<R: Payload> Engine<R> {
         self.in_use() < room
     }
 
-    /// Whether the window is at most half full: time to pull even though results wait.
-    pub(super) fn is_low(&self, waiting: usize) -> bool {
-        self.in_use() + waiting / self.granularity <= self.window / 2
+    /// While fewer results than this wait, the window is at most half full: time to pull even though they do.
+    pub(super) fn low_mark(&self) -> usize {
+        // `in_use + waiting / granularity <= window / 2`, without a division for each result.
+        match (self.window / 2).checked_sub(self.in_use()) {
+            Some(spare) => (spare + 1).saturating_mul(self.granularity),
+            None => 0,
+        }
     }
 
     /// Whether nothing is on its way and nothing waits for its turn.
@@ -413,11 +417,11 @@ impl<R: Payload> Engine<R> {
             if missing == 0 || *status != Status::Value as u8 {
                 break;
             }
-            let item = codec::decode::<R>(value).map_err(TaskError::Decode);
+            let Ok(value) = codec::decode::<R>(value) else { break };
             if front {
-                deliver(next, item);
+                deliver(next, Ok(value));
             } else {
-                slot.held.push_back(item);
+                slot.held.push_back(Ok(value));
             }
             next += 1;
             missing -= 1;

@@ -49,6 +49,8 @@ pub struct Map<T, R> {
     engine: Option<Engine<R>>,
     /// Results that have not been asked for.
     out: VecDeque<(u64, Item<R>)>,
+    /// While fewer of them wait, there is something to do before the next one goes out.
+    low_mark: usize,
     pull: Pull<T, R>,
 }
 
@@ -257,6 +259,7 @@ impl<T, R: Payload> Map<T, R> {
             ordered: true,
             engine: None,
             out: VecDeque::new(),
+            low_mark: 0,
             pull,
         }
     }
@@ -362,20 +365,23 @@ impl<T, R: Payload> Map<T, R> {
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped })
     }
 
+    #[inline]
     pub(super) fn open(&mut self) -> Result<(), Error> {
-        if self.engine.is_none() {
-            let granularity = check_granularity(self.granularity)?;
-            let (handle, control) = (self.handle.clone(), self.control.clone());
-            self.engine = Some(Engine::new(
-                handle,
-                control,
-                self.named,
-                granularity,
-                self.window,
-                self.ordered,
-                self.terms,
-            ));
-        }
+        if self.engine.is_none() { self.make_engine() } else { Ok(()) }
+    }
+
+    fn make_engine(&mut self) -> Result<(), Error> {
+        let granularity = check_granularity(self.granularity)?;
+        let (handle, control) = (self.handle.clone(), self.control.clone());
+        self.engine = Some(Engine::new(
+            handle,
+            control,
+            self.named,
+            granularity,
+            self.window,
+            self.ordered,
+            self.terms,
+        ));
         Ok(())
     }
 
@@ -426,23 +432,37 @@ impl<T, R: Payload> Map<T, R> {
     }
 
     /// The next result.
+    #[inline]
     pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
+        if self.out.len() < self.low_mark.max(1) {
+            self.fetch();
+        }
+        self.out.pop_front()
+    }
+
+    /// Has results wait, if any are to come. A consumer that works through many must not let the workers run dry.
+    fn fetch(&mut self) {
         let mut out = std::mem::take(&mut self.out);
-        let low = self.engine.as_ref().is_some_and(|engine| engine.is_low(out.len()));
-        // A consumer that works through many results must not let the workers run dry.
-        if !out.is_empty() && low && self.source.is_some() {
+        if !out.is_empty() && self.source.is_some() {
+            // What has come makes the next pull end early.
+            if let Some(engine) = self.engine.as_mut().filter(|engine| engine.has_news() && engine.is_here())
+            {
+                engine.collect(&mut |index, item| out.push_back((index, item)));
+            }
             let waiting = out.len();
             self.refill(waiting, &mut |index, item| out.push_back((index, item)));
         }
         while out.is_empty() && self.step(false, &mut |index, item| out.push_back((index, item))) {}
         self.out = out;
-        self.out.pop_front()
+        let engine = self.engine.as_ref().filter(|_| self.source.is_some());
+        self.low_mark = engine.map_or(0, Engine::low_mark);
     }
 }
 
 impl<T, R: Payload> Iterator for Map<T, R> {
     type Item = Result<R, TaskError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if let Err(error) = self.open() {
             panic!("{error}");

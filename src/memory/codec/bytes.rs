@@ -109,8 +109,7 @@ impl<'a> Filler<'a> {
     #[inline]
     pub(crate) fn new(bytes: &'a mut AlignedBytes, additional: usize) -> Self {
         bytes.reserve(additional);
-        let (start, len, capacity) =
-            (bytes.inner.as_mut_ptr(), bytes.inner.len(), bytes.inner.capacity());
+        let (start, len, capacity) = (bytes.inner.as_mut_ptr(), bytes.inner.len(), bytes.inner.capacity());
         Self { bytes, start, len, capacity }
     }
 
