@@ -34,8 +34,22 @@ const SMALL: usize = 16;
 pub(super) type Item<R> = Result<R, TaskError>;
 
 /// Where results go, with the indices of their items, as soon as it is their turn.
-pub(super) trait Deliver<R>: FnMut(u64, Item<R>) {}
-impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {}
+pub(super) trait Deliver<R> {
+    fn one(&mut self, index: u64, item: Item<R>);
+
+    /// Values of items that follow each other.
+    #[inline]
+    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
+        (first..).zip(values).for_each(|(index, value)| self.one(index, Ok(value)));
+    }
+}
+
+impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {
+    #[inline]
+    fn one(&mut self, index: u64, item: Item<R>) {
+        self(index, item);
+    }
+}
 
 /// One message of the window, or a free place for one.
 #[derive(Debug)]
@@ -409,28 +423,27 @@ impl<R: Payload> Engine<R> {
     ) -> usize {
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
-        let mut next = slot.first + u64::from(slot.received);
-        let mut missing = slot.items - slot.received;
-        let mut read = 0;
-        for record in bytes.chunks_exact(1 + stride) {
-            let [status, value @ ..] = record else { break };
-            if missing == 0 || *status != Status::Value as u8 {
-                break;
+        let first = slot.first + u64::from(slot.received);
+        let missing = (slot.items - slot.received) as usize;
+        let mut count = 0;
+        let values = bytes.chunks_exact(1 + stride).take(missing).map_while(|record| match record {
+            [status, value @ ..] if *status == Status::Value as u8 => {
+                let value = codec::decode::<R>(value).ok()?;
+                count += 1;
+                Some(value)
             }
-            let Ok(value) = codec::decode::<R>(value) else { break };
-            if front {
-                deliver(next, Ok(value));
-            } else {
-                slot.held.push_back(Ok(value));
-            }
-            next += 1;
-            missing -= 1;
-            read += record.len();
+            _ => None,
+        });
+        if front {
+            deliver.run(first, values);
+        } else {
+            slot.held.extend(values.map(Ok));
         }
-        if read > 0 {
-            (slot.received, slot.losses) = (slot.items - missing, 0);
+        if count > 0 {
+            slot.received += count;
+            slot.losses = 0;
         }
-        read
+        count as usize * (1 + stride)
     }
 
     /// The next item of a message has this outcome.
@@ -442,7 +455,7 @@ impl<R: Payload> Engine<R> {
         slot.received += 1;
         slot.losses = 0;
         if front {
-            deliver(index, item);
+            deliver.one(index, item);
         } else {
             slot.held.push_back(item);
         }
@@ -533,7 +546,7 @@ impl<R: Payload> Engine<R> {
         while let Some(&front) = self.order.front() {
             let slot = &mut self.slots[front];
             let next = slot.first + u64::from(slot.received) - slot.held.len() as u64;
-            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver(index, item));
+            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver.one(index, item));
             if slot.received < slot.items {
                 break;
             }
