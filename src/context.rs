@@ -3,16 +3,18 @@
 #![allow(unsafe_code, reason = "the shims recover types that the protocol erased")]
 
 use std::any::Any;
-use std::cell::RefMut;
+use std::borrow::Borrow;
+use std::cell::{Cell, RefMut};
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::builder::Service;
 use crate::error::CodecError;
 use crate::faults::{Point, point};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
-use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Input, Payload, View};
+use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
 use crate::protocol::port::Request;
@@ -313,38 +315,95 @@ impl<'a> Call<'a> {
         )
     }
 
-    /// An item whose result is a plain number: no serializer, no length.
+    /// Runs items whose results are plain numbers (no serializer, no length) until there is something to look at; the
+    /// item to go on with.
     #[inline]
-    fn run_plain_item<R: Payload>(
+    fn run_plain_items<I: Input + ?Sized, R: Payload>(
         &self,
-        bytes: &[u8],
+        batch: &Items<'_>,
+        items: Range<usize>,
+        stride: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
-    ) {
+    ) -> usize {
+        let (core, record_bytes) = (self.core, stride + 1);
+        let window = core.port.borrow_mut().window(self.request.index, items.len(), record_bytes);
+        let Some(window) = window else { return self.run_plain_item::<I, R>(batch, items.start, &f) };
+        let start = window.position();
+        // What a panic leaves behind: all items before this one have their records.
+        let next = Cell::new(items.start);
+        // One guard for all of them: whichever panics, it is the one that `next` names.
+        let ended = panics::guard(|| {
+            let (mut window, batch) = (window, *batch);
+            for i in items.clone() {
+                if window.is_full(record_bytes) {
+                    break;
+                }
+                core.state_used.set(false);
+                point(Point::BeforeFunction);
+                let value = f(core, batch.get::<I>(i).unwrap_or_default())?;
+                point(Point::AfterFunction);
+                let look = window.put(codec::plain_bytes(&value).unwrap_or_default());
+                next.set(i + 1);
+                point(Point::RecordDone);
+                if look {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let next = next.get();
+        {
+            let mut port = core.port.borrow_mut();
+            port.leave_window(start + ((next - items.start) * record_bytes) as u64);
+            port.notify();
+        }
+        let ended = match ended {
+            Ok(Ok(())) => return next,
+            Ok(Err(error)) => Failure::Decode(error).ended(),
+            Err(caught) => self.panicked(caught),
+        };
+        self.send_record(&ended);
+        next + 1
+    }
+
+    /// As [`run_plain_items`](Self::run_plain_items), where the next record goes around the end of the arena or has to
+    /// wait for room.
+    #[cold]
+    fn run_plain_item<I: Input + ?Sized, R: Payload>(
+        &self,
+        batch: &Items<'_>,
+        i: usize,
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+    ) -> usize {
         let core = self.core;
         core.state_used.set(false);
         point(Point::BeforeFunction);
-        let ended = match panics::guard(|| f(core, bytes)) {
+        let ended = match panics::guard(|| f(core, batch.get::<I>(i).unwrap_or_default())) {
             Ok(Ok(value)) => {
                 point(Point::AfterFunction);
                 let mut port = core.port.borrow_mut();
                 port.append_value(codec::plain_bytes(&value).unwrap_or_default());
                 point(Point::RecordUncommitted);
                 port.commit();
-                return;
+                point(Point::RecordDone);
+                return i + 1;
             }
             Ok(Err(error)) => Failure::Decode(error).ended(),
             Err(caught) => self.panicked(caught),
         };
         self.send_record(&ended);
+        i + 1
     }
 
     #[inline]
-    fn run_item<R: Payload>(
+    fn run_item<I: Input + ?Sized, R: Payload>(
         &self,
-        bytes: &[u8],
+        batch: &Items<'_>,
+        i: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
-    ) {
-        self.send_record(&self.item(bytes, f));
+    ) -> usize {
+        self.send_record(&self.item(batch.get::<I>(i).unwrap_or_default(), f));
+        i + 1
     }
 
     fn send_record(&self, ended: &Ended) {
@@ -355,6 +414,7 @@ impl<'a> Call<'a> {
         }
         point(Point::RecordUncommitted);
         port.commit();
+        point(Point::RecordDone);
     }
 
     #[inline]
@@ -377,17 +437,16 @@ impl<'a> Call<'a> {
             port.open_stream(index, 0)
         };
         let mut status = Status::BatchDone;
-        for i in done..items {
-            let bytes = batch.get(i).unwrap_or_default();
+        let mut next = done;
+        while next < items {
             // One by one, so that a crash in the next item cannot take this one's result along.
-            match stride {
-                Some(_) => self.run_plain_item(bytes, &f),
-                None => self.run_item(bytes, &f),
-            }
-            point(Point::RecordDone);
+            next = match stride {
+                Some(stride) => self.run_plain_items::<I, R>(&batch, next..items, stride, &f),
+                None => self.run_item::<I, R>(&batch, next, &f),
+            };
             // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
             // looks how many records there are. So it knows the last item that can have started.
-            if core.port.borrow().cancelled(index) && i + 1 < items {
+            if next < items && core.port.borrow().cancelled(index) {
                 status = Status::BatchCut;
                 break;
             }
@@ -423,9 +482,9 @@ impl Failure {
 /// The items of a batch's payload: equal strides for plain types, else a table of ends at the end.
 ///
 /// The table has an 8-byte end for each item; an item starts at the next multiple of its alignment.
+#[derive(Clone, Copy)]
 struct Items<'a> {
     bytes: &'a [u8],
-    stride: Option<usize>,
     table: &'a [u8],
     align: usize,
 }
@@ -435,16 +494,16 @@ impl<'a> Items<'a> {
         let align = codec::view_align::<I>();
         if let Some(stride) = codec::plain_size::<I>() {
             let fits = stride.checked_mul(items)? <= bytes.len();
-            return fits.then_some(Self { bytes, stride: Some(stride), table: &[], align });
+            return fits.then_some(Self { bytes, table: &[], align });
         }
         let table = bytes.len().checked_sub(items.checked_mul(8)?)?;
         let (bytes, table) = bytes.split_at(table);
-        Some(Self { bytes, stride: None, table, align })
+        Some(Self { bytes, table, align })
     }
 
     #[inline]
-    fn get(&self, i: usize) -> Option<&'a [u8]> {
-        if let Some(stride) = self.stride {
+    fn get<I: Input + ?Sized>(&self, i: usize) -> Option<&'a [u8]> {
+        if let Some(stride) = codec::plain_size::<I>() {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
         let end = self.end(i)?;
@@ -483,6 +542,37 @@ impl BatchBytes {
         Ok(())
     }
 
+    /// Whether items of this type are [`fill`](Self::fill)ed in.
+    #[inline]
+    pub(crate) fn are_plain<I: Input>(limit: usize) -> bool {
+        codec::plain_size::<I>().is_some_and(|bytes| (1..=limit).contains(&bytes))
+    }
+
+    /// Adds items of a plain type until there are `goal`, `enough` says so after an item, or the source ends, which is
+    /// `false`; and counts them. Whatever the source does, the items that it has given are there.
+    #[inline]
+    pub(crate) fn fill<I: Input, B: Borrow<I>>(
+        &mut self,
+        source: &mut impl Iterator<Item = B>,
+        goal: u32,
+        pulled: &mut u64,
+        enough: impl Fn() -> bool,
+    ) -> bool {
+        let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
+        let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
+        let filler = Filler::new(&mut self.bytes, room * stride);
+        let mut filling = Filling { filler, added: 0, items: &mut self.items, pulled };
+        for _ in 0..room {
+            let Some(item) = source.next() else { return false };
+            filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
+            filling.added += 1;
+            if enough() {
+                break;
+            }
+        }
+        true
+    }
+
     pub(crate) fn len(&self) -> u32 {
         self.items
     }
@@ -495,6 +585,25 @@ impl BatchBytes {
         self.ends.clear();
         self.items = 0;
         Encoded::Heap(bytes)
+    }
+}
+
+/// Items are filled in up to this many bytes at a time, so that a source that gives few takes little memory.
+const FILL_BYTES: usize = 64 << 10;
+
+/// A [`BatchBytes::fill`] under way. Its counts are right also after a panic of the source.
+struct Filling<'a> {
+    filler: Filler<'a>,
+    added: u32,
+    items: &'a mut u32,
+    pulled: &'a mut u64,
+}
+
+impl Drop for Filling<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.items += self.added;
+        *self.pulled += u64::from(self.added);
     }
 }
 

@@ -123,6 +123,13 @@ impl<'a> ArenaWriter<'a> {
         self.0
     }
 
+    /// The place of `position`, and how many of `bytes` there are from there to the end of the arena.
+    pub(crate) fn piece(&self, position: u64, bytes: usize) -> (NonNull<u8>, usize) {
+        let at = self.0.at(position);
+        // SAFETY: ARENA-1, and `at` lies in the arena.
+        (unsafe { self.0.base.add(at) }, bytes.min(self.0.bytes - at))
+    }
+
     /// Copies `bytes` in at `position`, around the end if need be. At most one lap.
     #[inline]
     pub(crate) fn copy_in(&self, position: u64, bytes: &[u8]) {

@@ -6,13 +6,14 @@
 
 #![allow(unsafe_code, reason = "requests are read in place")]
 
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use crate::faults::{Point, point};
 use crate::ground::barrier;
 use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::ring::Head;
+use crate::ground::ring::{Head, RequestSlot};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::place;
@@ -25,7 +26,7 @@ use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
     WorkerState,
 };
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// A request that the worker has claimed.
 #[derive(Clone, Copy, Debug)]
@@ -468,6 +469,51 @@ impl Port {
         self.append(bytes);
     }
 
+    /// A piece of the open stream for up to `records` records of so many bytes, which is written without the port. `None`:
+    /// there is no room for one, or it would go around the end.
+    ///
+    /// Nothing else is appended until [`leave_window`](Self::leave_window).
+    pub(crate) fn window(
+        &mut self,
+        index: u64,
+        records: usize,
+        record_bytes: usize,
+    ) -> Option<Window<'static>> {
+        let room = |port: &Self| (port.tail + ARENA_BYTES as u64).saturating_sub(port.head) as usize;
+        if room(self) < record_bytes {
+            self.refresh_tail();
+        }
+        let records = (room(self) / record_bytes).min(records);
+        let (next, bytes) = self.region.arena().piece(self.head, records * record_bytes);
+        let bytes = bytes / record_bytes * record_bytes;
+        let start = self.head as usize & (ARENA_BYTES - 1);
+        if bytes == 0 || self.region.reserve(start + bytes).is_err() {
+            return None;
+        }
+        let (sent, wake) = (&raw const self.region.b().out.0.sent, &raw const self.region.a().wake.0);
+        let request = std::ptr::from_ref(self.region.request(index));
+        Some(Window {
+            next,
+            // SAFETY: `piece` says that there are so many bytes.
+            end: unsafe { next.add(bytes) },
+            position: self.head,
+            // SAFETY: WINDOW-2.
+            sent: unsafe { &*sent },
+            // SAFETY: WINDOW-2.
+            wake: unsafe { &*wake },
+            // SAFETY: WINDOW-2.
+            request: unsafe { &*request },
+            index,
+            rung: self.rung,
+        })
+    }
+
+    /// Goes on behind what was written into a window.
+    pub(crate) fn leave_window(&mut self, position: u64) {
+        debug_assert!(position >= self.head && position <= self.tail + ARENA_BYTES as u64);
+        self.head = position;
+    }
+
     /// One record of a batch with a length in front.
     pub(crate) fn append_sized(&mut self, status: Status, bytes: &[u8]) {
         self.append(&sized_header(status, bytes.len()));
@@ -578,7 +624,7 @@ impl Port {
 
     /// Whether the request that is running has been cancelled.
     pub(crate) fn cancelled(&self, index: u64) -> bool {
-        self.region.request(index).poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
+        is_cancelled(self.region.request(index), index)
     }
 
     fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
@@ -611,6 +657,71 @@ impl Port {
         }
         self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
         found
+    }
+}
+
+#[inline]
+fn is_cancelled(slot: &RequestSlot, index: u64) -> bool {
+    slot.poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
+}
+
+/// A contiguous piece of the open stream, free and backed by memory, for fixed-size records. It spares the loop over a
+/// batch's items everything that is the same for all of them.
+///
+/// * WINDOW-1: `next .. end` lies in the arena of `B`, none of it has been published, and nobody else writes there.
+/// * WINDOW-2: the words lie in the region, which is never unmapped in this process and consists there of atomics
+///   (REGION-1, REGION-2).
+#[derive(Debug)]
+pub(crate) struct Window<'a> {
+    next: NonNull<u8>,
+    end: NonNull<u8>,
+    position: u64,
+    sent: &'a AtomicU64,
+    wake: &'a AtomicU64,
+    request: &'a RequestSlot,
+    index: u64,
+    rung: u64,
+}
+
+impl Window<'_> {
+    /// Where in the stream it is.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn room(&self) -> usize {
+        self.end.as_ptr().addr() - self.next.as_ptr().addr()
+    }
+
+    /// Whether there is no room for another record of so many bytes.
+    #[inline]
+    pub(crate) fn is_full(&self, record_bytes: usize) -> bool {
+        self.room() < record_bytes
+    }
+
+    /// Writes and publishes a record of the size that the window was asked for. `true`: somebody wants to be rung, or
+    /// the request was cancelled.
+    #[inline]
+    pub(crate) fn put(&mut self, value: &[u8]) -> bool {
+        let bytes = 1 + value.len();
+        assert!(bytes <= self.room(), "the window is full");
+        // SAFETY: WINDOW-1 and the assertion.
+        unsafe { self.next.write(Status::Value as u8) };
+        point(Point::RecordTorn);
+        // SAFETY: as above.
+        let to = unsafe { self.next.add(1) };
+        // SAFETY: as above; `value` is memory of this process alone.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
+        // SAFETY: as above.
+        self.next = unsafe { self.next.add(bytes) };
+        self.position += bytes as u64;
+        point(Point::RecordUncommitted);
+        // Edge OUT-SENT: the bytes before the position behind them.
+        self.sent.store(self.position, Ordering::Release);
+        point(Point::Committed);
+        // Edges SLEEP and CUT: the publication before the looks.
+        barrier::light();
+        self.wake.load(Ordering::Relaxed) != self.rung || is_cancelled(self.request, self.index)
     }
 }
 

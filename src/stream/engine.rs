@@ -1,5 +1,6 @@
 //! The window of a stream: messages on their way, results that wait for their turn.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -33,8 +34,22 @@ const SMALL: usize = 16;
 pub(super) type Item<R> = Result<R, TaskError>;
 
 /// Where results go, with the indices of their items, as soon as it is their turn.
-pub(super) trait Deliver<R>: FnMut(u64, Item<R>) {}
-impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {}
+pub(super) trait Deliver<R> {
+    fn one(&mut self, index: u64, item: Item<R>);
+
+    /// Values of items that follow each other.
+    #[inline]
+    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
+        (first..).zip(values).for_each(|(index, value)| self.one(index, Ok(value)));
+    }
+}
+
+impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {
+    #[inline]
+    fn one(&mut self, index: u64, item: Item<R>) {
+        self(index, item);
+    }
+}
 
 /// One message of the window, or a free place for one.
 #[derive(Debug)]
@@ -144,9 +159,13 @@ impl<R: Payload> Engine<R> {
         self.in_use() < room
     }
 
-    /// Whether the window is at most half full: time to pull even though results wait.
-    pub(super) fn is_low(&self, waiting: usize) -> bool {
-        self.in_use() + waiting / self.granularity <= self.window / 2
+    /// While fewer results than this wait, the window is at most half full: time to pull even though they do.
+    pub(super) fn low_mark(&self) -> usize {
+        // `in_use + waiting / granularity <= window / 2`, without a division for each result.
+        match (self.window / 2).checked_sub(self.in_use()) {
+            Some(spare) => (spare + 1).saturating_mul(self.granularity),
+            None => 0,
+        }
     }
 
     /// Whether nothing is on its way and nothing waits for its turn.
@@ -183,6 +202,33 @@ impl<R: Payload> Engine<R> {
         } else if self.filling.len() as usize >= self.granularity {
             self.flush(deliver);
         }
+    }
+
+    /// Whether items of this type are [`fill`](Self::fill)ed in.
+    #[inline]
+    pub(super) fn fills<I: Payload>(&self) -> bool {
+        self.granularity > 1 && BatchBytes::are_plain::<I>(self.max_payload)
+    }
+
+    /// Takes items of a plain type in, whose encoding is no user code, until the message is full and sent, something has
+    /// come, or the stream is over. `false`: the source has ended.
+    #[inline]
+    pub(super) fn fill<I: Payload, B: Borrow<I>>(
+        &mut self,
+        source: &mut impl Iterator<Item = B>,
+        deliver: &mut impl Deliver<R>,
+    ) -> bool {
+        if self.filling.len() == 0 {
+            self.filling_first = self.pulled;
+        }
+        let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
+        let (arrivals, control) = (&*self.arrivals, &*self.control);
+        let enough = || arrivals.any() || control.is_over();
+        let more = self.filling.fill::<I, B>(source, goal, &mut self.pulled, enough);
+        if self.filling.len() >= goal {
+            self.flush(deliver);
+        }
+        more
     }
 
     /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
@@ -339,6 +385,9 @@ impl<R: Payload> Engine<R> {
         let mut bytes = std::mem::take(&mut self.slots[at].bytes);
         let mut read = 0;
         let valid = loop {
+            if let Some(stride) = stride {
+                read += self.read_values(at, &bytes[read..], stride, deliver);
+            }
             let (status, payload, len) = match parse(&bytes[read..], stride, self.max_payload) {
                 Parsed::Partial => break true,
                 Parsed::Invalid => break false,
@@ -364,6 +413,40 @@ impl<R: Payload> Engine<R> {
         valid
     }
 
+    /// Settles a run of values without lengths, up to the first record that is something else; how many bytes it takes.
+    #[inline]
+    fn read_values(
+        &mut self,
+        at: usize,
+        bytes: &[u8],
+        stride: usize,
+        deliver: &mut impl Deliver<R>,
+    ) -> usize {
+        let front = !self.ordered || self.order.front() == Some(&at);
+        let slot = &mut self.slots[at];
+        let first = slot.first + u64::from(slot.received);
+        let missing = (slot.items - slot.received) as usize;
+        let mut count = 0;
+        let values = bytes.chunks_exact(1 + stride).take(missing).map_while(|record| match record {
+            [status, value @ ..] if *status == Status::Value as u8 => {
+                let value = codec::decode::<R>(value).ok()?;
+                count += 1;
+                Some(value)
+            }
+            _ => None,
+        });
+        if front {
+            deliver.run(first, values);
+        } else {
+            slot.held.extend(values.map(Ok));
+        }
+        if count > 0 {
+            slot.received += count;
+            slot.losses = 0;
+        }
+        count as usize * (1 + stride)
+    }
+
     /// The next item of a message has this outcome.
     #[inline]
     fn settle(&mut self, at: usize, item: Item<R>, deliver: &mut impl Deliver<R>) {
@@ -373,7 +456,7 @@ impl<R: Payload> Engine<R> {
         slot.received += 1;
         slot.losses = 0;
         if front {
-            deliver(index, item);
+            deliver.one(index, item);
         } else {
             slot.held.push_back(item);
         }
@@ -464,7 +547,7 @@ impl<R: Payload> Engine<R> {
         while let Some(&front) = self.order.front() {
             let slot = &mut self.slots[front];
             let next = slot.first + u64::from(slot.received) - slot.held.len() as u64;
-            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver(index, item));
+            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver.one(index, item));
             if slot.received < slot.items {
                 break;
             }

@@ -8,7 +8,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Engine, Item};
+use super::engine::{Deliver, Engine, Item};
 use super::stop::{Control, Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context::{self, Named, Worker};
@@ -49,6 +49,8 @@ pub struct Map<T, R> {
     engine: Option<Engine<R>>,
     /// Results that have not been asked for.
     out: VecDeque<(u64, Item<R>)>,
+    /// While fewer of them wait, there is something to do before the next one goes out.
+    low_mark: usize,
     pull: Pull<T, R>,
 }
 
@@ -67,9 +69,44 @@ where
     I: Payload,
     B: Borrow<I>,
 {
+    if engine.fills::<I>() {
+        return pull_plain::<T, R, I, B>(engine, source, waiting, deliver);
+    }
     pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
         engine.push(item.borrow(), &mut deliver);
     })
+}
+
+/// As [`pull_into`], for items that are filled into a message in one loop.
+#[inline]
+fn pull_plain<T, R, I, B>(
+    engine: &mut Engine<R>,
+    source: &mut T,
+    waiting: usize,
+    deliver: &mut Sink<'_, R>,
+) -> bool
+where
+    T: Iterator<Item = B>,
+    R: Payload,
+    I: Payload,
+    B: Borrow<I>,
+{
+    let room = engine.room(waiting);
+    let delivered = Cell::new(false);
+    let mut deliver = |index, item| {
+        delivered.set(true);
+        deliver(index, item);
+    };
+    while engine.wants_items(room) {
+        if !engine.fill::<I, B>(source, &mut deliver) {
+            engine.flush(&mut deliver);
+            return false;
+        }
+        if engine.has_news() || delivered.get() || engine.is_over() {
+            break;
+        }
+    }
+    true
 }
 
 /// The loop of a [`Pull`], around what is to be done with an item.
@@ -222,6 +259,7 @@ impl<T, R: Payload> Map<T, R> {
             ordered: true,
             engine: None,
             out: VecDeque::new(),
+            low_mark: 0,
             pull,
         }
     }
@@ -298,55 +336,43 @@ impl<T, R: Payload> Map<T, R> {
     /// As [`run`](Self::run). `g` also says whether its item failed.
     pub(super) fn run_judged<F: Flow>(
         mut self,
-        mut g: impl FnMut(u64, Item<R>) -> (bool, F),
+        g: impl FnMut(u64, Item<R>) -> (bool, F),
     ) -> Result<StreamSummary, Error> {
         let start = Instant::now();
         self.open()?;
-        let (mut ok, mut failed) = (0, 0);
         let control = self.control.clone();
-        let broken = Cell::new(false);
-        let mut deliver = |index: u64, item: Item<R>| {
-            if broken.get() {
-                return;
-            }
-            let (fails, flow) = g(index, item);
-            if fails {
-                failed += 1;
-            } else {
-                ok += 1;
-            }
-            if flow.stops() {
-                broken.set(true);
-                control.stop();
-            }
-        };
+        let mut judged = Judged { g: Some(g), control, ok: 0, failed: 0, broken: false };
         // Whatever is there goes out before the source is pulled, which may block.
-        while self.step(true, &mut deliver) && !broken.get() {}
+        while self.step(true, &mut judged) && !judged.broken {}
+        let Judged { ok, failed, .. } = judged;
         let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
         let stopped = self.cut_short || self.control.is_stopped();
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped })
     }
 
+    #[inline]
     pub(super) fn open(&mut self) -> Result<(), Error> {
-        if self.engine.is_none() {
-            let granularity = check_granularity(self.granularity)?;
-            let (handle, control) = (self.handle.clone(), self.control.clone());
-            self.engine = Some(Engine::new(
-                handle,
-                control,
-                self.named,
-                granularity,
-                self.window,
-                self.ordered,
-                self.terms,
-            ));
-        }
+        if self.engine.is_none() { self.make_engine() } else { Ok(()) }
+    }
+
+    fn make_engine(&mut self) -> Result<(), Error> {
+        let granularity = check_granularity(self.granularity)?;
+        let (handle, control) = (self.handle.clone(), self.control.clone());
+        self.engine = Some(Engine::new(
+            handle,
+            control,
+            self.named,
+            granularity,
+            self.window,
+            self.ordered,
+            self.terms,
+        ));
         Ok(())
     }
 
     /// Delivers what has come, fills the window (after a delivery only if `fill`), or waits if there was nothing to
     /// deliver. `false`: the stream is over.
-    fn step(&mut self, fill: bool, deliver: &mut impl FnMut(u64, Item<R>)) -> bool {
+    fn step(&mut self, fill: bool, deliver: &mut impl Deliver<R>) -> bool {
         let Some(engine) = &mut self.engine else { return false };
         if !engine.is_here() {
             self.cut_short |= self.source.take().is_some();
@@ -363,7 +389,7 @@ impl<T, R: Payload> Map<T, R> {
         let delivered = Cell::new(false);
         self.refill(0, &mut |index, item| {
             delivered.set(true);
-            deliver(index, item);
+            deliver.one(index, item);
         });
         let Some(engine) = &self.engine else { return false };
         if engine.has_news() || delivered.get() {
@@ -391,23 +417,108 @@ impl<T, R: Payload> Map<T, R> {
     }
 
     /// The next result.
+    #[inline]
     pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
+        if self.out.len() < self.low_mark.max(1) {
+            self.fetch();
+        }
+        self.out.pop_front()
+    }
+
+    /// Has results wait, if any are to come. A consumer that works through many must not let the workers run dry.
+    fn fetch(&mut self) {
         let mut out = std::mem::take(&mut self.out);
-        let low = self.engine.as_ref().is_some_and(|engine| engine.is_low(out.len()));
-        // A consumer that works through many results must not let the workers run dry.
-        if !out.is_empty() && low && self.source.is_some() {
+        if !out.is_empty() && self.source.is_some() {
+            // What has come makes the next pull end early.
+            if let Some(engine) = self.engine.as_mut().filter(|engine| engine.has_news() && engine.is_here())
+            {
+                engine.collect(&mut Waiting(&mut out));
+            }
             let waiting = out.len();
             self.refill(waiting, &mut |index, item| out.push_back((index, item)));
         }
-        while out.is_empty() && self.step(false, &mut |index, item| out.push_back((index, item))) {}
+        while out.is_empty() && self.step(false, &mut Waiting(&mut out)) {}
         self.out = out;
-        self.out.pop_front()
+        let engine = self.engine.as_ref().filter(|_| self.source.is_some());
+        self.low_mark = engine.map_or(0, Engine::low_mark);
+    }
+}
+
+/// Hands results to a function, and counts them.
+struct Judged<G> {
+    /// There, but while it is being called.
+    g: Option<G>,
+    control: Arc<Control>,
+    ok: u64,
+    failed: u64,
+    /// Whether the function has stopped the stream: it is not called again.
+    broken: bool,
+}
+
+impl<G> Judged<G> {
+    /// The outcomes of items that follow each other.
+    #[inline]
+    fn each<R, F: Flow>(&mut self, first: u64, items: impl Iterator<Item = Item<R>>)
+    where
+        G: FnMut(u64, Item<R>) -> (bool, F),
+    {
+        // On the stack, where nothing points to it, what the function refers to can stay in registers, which is a third of
+        // the price of a result. After a panic nobody calls it again.
+        let Some(mut g) = self.g.take() else { return };
+        let (mut index, mut ok, mut failed) = (first, 0, 0);
+        items.for_each(|item| {
+            if self.broken {
+                return;
+            }
+            let (fails, flow) = g(index, item);
+            index += 1;
+            if fails {
+                failed += 1;
+            } else {
+                ok += 1;
+            }
+            if flow.stops() {
+                self.broken = true;
+                self.control.stop();
+            }
+        });
+        self.ok += ok;
+        self.failed += failed;
+        self.g = Some(g);
+    }
+}
+
+impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F)> Deliver<R> for Judged<G> {
+    #[inline]
+    fn one(&mut self, index: u64, item: Item<R>) {
+        self.each(index, std::iter::once(item));
+    }
+
+    #[inline]
+    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
+        self.each(first, values.map(Ok));
+    }
+}
+
+/// Where an iterator's results wait to be asked for.
+struct Waiting<'a, R>(&'a mut VecDeque<(u64, Item<R>)>);
+
+impl<R> Deliver<R> for Waiting<'_, R> {
+    #[inline]
+    fn one(&mut self, index: u64, item: Item<R>) {
+        self.0.push_back((index, item));
+    }
+
+    #[inline]
+    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
+        self.0.extend((first..).zip(values.map(Ok)));
     }
 }
 
 impl<T, R: Payload> Iterator for Map<T, R> {
     type Item = Result<R, TaskError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if let Err(error) = self.open() {
             panic!("{error}");

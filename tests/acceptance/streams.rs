@@ -222,6 +222,30 @@ fn f_05_results_are_the_same_at_every_granularity() {
     });
 }
 
+/// 9 bytes a record, or 17: neither divides an arena of 4 MiB, so that some go around its end; and an item that panics
+/// ends the run that it is in, not the batch.
+#[test]
+fn f_05_results_that_go_around_the_arena_are_all_there() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let n = 1_000_003_u64;
+        let fails = |n: u64| n % 250_000 == 3;
+        let f = |n: u64| if n % 250_000 == 3 { panic!("three") } else { u128::from(n) << 70 };
+        let mut next = 0;
+        for result in pool.map(0..n, f).granularity(fixed(2_000_000)) {
+            match result {
+                Ok(value) => assert_eq!(value, u128::from(next) << 70),
+                Err(TaskError::Panicked(_)) => assert!(fails(next), "{next}"),
+                Err(error) => panic!("{next}: {error}"),
+            }
+            next += 1;
+        }
+        assert_eq!(next, n);
+        let squares = pool.map(0..n, |n: u64| n * n).granularity(fixed(300_000));
+        assert!(squares.map(Result::unwrap).eq((0..n).map(|n| n * n)));
+    });
+}
+
 #[test]
 fn f_05_iter_streams_give_the_same_at_every_granularity() {
     scenario(|| {

@@ -93,6 +93,50 @@ impl AlignedBytes {
     }
 }
 
+/// Appends many small pieces without going through the buffer's length each time: it is set when the filler is dropped.
+///
+/// * FILL-1: the first `len` bytes of the buffer are initialised, and `len` is at most its capacity.
+#[derive(Debug)]
+pub(crate) struct Filler<'a> {
+    bytes: &'a mut AlignedBytes,
+    start: *mut u8,
+    len: usize,
+    capacity: usize,
+}
+
+impl<'a> Filler<'a> {
+    /// Makes room for `additional` bytes.
+    #[inline]
+    pub(crate) fn new(bytes: &'a mut AlignedBytes, additional: usize) -> Self {
+        bytes.reserve(additional);
+        let (start, len, capacity) = (bytes.inner.as_mut_ptr(), bytes.inner.len(), bytes.inner.capacity());
+        Self { bytes, start, len, capacity }
+    }
+
+    /// Appends a piece.
+    ///
+    /// # Panics
+    ///
+    /// If more is appended than room was made for.
+    #[inline]
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        assert!(piece.len() <= self.capacity - self.len, "a filler was given too much");
+        // SAFETY: FILL-1 and the assertion: the place lies in the buffer's memory.
+        let to = unsafe { self.start.add(self.len) };
+        // SAFETY: as above; a piece that somebody else has borrowed is no part of a buffer that is borrowed mutably.
+        unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len()) };
+        self.len += piece.len();
+    }
+}
+
+impl Drop for Filler<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: FILL-1.
+        unsafe { self.bytes.inner.set_len(self.len) };
+    }
+}
+
 impl Deref for AlignedBytes {
     type Target = [u8];
 
