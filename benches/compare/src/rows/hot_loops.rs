@@ -7,7 +7,9 @@ use forkring::Pool;
 use crate::measure::{Comparison, Scale, rate};
 use crate::report::Goal::AtLeast;
 use crate::report::Report;
-use crate::rivals::threads::{ChannelPool, rayon_pool, rayon_spawn, receive, tokio_here};
+use crate::rivals::threads::{
+    ChannelPool, rayon_pool, rayon_spawn, rayon_spawn_oneshot, receive, tokio_here,
+};
 
 fn tasks(scale: Scale) -> u64 {
     scale.pick(1_000_000, 10_000)
@@ -42,6 +44,16 @@ fn compare(scale: Scale, threads: usize, goal: f64) -> Report {
     });
     let rival = all.add("rayon spawn + oneshot", || {
         rate(tasks, || submit_then_take(tasks, threads, |n| rayon_spawn(&rayon, move || n + 1), receive))
+    });
+    all.add("rayon spawn + oneshot crate", || {
+        rate(tasks, || {
+            submit_then_take(
+                tasks,
+                threads,
+                |n| rayon_spawn_oneshot(&rayon, move || n + 1),
+                |receiver| receiver.recv().expect("a result"),
+            );
+        })
     });
     all.add("crossbeam-channel pool + oneshot", || {
         rate(tasks, || submit_then_take(tasks, threads, |n| channel.spawn(move || n + 1), receive))

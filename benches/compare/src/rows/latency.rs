@@ -12,7 +12,9 @@ use crate::report::{Axis, Plot, Report, Series};
 use crate::rivals::iceoryx::{PublishSubscribe, RequestResponse};
 use crate::rivals::processes::{IpcChannel, Procspawn};
 use crate::rivals::python::ProcessPoolExecutor;
-use crate::rivals::threads::{ChannelPool, rayon_pool, rayon_spawn, receive, tokio_here};
+use crate::rivals::threads::{
+    ChannelPool, rayon_pool, rayon_spawn, rayon_spawn_oneshot, receive, tokio_here,
+};
 
 fn increment(pool: &Pool) -> impl Fn(u64) -> u64 {
     |n| pool.submit(|n: u64| n + 1, black_box(&n)).wait().expect("a reply")
@@ -44,6 +46,9 @@ pub(crate) fn awake(scale: Scale) -> Report {
     let forkring = all.add("forkring submit(..).wait()", || often.increments(increment(&pool)));
     let threads = all.add("rayon spawn + oneshot", || {
         sampling(50_000).increments(|n| receive(rayon_spawn(&rayon, move || n + 1)))
+    });
+    all.add("rayon spawn + oneshot crate", || {
+        seldom.increments(|n| rayon_spawn_oneshot(&rayon, move || n + 1).recv().expect("a reply"))
     });
     all.add("crossbeam-channel pool + oneshot", || {
         seldom.increments(|n| receive(channel.spawn(move || n + 1)))

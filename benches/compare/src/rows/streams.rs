@@ -80,7 +80,8 @@ pub(crate) fn batches(scale: Scale) -> Report {
 }
 
 pub(crate) fn single(scale: Scale) -> Report {
-    let n = items(scale, 1);
+    // The same for all, and so many that a thread has time to wake.
+    let n = scale.pick(1_000_000, 10_000);
     let [one, two] = [1, 2].map(|workers| pool(workers, 1));
     let rayon = rayon_pool(2);
 
