@@ -184,12 +184,13 @@ impl<E, S, W> Pool<E, S, W> {
     ///
     /// What the view borrows cannot leave the task:
     ///
-    /// ```compile_fail
+    /// ```compile_fail,E0521
     /// use forkring::{Pool, View, Worker};
     /// # let pool = Pool::new(1).unwrap();
     /// static KEPT: std::sync::Mutex<Option<&'static str>> = std::sync::Mutex::new(None);
     /// let _ = pool.submit_with(|_: &Worker, text: &View<str>| *KEPT.lock().unwrap() = Some(text), "x");
     /// ```
+    // C-14: the view's lifetime is what keeps the second example from compiling (E0521).
     #[inline]
     pub fn submit_with<I, R>(
         &self,

@@ -39,16 +39,30 @@ use crate::protocol::wire::Status;
 #[must_use = "dropping a Task cancels it if it has not started; use .detach() to let it run"]
 pub struct Task<R> {
     state: State,
-    kill_on_drop: bool,
     _result: PhantomData<Box<R>>,
 }
 
+/// Two words: tasks are kept by the million.
 #[derive(Debug)]
 enum State {
     Submitted(&'static Job),
+    /// Likewise, and dropping the handle kills it.
+    KilledOnDrop(&'static Job),
     /// It never got as far as a worker.
-    Failed(TaskError),
+    Failed(Box<TaskError>),
     Taken,
+}
+
+const _: () = assert!(size_of::<Task<u64>>() == 16);
+
+impl State {
+    #[inline]
+    fn job(&self) -> Option<&'static Job> {
+        match self {
+            Self::Submitted(job) | Self::KilledOnDrop(job) => Some(job),
+            Self::Failed(_) | Self::Taken => None,
+        }
+    }
 }
 
 impl<R> fmt::Debug for Task<R> {
@@ -69,15 +83,17 @@ impl fmt::Display for TaskId {
 
 impl<R> Task<R> {
     pub(crate) fn submitted(job: &'static Job) -> Self {
-        Self { state: State::Submitted(job), kill_on_drop: false, _result: PhantomData }
+        Self { state: State::Submitted(job), _result: PhantomData }
     }
 
     pub(crate) fn failed(error: TaskError) -> Self {
-        Self { state: State::Failed(error), kill_on_drop: false, _result: PhantomData }
+        Self { state: State::Failed(Box::new(error)), _result: PhantomData }
     }
 
     pub(crate) fn killed_on_drop(mut self, kill_on_drop: bool) -> Self {
-        self.kill_on_drop = kill_on_drop;
+        if let (State::Submitted(job), true) = (&self.state, kill_on_drop) {
+            self.state = State::KilledOnDrop(job);
+        }
         self
     }
 
@@ -85,24 +101,18 @@ impl<R> Task<R> {
     pub(crate) fn early_failure(&self) -> Option<&TaskError> {
         match &self.state {
             State::Failed(error) => Some(error),
-            State::Submitted(_) | State::Taken => None,
+            _ => None,
         }
     }
 
     /// The job, if the handle is used in the process that it belongs to.
     fn job(&self) -> Option<&'static Job> {
-        match self.state {
-            State::Submitted(job) if job.core().is_here() => Some(job),
-            _ => None,
-        }
+        self.state.job().filter(|job| job.core().is_here())
     }
 
     /// Whether the outcome is there. Once true, it stays true.
     pub fn is_finished(&self) -> bool {
-        match &self.state {
-            State::Submitted(_) => self.job().is_none_or(Job::is_done),
-            State::Failed(_) | State::Taken => true,
-        }
+        self.job().is_none_or(Job::is_done)
     }
 
     /// Cancels the task. `true`: it had not started and never will; it ends with [`TaskError::Cancelled`]. `false`: it
@@ -130,7 +140,7 @@ impl<R> Task<R> {
 
     /// Lets the task run to its end without a handle. A failure goes to the log hook.
     pub fn detach(mut self) {
-        if let State::Submitted(job) = std::mem::replace(&mut self.state, State::Taken)
+        if let Some(job) = std::mem::replace(&mut self.state, State::Taken).job()
             && job.core().is_here()
         {
             job.abandon(true);
@@ -139,18 +149,13 @@ impl<R> Task<R> {
 
     /// A handle that can watch and cancel the task while somebody else waits for it.
     pub fn handle(&self) -> TaskHandle {
-        match self.state {
-            State::Submitted(job) => TaskHandle { job: Some((job, job.generation(), job.core().clone())) },
-            State::Failed(_) | State::Taken => TaskHandle { job: None },
-        }
+        let job = self.state.job();
+        TaskHandle { job: job.map(|job| (job, job.generation(), job.core().clone())) }
     }
 
     /// The task's name.
     pub fn id(&self) -> TaskId {
-        match self.state {
-            State::Submitted(job) => TaskId(std::ptr::from_ref(job).addr(), job.generation()),
-            State::Failed(_) | State::Taken => TaskId(0, 0),
-        }
+        self.state.job().map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
     }
 
     /// Blocks until the outcome is there and takes it.
@@ -167,9 +172,9 @@ impl<R> Task<R> {
     /// Takes an outcome that is there.
     fn take(&mut self) -> Result<Reply, TaskError> {
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Submitted(job) if job.core().is_here() => reply_of(job.take()),
-            State::Submitted(_) => Err(TaskError::NotInThisProcess),
-            State::Failed(error) => Err(error),
+            State::Submitted(job) | State::KilledOnDrop(job) if job.core().is_here() => reply_of(job.take()),
+            State::Submitted(_) | State::KilledOnDrop(_) => Err(TaskError::NotInThisProcess),
+            State::Failed(error) => Err(*error),
             State::Taken => panic!("a task's outcome was taken already"),
         }
     }
@@ -237,9 +242,10 @@ impl<R: Payload> Future for Task<R> {
 
 impl<R> Drop for Task<R> {
     fn drop(&mut self) {
-        if let State::Submitted(job) = self.state
+        if let Some(job) = self.state.job()
             && job.core().is_here()
         {
+            let kill_on_drop = matches!(self.state, State::KilledOnDrop(_));
             if job.is_done() {
                 drop(job.take());
                 return;
@@ -247,7 +253,7 @@ impl<R> Drop for Task<R> {
             // Once abandoned, the cell may be somebody else's, so what is needed of it is taken before.
             let (core, generation) = (job.core().clone(), job.generation());
             if job.abandon(false) {
-                if self.kill_on_drop {
+                if kill_on_drop {
                     kill(&core, job, generation);
                 } else {
                     cancel(&core, job, generation);

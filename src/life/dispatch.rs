@@ -202,7 +202,8 @@ impl Owned<'_> {
     fn take_back(&mut self, spare: &mut Vec<(JobRef, Parcel)>) {
         let mut pinned = Vec::new();
         while spare.is_empty() {
-            let Some(lane) = &mut self.lane else { break };
+            // What a worker that leaves has not claimed is taken from it when that is noticed.
+            let Some(lane) = self.lane.as_mut().filter(|lane| !lane.is_leaving()) else { break };
             let taken = lane.unclaimed().and_then(|unclaimed| {
                 let half = unclaimed.div_ceil(2).min(MOVE_MAX as u64);
                 Ok((unclaimed, lane.take_back(half)?))
@@ -225,10 +226,10 @@ impl Owned<'_> {
 
     /// Ends everything here with `error` and kills the worker. Published results win. How many had not ended.
     pub(crate) fn put_down(&mut self, error: &TaskError) -> usize {
-        let mut unfinished = 0;
         self.refusal = Some(error.clone());
         // Nothing more starts; then the last look. A claim word that is out of range is the concern of what remains.
         let unstarted = self.lane.as_mut().and_then(|lane| lane.stop().ok()).unwrap_or_default();
+        let mut unfinished = unstarted.len();
         for (job, _) in unstarted {
             self.finish(job, Outcome::Failed(error.clone()));
         }

@@ -60,11 +60,10 @@ impl End {
         if self.stage == Stage::Ending {
             return events::info(core, format_args!("{self}, as told"));
         }
+        if let Some(why) = self.parting.filter(|_| !self.is_loss()) {
+            return events::info(core, format_args!("{self}: it has left, since {why}, and is replaced"));
+        }
         match (&self.violation, &self.verdict) {
-            _ if self.parting.is_some() && !self.is_loss() => {
-                let why = self.parting.map(|parting| parting.to_string()).unwrap_or_default();
-                events::info(core, format_args!("{self}, since {why}; it is replaced"));
-            }
             (Some(Violation(what)), _) => {
                 events::error(
                     core,

@@ -739,8 +739,12 @@ impl<T> Lane<T> {
     fn seen_claim(&self) -> Result<u64, Violation> {
         let Claimed { count, sealed } = self.region.b().claim.0.load();
         // All that is answered or retired was claimed or taken back, and the count never goes back.
-        let possible = self.answered.max(self.claimed)..=self.sent;
-        // A worker that has decided to leave seals the word itself; nobody unseals it.
+        // Once it is sealed it stays what it is, and the requests behind it are this side's. A worker that has decided to leave
+        // seals it itself.
+        let possible = match self.sealed {
+            true => self.claimed..=self.claimed,
+            false => self.answered.max(self.claimed)..=self.sent,
+        };
         if !possible.contains(&count) || self.sealed && !sealed {
             return Err(CLAIM_RANGE);
         }
@@ -837,9 +841,9 @@ impl<T> Lane<T> {
     /// another item. What has not started comes back; the caller [`poll`](Self::poll)s, and what is then not answered is
     /// running still.
     pub(crate) fn stop(&mut self) -> Result<Vec<(T, Parcel)>, Violation> {
-        self.sealed = true;
         self.region.b().claim.0.seal();
         let count = self.check_claim()?;
+        self.sealed = true;
         if let Some(entry) = &mut self.entries[slot_of(self.answered)]
             && entry.batch.is_some()
             && self.answered < count

@@ -3,18 +3,12 @@
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use forkring::{CloseOutcome, Payload, Pool, Task, TaskError, hooks};
+use forkring::{CloseOutcome, Pool, Task, hooks};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, children, count_fds, counter, eventually, fork_and, gate, process, scenario, signal,
+    BOUND, children, count_fds, counter, eventually, fork_and, gate, outcome, process, scenario, signal,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 fn held(n: u32) -> u32 {
     counter(0).bump();

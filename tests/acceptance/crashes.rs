@@ -351,26 +351,26 @@ fn d_10_a_death_while_a_large_result_is_written_tears_nothing() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
         let (mut died, mut survived) = (0, 0);
-        for round in 0..40_u64 {
+        for round in 0..20_u64 {
             // A thread of the task's ends the process at some moment while the result flows.
             let doomed = pool.submit(
                 |round: u64| {
                     std::thread::spawn(move || {
                         let mut waste = 0_u64;
-                        for n in 0..round * round * 4000 {
+                        for n in 0..round * round * 8000 {
                             waste = std::hint::black_box(waste ^ n);
                         }
                         die(Crash::Exit(7))
                     });
-                    vec![round as u8; 12 << 20]
+                    vec![round as u8; 6 << 20]
                 },
                 &round,
             );
-            let other = pool.submit(|n: u64| vec![n as u8; 6 << 20], &round);
+            let other = pool.submit(|n: u64| vec![n as u8; 5 << 20], &round);
             match doomed.wait() {
                 Ok(bytes) => {
                     survived += 1;
-                    assert!(bytes == vec![round as u8; 12 << 20]);
+                    assert!(bytes == vec![round as u8; 6 << 20]);
                 }
                 Err(TaskError::WorkerLost(lost)) => {
                     died += 1;
@@ -379,7 +379,7 @@ fn d_10_a_death_while_a_large_result_is_written_tears_nothing() {
                 Err(error) => panic!("{error}"),
             }
             match other.wait() {
-                Ok(bytes) => assert!(bytes == vec![round as u8; 6 << 20]),
+                Ok(bytes) => assert!(bytes == vec![round as u8; 5 << 20]),
                 // Only if it ran in the process that a former round had doomed.
                 Err(TaskError::WorkerLost(lost)) => assert_eq!(lost.exit_code(), Some(7), "{lost}"),
                 Err(error) => panic!("{error}"),

@@ -14,14 +14,8 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::support::{
     BOUND, cell, children, counter, descendants, disposition, eventually, exit_code_of, fds_of, fork_and,
-    gate, gone, process, scenario, signal, status_of, zygote,
+    gate, gone, outcome, process, scenario, signal, status_of, zygote,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 /// Ends every worker of a pool and waits until each has a successor that works.
 fn replace_workers(pool: &Pool) {

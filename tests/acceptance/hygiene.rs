@@ -5,22 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use forkring::{
-    Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost, hooks,
-};
+use forkring::{Affinity, Builder, LossHint, Payload, Pool, Task, TaskError, View, Worker, WorkerLost};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, children, count_fds, counter, eventually, gate, process, scenario, scenario_output, signal,
-    status_of,
+    children, count_fds, counter, eventually, gate, gone, outcome, process, quietly, scenario,
+    scenario_output, signal, status_of,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 #[track_caller]
 fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
@@ -29,10 +21,6 @@ fn lost<R: Payload>(task: Task<R>) -> WorkerLost {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("the task has a result"),
     }
-}
-
-fn quietly() {
-    hooks::set_log_error(|_| ());
 }
 
 // ---- I-12
@@ -59,15 +47,12 @@ fn held(n: u32) -> u32 {
 fn i_12_a_worker_out_of_its_address_space_is_lost_with_that_hint() {
     scenario(|| {
         quietly();
-        let pool = Pool::builder().workers(2).max_address_space(256 << 20).build().unwrap();
+        let pool = Pool::builder().workers(2).max_address_space(128 << 20).build().unwrap();
         let other = pool.submit(held, &5);
         counter(0).wait_for(1);
         for _ in 0..3 {
             // What fits is no trouble.
-            assert_eq!(
-                outcome(pool.submit(|n: usize| vec![1_u8; n].len(), &(128 << 20))).unwrap(),
-                128 << 20
-            );
+            assert_eq!(outcome(pool.submit(|n: usize| vec![1_u8; n].len(), &(32 << 20))).unwrap(), 32 << 20);
             let lost = lost(pool.submit(devour, &()));
             assert_eq!(lost.signal(), Some(Signal::SIGABRT as i32));
             assert_eq!(lost.hint(), Some(LossHint::OutOfMemory));
@@ -85,7 +70,10 @@ fn i_12_a_limit_that_a_task_has_set_itself_counts_too() {
         quietly();
         let pool = Pool::new(1).unwrap();
         let body = |_: ()| {
-            setrlimit(Resource::RLIMIT_AS, 2 << 30, 2 << 30).unwrap();
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+            let limit = pages * 4096 + (128 << 20);
+            setrlimit(Resource::RLIMIT_AS, limit, limit).unwrap();
             devour(())
         };
         let lost = lost(pool.submit(body, &()));
@@ -187,6 +175,30 @@ fn i_12_a_worker_that_the_kernel_kills_for_its_memory_is_lost_with_that_hint() {
         }
         pool.close().wait();
         drop(group);
+    });
+}
+
+/// oom_score_adj of a process: the higher, the sooner the kernel takes it (proc_pid_oom_score_adj(5)).
+fn oom_score_adj(pid: u32) -> i32 {
+    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn i_12_a_worker_is_chosen_before_the_master_when_memory_runs_out() {
+    scenario(|| {
+        quietly();
+        let mine = oom_score_adj(std::process::id());
+        let pool = Pool::new(2).unwrap();
+        let first = pool.worker_pids();
+        signal(first[0], Signal::SIGKILL);
+        gone(first[0]);
+        assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
+        eventually("a replacement", || pool.worker_pids().iter().all(|pid| process(*pid).is_some()));
+        for pid in pool.worker_pids() {
+            eventually("a worker that is set up", || oom_score_adj(pid) > mine);
+        }
+        assert_eq!(oom_score_adj(std::process::id()), mine);
+        pool.close().wait();
     });
 }
 

@@ -11,15 +11,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Process, cell, children, count_fds, counter, eventually, fds_of, gate, gone, meet, private_kib,
-    process, rss_kib, scenario, scenario_output, signal, zygote,
+    BOUND, Process, cell, children, count_fds, counter, eventually, fds_of, gate, gone, meet, outcome,
+    private_kib, process, rss_kib, scenario, scenario_output, signal, zygote,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 /// Demands that nothing has come into being since `fds` were counted.
 #[track_caller]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 
-use forkring::{Permit, Pool, Reserve, Service, SubmitAsync, Task, TaskError, TrySubmitError, View};
+use forkring::{Permit, Pool, Reserve, Service, SubmitAsync, TaskError, TrySubmitError, View};
 use forkring::{WaitPolicy, Worker};
 use futures::executor::block_on;
 use futures::future::join_all;
@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{
-    BOUND, cell, counter, eventually, exit_code_of, fork_and, gate, scenario, signal, zygote,
+    cell, counter, eventually, exit_code_of, fork_and, gate, outcome, scenario, signal, zygote,
 };
 
 fn limited(workers: usize, limit: usize) -> Pool {
@@ -31,12 +31,6 @@ fn gated(n: usize) -> usize {
 
 fn quick(n: usize) -> usize {
     n
-}
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
 }
 
 /// All places that can be had at once.

@@ -4,20 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use forkring::{Builder, Granularity, Payload, Pool, Task, TaskError, View, Worker, hooks};
+use forkring::{Builder, Granularity, Pool, View, Worker, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, cell, children, count_fds, counter, eventually, gate, gone, private_kib, return_freed_memory,
+    cell, children, count_fds, counter, eventually, gate, gone, outcome, private_kib, return_freed_memory,
     rss_kib, scenario, signal, zygote,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static NOTICES: Mutex<Vec<String>> = Mutex::new(Vec::new());

@@ -10,13 +10,7 @@ use forkring::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use forkring::rkyv::{self, Archive, Deserialize, Place, Serialize};
 use forkring::{CodecError, Pool, Task, TaskError, View, Worker, hooks};
 
-use crate::support::{BOUND, cell, counter, gate, rss_kib, scenario, scenario_output};
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
+use crate::support::{cell, counter, gate, outcome, rss_kib, scenario, scenario_output};
 
 /// The panic that a task ended with.
 #[track_caller]

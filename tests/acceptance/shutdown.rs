@@ -7,20 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
-use forkring::{Pool, Service, Task, TaskError, View, Worker, hooks};
+use forkring::{Pool, Service, Task, View, Worker, hooks};
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Finished, cell, children, count_fds, counter, eventually, gate, gone, scenario, scenario_output,
-    signal, zygote,
+    BOUND, Finished, cell, children, count_fds, counter, eventually, gate, gone, outcome, scenario,
+    scenario_output, signal, zygote,
 };
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
-}
 
 /// Waits until the pool has closed, within the bound.
 #[track_caller]

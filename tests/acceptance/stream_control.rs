@@ -12,6 +12,7 @@ use nix::unistd::gettid;
 
 use crate::crashes::{Crash, at_full_strength, die};
 use crate::payloads::Odd;
+use crate::streams::{PULLED, counted, pulled};
 use crate::support::{
     cell, children, counter, eventually, exit_code_of, fork_and, gate, meet, process, scenario, signal,
     zygote,
@@ -21,20 +22,8 @@ fn fixed(n: usize) -> Granularity {
     Granularity::Fixed(n)
 }
 
-/// Items pulled from a source so far.
-const PULLED: usize = 4000;
 /// The thread that is to be seen asleep.
 const SLEEPER: usize = 4001;
-
-fn counted() -> impl Iterator<Item = u32> + Send {
-    (0..).inspect(|_| {
-        cell(PULLED).fetch_add(1, SeqCst);
-    })
-}
-
-fn pulled() -> u64 {
-    cell(PULLED).load(SeqCst)
-}
 
 fn here_sleeps() {
     cell(SLEEPER).store(gettid().as_raw() as u64, SeqCst);

@@ -83,15 +83,15 @@ fn f_03_unordered_yields_the_fastest_first() {
 }
 
 /// Items pulled from a source so far.
-const PULLED: usize = 0;
+pub(crate) const PULLED: usize = 4000;
 
-fn counted() -> impl Iterator<Item = u32> + Send {
+pub(crate) fn counted() -> impl Iterator<Item = u32> + Send {
     (0..).inspect(|_| {
         cell(PULLED).fetch_add(1, SeqCst);
     })
 }
 
-fn pulled() -> u64 {
+pub(crate) fn pulled() -> u64 {
     cell(PULLED).load(SeqCst)
 }
 

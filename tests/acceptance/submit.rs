@@ -11,12 +11,14 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use forkring::{Pool, Task, TaskError, View, Worker};
+use forkring::{Pool, Task, View, Worker};
 use futures::FutureExt;
 use futures::executor::block_on;
 use futures::future::{join_all, select};
 
-use crate::support::{BOUND, Gate, cell, children, count_fds, counter, gate, meet, rss_kib, scenario};
+use crate::support::{
+    BOUND, Gate, cell, children, count_fds, counter, gate, meet, outcome, rss_kib, scenario,
+};
 
 /// Starts a task that runs until the gate opens; returns when it runs. It counts itself in counter 0.
 fn held(pool: &Pool, n: usize) -> Task<u32> {
@@ -31,12 +33,6 @@ fn held(pool: &Pool, n: usize) -> Task<u32> {
     );
     counter(0).wait_for(before + 1);
     task
-}
-
-/// Within the bound, or it is a hang.
-#[track_caller]
-fn outcome<R: forkring::Payload>(mut task: Task<R>) -> Result<R, TaskError> {
-    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
 }
 
 #[test]

@@ -28,6 +28,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use forkring::{Payload, Task, TaskError};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -419,6 +420,17 @@ pub(crate) fn status_of(pid: u32) -> BTreeMap<String, String> {
         Some((name.to_owned(), value.trim().to_owned()))
     };
     text.lines().filter_map(entry).collect()
+}
+
+/// What a task ends with, within the bound, or it is a hang.
+#[track_caller]
+pub(crate) fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
+    task.wait_timeout(BOUND).expect("hang: a task has no outcome")
+}
+
+/// Errors that are expected go nowhere.
+pub(crate) fn quietly() {
+    forkring::hooks::set_log_error(|_| ());
 }
 
 /// Sends a signal.

@@ -1,5 +1,5 @@
 //! Kill anywhere: a process of the pool's dies at each kill point of `src/faults.rs`, and what DESIGN.md promises about
-//! deaths is checked.
+//! deaths is checked: D-11, for every step of the protocol.
 //!
 //! `RUSTFLAGS="--cfg forkring_faults" cargo test --test faults`
 

@@ -108,6 +108,7 @@ fn parse_cfs(quota: &str, period: &str) -> Option<usize> {
     usize::try_from(quota.div_ceil(period)).ok().map(|cores| cores.max(1))
 }
 
+/// L-12, from the text that the kernel shows to the number of workers.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,148 @@
+//! L-09: what the log hooks tell about workers. Each start is one event and each end is one, with its reason and with
+//! whether a replacement follows.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use forkring::{Pool, Signal, TaskError, View, Worker, hooks};
+
+use crate::crashes::{Crash, die};
+use crate::support::{counter, outcome, scenario, signal};
+
+static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Collects what both hooks are told about workers of the pool `p`, in one list.
+fn listen() {
+    let note = |severity: &str, text: &str| {
+        if let Some(event) = text.strip_prefix("p: worker ") {
+            EVENTS.lock().unwrap().push(format!("{severity}: {event}"));
+        }
+    };
+    hooks::set_log_error(move |text| note("error", text));
+    hooks::set_log_info(move |text| note("info", text));
+}
+
+/// The generation and the pid that an event names.
+fn life(event: &str) -> (&str, &str) {
+    let (_, rest) = event.split_once("(generation ").unwrap();
+    rest.split_once(')').unwrap().0.split_once(", pid ").unwrap()
+}
+
+/// Serves one task, so the worker is there. Its pid.
+#[track_caller]
+fn serves(pool: &Pool, generation: u64) -> u32 {
+    let task = pool.submit_with(|w: &Worker, _: &View<()>| (w.generation(), std::process::id()), &());
+    let (seen, pid) = outcome(task).unwrap();
+    assert_eq!(seen, generation);
+    pid
+}
+
+fn hang(n: usize) {
+    counter(n).bump();
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn l_09_each_start_and_each_end_of_a_worker_is_one_event_with_its_reason() {
+    scenario(|| {
+        listen();
+        const TASKS: u64 = 5;
+        let pool = Pool::builder().workers(1).name("p").max_tasks_per_worker(TASKS).build().unwrap();
+        let mut expected = Vec::new();
+        let mut lived = |pid: u32, severity: &str, end: &str| {
+            let generation = expected.len() / 2;
+            let who = format!("(generation {generation}, pid {pid})");
+            expected.push(format!("info: 0 is ready {who}"));
+            expected.push(format!("{severity}: 0 {who} {end}"));
+        };
+
+        let pid = serves(&pool, 0);
+        assert!(outcome(pool.submit(|()| -> () { die(Crash::Abort) }, &())).unwrap_err().is_worker_lost());
+        lived(pid, "error", "was ended by SIGABRT (6); it is replaced");
+
+        let pid = serves(&pool, 1);
+        signal(pid, Signal::SIGKILL);
+        lived(pid, "error", "was ended by SIGKILL (9); it is replaced");
+
+        let pid = serves(&pool, 2);
+        assert!(outcome(pool.submit(|()| -> () { die(Crash::Exit(3)) }, &())).unwrap_err().is_worker_lost());
+        lived(pid, "error", "left with exit code 3; it is replaced");
+
+        let pid = serves(&pool, 3);
+        let task = pool.submit(hang, &0);
+        counter(0).wait_for(1);
+        task.kill();
+        assert!(outcome(task).unwrap_err().is_cancelled());
+        lived(pid, "info", "was ended by SIGKILL (9), because its task was killed; it is replaced");
+
+        let pid = serves(&pool, 4);
+        let limit = Duration::from_millis(20);
+        let task = pool.options().timeout(limit).submit(hang, &1);
+        assert!(matches!(outcome(task), Err(TaskError::TimedOut { limit: l }) if l == limit));
+        lived(pid, "info", "was ended by SIGKILL (9), because its task ran out of time; it is replaced");
+
+        let pid = serves(&pool, 5);
+        pool.recycle_workers();
+        lived(pid, "info", "left with exit code 0, because it is renewed; it is replaced");
+
+        let pid = serves(&pool, 6);
+        // A panic is the task's outcome and no event in a worker's life.
+        let panics = pool.submit(|()| -> () { panic!("harmless") }, &());
+        assert!(outcome(panics).unwrap_err().is_panicked());
+        for _ in 2..TASKS {
+            assert_eq!(serves(&pool, 6), pid);
+        }
+        lived(
+            pid,
+            "info",
+            "left with exit code 0: it has left, since it has run max_tasks_per_worker, and is replaced",
+        );
+
+        let pid = serves(&pool, 7);
+        pool.close().wait();
+        lived(pid, "info", "left with exit code 0, as told");
+        assert_eq!(*EVENTS.lock().unwrap(), expected);
+    });
+}
+
+#[test]
+fn l_09_the_events_of_many_workers_come_in_order() {
+    scenario(|| {
+        listen();
+        let pool = Pool::builder().workers(3).name("p").max_tasks_per_worker(4).build().unwrap();
+        let tasks: Vec<_> = (0..90_u32)
+            .map(|n| {
+                let task = |n: u32| if n.is_multiple_of(9) { die(Crash::Kill) } else { n };
+                pool.submit(task, &n)
+            })
+            .collect();
+        let lost = tasks.into_iter().map(outcome).filter(Result::is_err).count();
+        assert_eq!(lost, 10);
+        pool.close().wait();
+        let events = EVENTS.lock().unwrap();
+        let mut losses = 0;
+        for worker in 0..3 {
+            let of_worker: Vec<&str> = events
+                .iter()
+                .map(String::as_str)
+                .filter(|text| text.contains(&format!(": {worker} ")))
+                .collect();
+            let mut lives = of_worker.chunk_by(|a, b| life(a) == life(b)).enumerate().peekable();
+            while let Some((generation, events)) = lives.next() {
+                assert_eq!(life(events[0]).0, generation.to_string(), "{of_worker:#?}");
+                let end = match events {
+                    [start, end] if start.contains(" is ready ") => end,
+                    // The pool closed before it was ready.
+                    [end] if lives.peek().is_none() => end,
+                    _ => panic!("{events:#?}"),
+                };
+                // The last one may have ended while the pool closed.
+                assert!(lives.peek().is_none() || end.ends_with("is replaced"), "{end}");
+                losses += usize::from(end.starts_with("error: "));
+            }
+        }
+        assert_eq!(losses, lost, "{events:#?}");
+    });
+}
