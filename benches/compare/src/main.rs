@@ -19,7 +19,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 
 use crate::measure::Scale;
-use crate::report::Report;
+use crate::report::{Report, Verdict};
 use crate::rows::{ROWS, Row};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -111,18 +111,17 @@ fn try_run_apart(row: &Row, scale: Scale) -> Result<Report> {
 
 fn summarize(reports: &[Report]) {
     let checks = || reports.iter().flat_map(|report| report.checks.iter().map(move |check| (report, check)));
-    let missed: Vec<_> = checks().filter(|(_, check)| check.met() == Some(false)).collect();
-    let met = checks().filter(|(_, check)| check.met() == Some(true)).count();
-    println!("\n{met} goals met, {} missed", missed.len());
-    for (report, check) in missed {
-        println!(
-            "  {:<16}{:<62}{} {}, goal {}",
-            report.name,
-            check.what,
-            report::short(check.value),
-            check.unit,
-            check.goal
-        );
+    let with = |verdict| checks().filter(move |(_, check)| check.verdict() == Some(verdict));
+    let [met, missed, unsure] =
+        [Verdict::Met, Verdict::Missed, Verdict::Unsure].map(|verdict| with(verdict).count());
+    println!(
+        "\n{met} goals met, {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
+    );
+    for (heading, verdict) in [("missed", Verdict::Missed), ("unsure", Verdict::Unsure)] {
+        for (report, check) in with(verdict) {
+            let figure = format!("{} {}", report::short(check.value), check.unit);
+            println!("  {heading:<8}{:<16}{:<56}{figure:>10}, goal {}", report.name, check.what, check.goal);
+        }
     }
 }
 

@@ -84,14 +84,31 @@ impl Report {
     }
 }
 
+/// How a figure stands to its goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Met,
+    Missed,
+    /// The median says one thing, the lowest rounds the other: somebody has two modes, and the machine decided.
+    Unsure,
+}
+
 impl Check {
-    pub(crate) fn met(&self) -> Option<bool> {
-        match self.goal {
-            Goal::AtMost(limit) => Some(self.value <= limit),
-            Goal::Below(limit) => Some(self.value < limit),
-            Goal::AtLeast(limit) => Some(self.value >= limit),
+    /// `None` if it has no goal.
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        let meets = |value: f64| match self.goal {
+            Goal::AtMost(limit) => Some(value <= limit),
+            Goal::Below(limit) => Some(value < limit),
+            Goal::AtLeast(limit) => Some(value >= limit),
             Goal::None => None,
-        }
+        };
+        let by_median = meets(self.value)?;
+        let by_lowest = self.lowest.and_then(meets).unwrap_or(by_median);
+        Some(match (by_median, by_lowest) {
+            (true, true) => Verdict::Met,
+            (false, false) => Verdict::Missed,
+            _ => Verdict::Unsure,
+        })
     }
 }
 
@@ -124,9 +141,10 @@ impl fmt::Display for Report {
             writeln!(f, "{name:<48}     SKIPPED: {why}")?;
         }
         for check in &self.checks {
-            let verdict = match check.met() {
-                Some(true) => "met",
-                Some(false) => "MISSED",
+            let verdict = match check.verdict() {
+                Some(Verdict::Met) => "met",
+                Some(Verdict::Missed) => "MISSED",
+                Some(Verdict::Unsure) => "unsure",
                 None => "",
             };
             let value = format!("{} {}", short(check.value), check.unit);
