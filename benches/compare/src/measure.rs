@@ -212,7 +212,7 @@ impl Sampling {
     ) -> Figures {
         let clock_ns = clock_ns();
         let mut times = Vec::with_capacity(self.samples);
-        // The first tenth is for warming up.
+        // The first tenth is for warming up, be it of the samples or of the time.
         let mut warm_up = self.samples / 10;
         let start = Instant::now();
         for n in 0.. {
@@ -223,9 +223,10 @@ impl Sampling {
             let reply = exchange(n);
             let after = Instant::now();
             check(n, reply);
-            if warm_up > 0 {
+            if warm_up > 0 && after - start < self.limit / 10 {
                 warm_up -= 1;
             } else {
+                warm_up = 0;
                 times.push(((after - before).as_nanos() as f64 - clock_ns) / 1000.0);
             }
             if times.len() == self.samples || after - start > self.limit && !times.is_empty() {

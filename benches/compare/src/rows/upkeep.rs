@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::hint::black_box;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use forkring::{Pool, Task};
+use forkring::{Pool, Task, View, Worker};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid, gettid};
 
@@ -157,14 +158,15 @@ pub(crate) fn killed(scale: Scale) -> Report {
     // Killed workers are what this is about.
     forkring::hooks::set_log_error(|_| {});
     let ballast = vec![1_u8; BALLAST_BYTES];
-    let pool = Pool::new(1).expect("a pool");
+    let (mut started, starting) = pipe().expect("a pipe");
+    let pool = Pool::builder().workers(1).env(starting).build().expect("a pool");
     let kills = scale.pick(100, 5);
 
     let mut all = Comparison::new();
     let line = all.add("forkring", || {
         let mut times = [const { Vec::new() }; 2];
         for _ in 0..kills {
-            let (failed, replaced) = kill_one(&pool);
+            let (failed, replaced) = kill_one(&pool, &mut started);
             times[0].push(failed.as_secs_f64() * 1000.0);
             times[1].push(replaced.as_secs_f64() * 1000.0);
         }
@@ -188,17 +190,21 @@ pub(crate) fn killed(scale: Scale) -> Report {
 }
 
 /// From the kill until the task has failed, and until the worker's successor has answered.
-fn kill_one(pool: &Pool) -> (Duration, Duration) {
+fn kill_one(pool: &Pool<PipeWriter>, started: &mut PipeReader) -> (Duration, Duration) {
     let ask = || pool.submit(|_: ()| std::process::id(), &()).wait().expect("a reply");
     let pid = ask();
-    let victim: Task<()> = pool.submit(
-        |_: ()| loop {
-            std::thread::park()
+    let victim: Task<()> = pool.submit_with(
+        |worker: &Worker<PipeWriter>, _: &View<()>| {
+            let mut starting = worker.env();
+            starting.write_all(&[1]).expect("a master that listens");
+            loop {
+                std::thread::park();
+            }
         },
         &(),
     );
-    // It runs, or is about to: a worker dies of the signal either way.
-    std::thread::sleep(Duration::from_millis(1));
+    // A task that has not started does not fail with its worker: it would run in the successor, and for ever.
+    started.read_exact(&mut [0]).expect("a task that starts");
     let start = Instant::now();
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the worker lives");
     assert!(victim.wait().expect_err("its worker was killed").is_worker_lost());
