@@ -2,7 +2,7 @@
 //! wakes it directly.
 //!
 //! A wait is a loop of three steps. *Look*: own the station of the task and poll it for as long as the spin budget
-//! says, letting go as soon as somebody else wants it. *Sit*: take the station's seat, arm the worker to ring the
+//! says, letting go as soon as somebody else wants it. Not while the worker is about to wake up on this very CPU. *Sit*: take the station's seat, arm the worker to ring the
 //! seat's bell, look once more, sleep. There is one seat; who finds it taken *parks* and is woken through the task's
 //! waker by whoever delivers its result: the thread in the seat, a submitter, or the driver.
 
@@ -17,6 +17,7 @@ use super::core::Core;
 use super::job::Job;
 use super::station::Station;
 use crate::error::TaskError;
+use crate::protocol::lane::Lane;
 
 /// A thread that can be woken as a task is.
 #[derive(Debug)]
@@ -153,6 +154,10 @@ impl Core {
             return if found.is_some() { Looked::Done } else { Looked::Nothing };
         };
         owned.disarm();
+        if owned.lane.as_ref().is_some_and(Lane::waits_for_this_cpu) {
+            owned.poll();
+            return if job.is_done() { Looked::Done } else { Looked::Nothing };
+        }
         let mut looks = 0_u32;
         let found = self.spin.spin(|| {
             looks += 1;

@@ -15,7 +15,7 @@ use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::{Head, RequestSlot};
 use crate::ground::spin::SpinBudget;
-use crate::ground::sys::{SysError, clock};
+use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::place;
 use crate::memory::codec::AlignedBytes;
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
@@ -645,7 +645,9 @@ impl Port {
     fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
         self.naps += 1;
-        self.region.b().sleeping.0.store(2 * self.naps - 1, Ordering::Relaxed);
+        let sleeping = &self.region.b().sleeping.0;
+        sleeping.cpu.store(cores::current(), Ordering::Relaxed);
+        sleeping.naps.store(2 * self.naps - 1, Ordering::Relaxed);
         point(Point::SleepStored);
         let fenced = barrier::heavy();
         let found = look(self);
@@ -655,7 +657,7 @@ impl Port {
             self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
             point(Point::Woken);
         }
-        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
+        self.region.b().sleeping.0.naps.store(2 * self.naps, Ordering::Relaxed);
         found
     }
 }
