@@ -13,7 +13,7 @@ use crate::output::Sink;
 use crate::tables::Tables;
 
 /// Blocks under way for each worker: enough that none runs dry while this process reads and writes.
-const BLOCKS_PER_WORKER: usize = 4;
+const BLOCKS_PER_WORKER: usize = 8;
 
 pub(crate) fn run(
     tables: Tables,
