@@ -17,7 +17,7 @@ use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
-use crate::protocol::port::Request;
+use crate::protocol::port::{Port, Request};
 use crate::protocol::records::{Panic, sizes_to_bytes, text_to_bytes};
 use crate::protocol::wire::{AnswerKind, Status};
 
@@ -274,6 +274,12 @@ impl<'a> Call<'a> {
     #[inline]
     fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
+        if codec::plain_size::<R>().is_none() {
+            return self.item_in_buffer(self.input, Status::Value, f, |port, status, bytes| {
+                point(Point::Encoded);
+                port.answer(self.request.index, status, bytes);
+            });
+        }
         let ended = self.item(self.input, f);
         point(Point::Encoded);
         let mut port = core.port.borrow_mut();
@@ -395,6 +401,42 @@ impl<'a> Call<'a> {
         i + 1
     }
 
+    /// Runs user code as [`item`](Self::item) does, and hands the outcome to `send`, with `status` for a value. It is encoded
+    /// into the buffer
+    /// that the worker keeps, so that results of variable size cost no allocation each.
+    #[inline]
+    fn item_in_buffer<R: Payload>(
+        &self,
+        bytes: &[u8],
+        status: Status,
+        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
+        send: impl FnOnce(&mut Port, Status, &[u8]),
+    ) {
+        let core = self.core;
+        core.state_used.set(false);
+        point(Point::BeforeFunction);
+        let mut buffer = core.result.take();
+        let result = panics::guard(|| {
+            let value = f(core, bytes).map_err(Failure::Decode)?;
+            point(Point::AfterFunction);
+            codec::encode_into(&value, core.seed.max_payload, &mut buffer).map_err(Failure::Encode)
+        });
+        let ended = match result {
+            Ok(Ok((start, end))) => {
+                send(&mut core.port.borrow_mut(), status, &buffer[start..end]);
+                buffer.clear_for_reuse();
+                core.result.set(buffer);
+                return;
+            }
+            Ok(Err(failure)) => failure.ended(),
+            Err(caught) => self.panicked(caught),
+        };
+        // An outcome other than a value is rare, and need not keep the buffer.
+        if let Ended::Other(status, bytes) = ended {
+            send(&mut core.port.borrow_mut(), status, &bytes);
+        }
+    }
+
     #[inline]
     fn run_item<I: Input + ?Sized, R: Payload>(
         &self,
@@ -402,7 +444,13 @@ impl<'a> Call<'a> {
         i: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) -> usize {
-        self.send_record(&self.item(batch.get::<I>(i).unwrap_or_default(), f));
+        let bytes = batch.get::<I>(i).unwrap_or_default();
+        self.item_in_buffer(bytes, Status::SizedValue, f, |port, status, bytes| {
+            port.append_sized(status, bytes);
+            point(Point::RecordUncommitted);
+            port.commit();
+            point(Point::RecordDone);
+        });
         i + 1
     }
 

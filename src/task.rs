@@ -389,14 +389,18 @@ pub(crate) fn decode<R: Payload>(body: &Encoded) -> Result<R, TaskError> {
     if codec::plain_size::<R>().is_some() {
         return codec::decode(body.as_bytes()).map_err(TaskError::Decode);
     }
-    let result = panics::guard(|| match body {
+    match body {
         Encoded::Inline { len, bytes } => {
             let aligned = Aligned(*bytes);
-            codec::decode(&aligned.0[..usize::from(*len)])
+            decode_aligned(&aligned.0[..usize::from(*len)])
         }
-        Encoded::Heap(bytes) => codec::decode(bytes),
-    });
-    match result {
+        Encoded::Heap(bytes) => decode_aligned(bytes),
+    }
+}
+
+/// As [`decode`], of bytes whose start is aligned for any view.
+pub(crate) fn decode_aligned<R: Payload>(bytes: &[u8]) -> Result<R, TaskError> {
+    match panics::guard(|| codec::decode(bytes)) {
         Ok(decoded) => decoded.map_err(TaskError::Decode),
         Err(Caught { message, .. }) => {
             Err(TaskError::Decode(CodecError::new(format_args!("deserializing panicked: {message}"))))

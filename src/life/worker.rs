@@ -27,6 +27,7 @@ use crate::context::{Call, WorkerInfo};
 use crate::faults::{Point, point};
 use crate::ground::barrier;
 use crate::ground::sys::process;
+use crate::memory::codec::AlignedBytes;
 use crate::memory::region::WorkerRegion;
 use crate::panics::{self, Caught};
 use crate::protocol::code::{CodeId, Shim};
@@ -49,6 +50,8 @@ pub(crate) struct WorkerCore {
     pub(crate) state_used: Cell<bool>,
     /// The request that is running.
     pub(crate) request: Cell<Option<u64>>,
+    /// Where results of variable size are encoded, empty between items. Whoever uses it takes it out and puts it back.
+    pub(crate) result: Cell<AlignedBytes>,
     /// The function that was looked up last.
     known: Cell<Option<(CodeId, Shim)>>,
 }
@@ -89,6 +92,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         state: RefCell::new(None),
         state_used: Cell::new(false),
         request: Cell::new(None),
+        result: Cell::default(),
         known: Cell::new(None),
     }));
     WORKER.set(Some(core));

@@ -270,7 +270,8 @@ impl<T> Lane<T> {
     /// no use in looking.
     pub(crate) fn waits_for_this_cpu(&self) -> bool {
         let sleeping = &self.region.b().sleeping.0;
-        sleeping.naps.load(Ordering::Relaxed) % 2 == 1 && sleeping.cpu.load(Ordering::Relaxed) == cores::current()
+        sleeping.naps.load(Ordering::Relaxed) % 2 == 1
+            && sleeping.cpu.load(Ordering::Relaxed) == cores::current()
     }
 
     /// Whether the ring has room for another request.

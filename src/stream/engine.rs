@@ -15,7 +15,7 @@ use crate::life::job::{Job, Outcome};
 use crate::life::terms::Terms;
 use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
-use crate::memory::codec::{self, Encoded, Payload};
+use crate::memory::codec::{self, AlignedBytes, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Parcel, Reply};
@@ -89,6 +89,8 @@ pub(super) struct Engine<R> {
     order: VecDeque<usize>,
     arrivals: Arc<Arrivals>,
     looked_at: Vec<usize>,
+    /// Where a record's payload is decoded: records are packed, and views are aligned.
+    aligned: AlignedBytes,
     filling: BatchBytes,
     filling_first: u64,
     /// Whether an item is being encoded, which is user code.
@@ -130,6 +132,7 @@ impl<R: Payload> Engine<R> {
             order: VecDeque::new(),
             arrivals,
             looked_at: Vec::new(),
+            aligned: AlignedBytes::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
             encoding: false,
@@ -398,7 +401,11 @@ impl<R: Payload> Engine<R> {
             }
             let item = match status {
                 Status::Value => codec::decode::<R>(payload).map_err(TaskError::Decode),
-                Status::SizedValue => task::decode::<R>(&Encoded::Heap(payload.into())),
+                Status::SizedValue => {
+                    self.aligned.clear_for_reuse();
+                    self.aligned.extend_from_slice(payload);
+                    task::decode_aligned::<R>(&self.aligned)
+                }
                 status => Err(task::error_of(status, payload)),
             };
             read += len;

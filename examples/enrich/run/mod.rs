@@ -4,7 +4,10 @@
 //! * [`pool`]: forked worker processes, the library this example is for
 //! * [`threads`]: the same on rayon
 //! * [`sequential`]: one thread
+//!
+//! The first two send lines by the [`block`].
 
+mod block;
 mod pool;
 mod sequential;
 mod threads;

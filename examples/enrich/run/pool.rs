@@ -1,15 +1,19 @@
 //! The job on forked worker processes.
 
-use forkring::{Granularity, Pool, TaskError, View, Worker};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
 
-use crate::enrich::{RECORD_BYTES, enrich_line};
+use forkring::{Pool, TaskError, View, Worker};
+
+use super::block::{Block, Done, enrich_block};
 use crate::failure::Failure;
 use crate::input::{FIRST_LINE, Lines};
 use crate::output::Sink;
 use crate::tables::Tables;
 
-/// The worker that handled a line, and the record or the reason why there is none.
-type Outcome = (usize, Result<String, String>);
+/// Blocks under way for each worker: enough that none runs dry while this process reads and writes.
+const BLOCKS_PER_WORKER: usize = 8;
 
 pub(crate) fn run(
     tables: Tables,
@@ -22,31 +26,52 @@ pub(crate) fn run(
         .name("enrich")
         .workers(workers)
         .env(tables)
-        .granularity(Granularity::Fixed(granularity))
         .build()
         .map_err(|error| Failure::new(format!("cannot start the pool: {error}")))?;
-    for (outcome, number) in pool.map_with(lines, in_worker).zip(FIRST_LINE..) {
-        write_outcome(outcome, number, sink)?;
+    // Kept until the outcome is known, since a worker can take a block along.
+    let under_way = RefCell::new(VecDeque::new());
+    let mut next_line = FIRST_LINE;
+    let blocks = std::iter::from_fn(|| {
+        let block = Rc::new(Block::read(lines, next_line, granularity)?);
+        next_line += block.count;
+        under_way.borrow_mut().push_back(block.clone());
+        Some(block)
+    });
+    for outcome in pool.map_with(blocks, in_worker).window(workers * BLOCKS_PER_WORKER) {
+        let block = under_way.borrow_mut().pop_front().expect("results come in the order of their blocks");
+        match outcome {
+            Ok(done) => done.write(sink)?,
+            Err(error) if costs_a_line(&error) => line_by_line(&pool, &block, sink)?,
+            Err(error) => return Err(failure(block.first_line, &error)),
+        }
     }
     pool.close().wait();
     Ok(())
 }
 
-/// What a worker does with a line, which it reads in place in shared memory.
-fn in_worker(worker: &Worker<Tables>, line: &View<String>) -> Outcome {
-    let mut record = String::with_capacity(RECORD_BYTES);
-    let parsed = enrich_line(worker.env(), line, &mut record);
-    (worker.id(), parsed.map(|()| record))
+/// What a worker does with a block, which it reads in place in shared memory.
+fn in_worker(worker: &Worker<Tables>, block: &View<Rc<Block>>) -> Done {
+    let (first_line, count) = (block.first_line.to_native(), block.count.to_native());
+    enrich_block(worker.env(), worker.id(), first_line, count, &block.text)
 }
 
-/// A line whose worker panicked or died is one line lost: it is listed with the rejects, and the others go on.
-fn write_outcome(outcome: Result<Outcome, TaskError>, number: u64, sink: &mut Sink) -> Result<(), Failure> {
-    match outcome {
-        Ok((worker, Ok(record))) => sink.records(&record, 1, worker),
-        Ok((worker, Err(reason))) => sink.reject(number, &reason, Some(worker)),
-        Err(error) if error.is_panicked() || error.is_worker_lost() => {
-            sink.reject(number, &error.to_string(), None)
+/// A line whose worker panicked or died is one line lost: it is listed with the rejects, and the others of its block go on.
+fn line_by_line(pool: &Pool<Tables>, block: &Block, sink: &mut Sink) -> Result<(), Failure> {
+    let lines = block.one_by_one().map(Rc::new);
+    for (outcome, number) in pool.map_with(lines, in_worker).zip(block.first_line..) {
+        match outcome {
+            Ok(done) => done.write(sink)?,
+            Err(error) if costs_a_line(&error) => sink.reject(number, &error.to_string(), None)?,
+            Err(error) => return Err(failure(number, &error)),
         }
-        Err(error) => Err(Failure::new(format!("line {number}: {error}"))),
     }
+    Ok(())
+}
+
+fn costs_a_line(error: &TaskError) -> bool {
+    error.is_panicked() || error.is_worker_lost()
+}
+
+fn failure(line: u64, error: &TaskError) -> Failure {
+    Failure::new(format!("line {line}: {error}"))
 }

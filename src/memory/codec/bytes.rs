@@ -15,6 +15,9 @@ const ALIGN: usize = 128;
 /// Room kept for a root behind a large write, so that a `Vec` of numbers takes one allocation.
 const SLACK: usize = 64;
 
+/// The most memory that a buffer keeps between two uses.
+const KEPT_MAX: usize = 1 << 20;
+
 /// A growing byte buffer whose first byte is aligned to 128.
 #[derive(Clone, Default)]
 pub(crate) struct AlignedBytes {
@@ -32,7 +35,6 @@ impl AlignedBytes {
         Self { inner: AlignedVec::with_capacity(bytes) }
     }
 
-    #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.inner.capacity()
     }
@@ -78,6 +80,17 @@ impl AlignedBytes {
     pub(crate) fn truncate(&mut self, len: usize) {
         if len < self.inner.len() {
             self.inner.resize(len, 0);
+        }
+    }
+
+    /// Empties the buffer for its next use. Memory beyond [`KEPT_MAX`] is given back: one large value must not be
+    /// paid for until the process ends.
+    #[inline]
+    pub(crate) fn clear_for_reuse(&mut self) {
+        if self.capacity() > KEPT_MAX {
+            *self = Self::new();
+        } else {
+            self.inner.clear();
         }
     }
 
