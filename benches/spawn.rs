@@ -5,10 +5,12 @@
 mod common;
 
 use std::hint::black_box;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use common::Mode;
 use forkring::Pool;
+use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,7 +43,11 @@ fn main() {
     criterion.final_summary();
 }
 
+/// The victim's sign of life; an eventfd, which workers inherit.
+static STARTED: OnceLock<EventFd> = OnceLock::new();
+
 fn measure(mib: usize, rounds: usize) {
+    STARTED.get_or_init(|| EventFd::new().expect("an eventfd"));
     let ballast = vec![1_u8; mib << 20];
     let start = Instant::now();
     let pool = Pool::new(1).expect("a pool");

@@ -385,7 +385,7 @@ fn d_10_a_death_while_a_large_result_is_written_tears_nothing() {
                 Err(error) => panic!("{error}"),
             }
         }
-        assert_eq!(died + survived, 40);
+        assert_eq!(died + survived, 20);
     });
 }
 
