@@ -55,15 +55,21 @@ fn measure(mib: usize, rounds: usize) {
     let (mut failed, mut replaced) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let pid = pool.submit(|_: ()| std::process::id(), &()).wait().expect("a reply");
-        let victim = pool.submit(
-            |_: ()| loop {
-                std::thread::park()
+        let victim: forkring::Task<()> = pool.submit(
+            |_: ()| {
+                // A task that had not started would run in the successor.
+                STARTED
+                    .get()
+                    .expect("set before the pool was built")
+                    .write(1)
+                    .expect("an eventfd takes a number");
+                loop {
+                    std::thread::park();
+                }
             },
             &(),
         );
-        let victim: forkring::Task<()> = victim;
-        // It runs, or is about to: a worker dies of the signal either way.
-        std::thread::sleep(Duration::from_millis(1));
+        STARTED.get().expect("set above").read().expect("an eventfd gives a number");
         let start = Instant::now();
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the worker lives");
         assert!(victim.wait().expect_err("its worker was killed").is_worker_lost());
