@@ -400,13 +400,11 @@ impl Port {
 
     /// Starts a response that flows: the items of a batch, or a result larger than the arena.
     pub(crate) fn open_stream(&mut self, index: u64, total_bytes: u64) -> u64 {
-        self.refresh_tail();
+        let start = self.stream_start();
         if self.head == self.tail {
-            self.head = self.head.next_multiple_of(ARENA_BYTES as u64);
-            self.tail = self.head;
-        } else {
-            self.head = self.head.next_multiple_of(SPAN_ALIGN as u64);
+            self.tail = start;
         }
+        self.head = start;
         let out = &self.region.b().out.0;
         // Edge OUT-OPEN, first half: who sees any of the words below does not see the old tag after them.
         out.tag.store(0, Ordering::Relaxed);
@@ -422,9 +420,18 @@ impl Port {
         self.head
     }
 
-    /// Backs the arena for a stream of about this many bytes.
+    /// Where a stream begins that is opened at this moment: an empty ring restarts at its beginning.
+    fn stream_start(&mut self) -> u64 {
+        self.refresh_tail();
+        let align = if self.head == self.tail { ARENA_BYTES } else { SPAN_ALIGN };
+        self.head.next_multiple_of(align as u64)
+    }
+
+    /// Backs the arena for a stream of about this many bytes that is about to be opened.
     pub(crate) fn reserve_stream(&mut self, bytes: usize) -> Result<(), SysError> {
-        self.region.reserve(bytes.min(ARENA_BYTES))
+        let start = self.stream_start() as usize & (ARENA_BYTES - 1);
+        // One that goes around the end comes by everywhere.
+        self.region.reserve(start.saturating_add(bytes).min(ARENA_BYTES))
     }
 
     /// Adds bytes to the open stream; they become visible with [`commit`](Self::commit), or before if room runs out.
