@@ -220,7 +220,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// arrival. With a limit of 0 a task is accepted only when a worker has nothing to do.
     ///
     /// Counted is a task that was submitted, from when it is accepted until it has ended in whatever way; so as many as
-    /// the limit and the number of workers can exist at a time. Streams (which have windows of their own) and
+    /// the limit and the number of workers can exist at a time; while streams keep workers busy, so many may wait. Streams (which have windows of their own) and
     /// broadcasts are not counted, and never wait. Wakers and the log hook, where the pool calls them on its own
     /// thread, never wait either: what they submit is accepted beyond the limit.
     ///

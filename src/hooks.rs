@@ -17,7 +17,7 @@ static LOG_INFO: RwLock<Option<Log>> = RwLock::new(None);
 static PANIC_FORMAT: RwLock<Option<PanicFormat>> = RwLock::new(None);
 
 /// Sends the crate's error messages to `f` instead of the default. It is called on the pool's own threads and must
-/// not block; what it panics with is dropped.
+/// not block, since time limits and deaths wait for it; what it panics with is dropped.
 ///
 /// ```
 /// forkring::hooks::set_log_error(|message| eprintln!("pool trouble: {message}"));

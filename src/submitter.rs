@@ -42,7 +42,8 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// When a task has to be over, counted from its submission: one that still waits then never starts, one that runs is
-    /// killed as by a time-out. In a stream it counts from the sending of each message.
+    /// killed as by a time-out. Waiting for room in a pool with a [queue limit](crate::Builder::queue_limit) counts, and ends
+    /// at the deadline. In a stream it counts from the sending of each message.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.terms.deadline = Some(limit);
         self
