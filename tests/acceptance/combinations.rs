@@ -226,3 +226,31 @@ fn m_04_a_time_out_after_a_renewal_hits_one_item() {
         assert!((0..50).all(|n| cell(n).load(SeqCst) == 1));
     });
 }
+
+#[test]
+fn b_13_work_that_is_moved_away_for_many_laps_does_not_lose_its_worker() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        // One worker is kept busy, so that whatever is put behind its task is taken back, lap after lap.
+        let busy = pool.submit(
+            |()| {
+                counter(0).bump();
+                gate(0).wait();
+                std::process::id()
+            },
+            &(),
+        );
+        counter(0).wait_for(1);
+        for _ in 0..8 {
+            let tasks: Vec<_> = (0..4_000_u64).map(|n| pool.submit(|n: u64| n, &n)).collect();
+            for (n, mut task) in (0..).zip(tasks) {
+                assert_eq!(task.wait_timeout(BOUND).expect("hang").unwrap(), n);
+            }
+        }
+        gate(0).open();
+        let pid = outcome(busy).unwrap();
+        // It serves again: its next requests are many laps away.
+        let pids = pool.broadcast(|_: &Worker| std::process::id());
+        assert!(pids.iter().any(|p| p.as_ref().is_ok_and(|p| *p == pid)));
+    });
+}
