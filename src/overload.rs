@@ -14,6 +14,7 @@ use crate::error::{TaskError, TrySubmitError};
 use crate::life::core::Core;
 use crate::life::gate::{Admission, Pass};
 use crate::life::terms::Terms;
+use crate::life::timers::Timer;
 use crate::memory::codec::{self, Encoded, Input, Payload, View};
 use crate::pool::{self, Handle, Pool, Types, encode_error};
 use crate::task::Task;
@@ -25,13 +26,10 @@ pub(crate) fn try_start<I: Input + ?Sized, R>(
     input: &I,
     terms: Option<Terms>,
 ) -> Result<Task<R>, TrySubmitError> {
-    if !core.is_here() {
-        return Ok(Task::failed(TaskError::NotInThisProcess));
-    }
-    let terms = terms.map(Terms::starting_now);
-    if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-        return Ok(Task::failed(TaskError::TimedOut { limit }));
-    }
+    let terms = match pool::begin(core, terms) {
+        Ok(terms) => terms,
+        Err(error) => return Ok(Task::failed(error)),
+    };
     core.expects_place()?;
     // Encoding is user code, so no place is held meanwhile.
     match codec::encode(input, core.policy.max_payload) {
@@ -48,13 +46,10 @@ pub(crate) fn start_async<I: Input + ?Sized, R>(
     terms: Option<Terms>,
 ) -> SubmitAsync<R> {
     let task = |task| SubmitAsync { state: State::Task(task) };
-    if !core.is_here() {
-        return task(Task::failed(TaskError::NotInThisProcess));
-    }
-    let terms = terms.map(Terms::starting_now);
-    if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-        return task(Task::failed(TaskError::TimedOut { limit }));
-    }
+    let terms = match pool::begin(core, terms) {
+        Ok(terms) => terms,
+        Err(error) => return task(Task::failed(error)),
+    };
     let input = match codec::encode(input, core.policy.max_payload) {
         Ok(input) => input,
         Err(error) => return task(Task::failed(encode_error(error))),
@@ -249,7 +244,7 @@ impl<R: Payload> Future for SubmitAsync<R> {
                         && !alarm.as_ref().is_some_and(|known| known.will_wake(context.waker()))
                     {
                         *alarm = Some(context.waker().clone());
-                        admission.core().set_alarm(due, context.waker().clone());
+                        admission.core().set_timer(due, Timer::Wake(context.waker().clone()));
                     }
                     return Poll::Pending;
                 };

@@ -361,6 +361,19 @@ impl<E, S, W> Pool<E, S, W> {
     }
 }
 
+/// What every submission begins with: its terms count from this moment, unless it has no future.
+#[inline]
+pub(crate) fn begin(core: &Core, terms: Option<Terms>) -> Result<Option<Terms>, TaskError> {
+    if !core.is_here() {
+        return Err(TaskError::NotInThisProcess);
+    }
+    let terms = terms.map(Terms::starting_now);
+    match terms.unwrap_or(core.policy.terms).expired() {
+        Some(limit) => Err(TaskError::TimedOut { limit }),
+        None => Ok(terms),
+    }
+}
+
 /// Encodes an input and hands the task to a station. Without terms of its own it has those of the pool.
 #[inline]
 pub(crate) fn start<I: Input + ?Sized, R>(
@@ -369,13 +382,10 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     input: &I,
     terms: Option<Terms>,
 ) -> Task<R> {
-    if !core.is_here() {
-        return Task::failed(TaskError::NotInThisProcess);
-    }
-    let terms = terms.map(Terms::starting_now);
-    if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-        return Task::failed(TaskError::TimedOut { limit });
-    }
+    let terms = match begin(core, terms) {
+        Ok(terms) => terms,
+        Err(error) => return Task::failed(error),
+    };
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),

@@ -342,18 +342,16 @@ impl Core {
         self.ring_driver();
     }
 
-    /// Has a task ended when its time is over.
-    pub(crate) fn set_deadline(&self, deadline: Deadline) {
-        if self.timers.add(deadline.at, Timer::Deadline(deadline)) {
+    /// Has something happen at this time.
+    pub(crate) fn set_timer(&self, at: Instant, timer: Timer) {
+        if self.timers.add(at, timer) {
             self.ring_driver();
         }
     }
 
-    /// Has `waker` called at this time.
-    pub(crate) fn set_alarm(&self, at: Instant, waker: Waker) {
-        if self.timers.add(at, Timer::Wake(waker)) {
-            self.ring_driver();
-        }
+    /// Has a task ended when its time is over.
+    pub(crate) fn set_deadline(&self, deadline: Deadline) {
+        self.set_timer(deadline.at, Timer::Deadline(deadline));
     }
 
     /// Before somebody sleeps, who has been counted and stays so meanwhile: no worker may rely on the driver's rounds.

@@ -237,10 +237,7 @@ impl Owned<'_> {
             self.finish(job, Outcome::Failed(error.clone()));
         }
         self.poll();
-        if let Some(process) = &self.process {
-            // An error means that there is nothing left to kill.
-            let _ = process.pidfd.kill(nix::libc::SIGKILL);
-        }
+        self.signal(nix::libc::SIGKILL);
         if self.stage != Stage::Vacant {
             self.stage = Stage::Ending;
         }

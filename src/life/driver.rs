@@ -464,20 +464,9 @@ impl Driver {
         owned.generation += 1;
         core.set_generation(who.station, owned.generation);
         let process = owned.process.take();
-        let mut end = End {
-            who,
-            pid,
-            status,
-            max_rss_kib,
-            stage,
-            violation,
-            verdict,
-            tasks_done: owned.tasks_done,
-            ran_for: None,
-            parting: None,
-            hint,
-            lost_task: false,
-        };
+        let tasks_done = owned.tasks_done;
+        let mut end =
+            End { max_rss_kib, violation, verdict, tasks_done, hint, ..End::new(who, pid, status, stage) };
         let mut failed_text = None;
         let mut unwinding = false;
         if let Some(lane) = owned.lane.take() {
@@ -673,7 +662,7 @@ impl Driver {
         let mut bytes = [0; MESSAGE_BYTES];
         while let Ok(TryRecv::Message(len, _)) = self.socket.try_recv(&mut bytes) {
             if let Some(Report::Ended { who, pid, status, .. }) = Report::from_bytes(&bytes[..len]) {
-                End::with_the_pool(who, pid, status).report(&self.core, false);
+                End::new(who, pid, status, Stage::Ending).report(&self.core, false);
             }
         }
     }

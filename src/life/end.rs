@@ -43,14 +43,14 @@ impl fmt::Display for End {
 }
 
 impl End {
-    /// The end of a worker that was killed with its pool.
-    pub(crate) fn with_the_pool(who: Who, pid: u32, status: ExitStatus) -> Self {
+    /// The end of a worker, of which nothing more is known yet.
+    pub(crate) fn new(who: Who, pid: u32, status: ExitStatus, stage: Stage) -> Self {
         Self {
             who,
             pid,
             status,
             max_rss_kib: 0,
-            stage: Stage::Ending,
+            stage,
             violation: None,
             verdict: None,
             tasks_done: 0,
@@ -149,14 +149,13 @@ impl Owned<'_> {
 
     /// The worker was lost with this in hand. It comes back if it is to be started again.
     fn lose(&mut self, mut job: JobRef, parcel: Parcel, end: &End) -> Option<(JobRef, Parcel)> {
-        if parcel.batch.is_some() && end.violation.is_some() {
-            // Which of its items have run cannot be known, and none starts twice.
-            self.finish(job, Outcome::Failed(end.lost(1)));
-            return None;
-        }
         if parcel.batch.is_some() {
-            // Its stream decides about the items.
-            self.fail(job, parcel, end.lost(1));
+            match end.violation {
+                // Its stream decides about the items.
+                None => self.fail(job, parcel, end.lost(1)),
+                // Which of them have run cannot be known, and none starts twice.
+                Some(_) => self.finish(job, Outcome::Failed(end.lost(1))),
+            }
             return None;
         }
         let (again, attempts) = job.note_loss(self.core);

@@ -560,9 +560,7 @@ impl<'a> Owned<'a> {
     #[cold]
     pub(crate) fn break_off(&mut self, violation: Violation) {
         self.violation = Some(violation);
-        if let Some(process) = &self.process {
-            let _ = process.pidfd.kill(nix::libc::SIGKILL);
-        }
+        self.signal(nix::libc::SIGKILL);
     }
 
     /// Moves jobs from the queue to the ring while they fit. A submitter who keeps the ring full also empties it, half a

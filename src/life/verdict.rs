@@ -20,7 +20,6 @@ use super::messages::Who;
 use super::station::{Owned, Stage};
 use super::timers::Timer;
 use crate::error::TaskError;
-use crate::ground::sys::process::PidFd;
 use crate::protocol::wire;
 
 /// Why a worker is ended that might have served on.
@@ -98,10 +97,8 @@ impl Owned<'_> {
         };
         self.signal(first);
         let who = Who { station: self.station.id, generation: self.generation };
-        if let Some(at) = gap.and_then(|gap| Instant::now().checked_add(gap))
-            && self.core.timers.add(at, Timer::Kill(who))
-        {
-            self.core.ring_driver();
+        if let Some(at) = gap.and_then(|gap| Instant::now().checked_add(gap)) {
+            self.core.set_timer(at, Timer::Kill(who));
         }
     }
 
@@ -124,8 +121,10 @@ impl Owned<'_> {
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        // An error means that there is nothing left to kill.
-        let _ = self.process.as_ref().map(|process| PidFd::kill(&process.pidfd, signal));
+        if let Some(process) = &self.process {
+            // An error means that there is nothing left to kill.
+            let _ = process.pidfd.kill(signal);
+        }
     }
 
     /// The worker has had its gap since the first signal.
