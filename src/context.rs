@@ -280,34 +280,27 @@ impl<'a> Call<'a> {
                 port.answer(self.request.index, status, bytes);
             });
         }
-        let ended = self.item(self.input, f);
-        point(Point::Encoded);
-        let mut port = core.port.borrow_mut();
-        match &ended {
-            Ended::Value(value) => port.answer(self.request.index, Status::Value, value.as_bytes()),
-            Ended::Other(status, bytes) => port.answer(self.request.index, *status, bytes),
-        }
-    }
-
-    /// Runs user code: decoding, the function, encoding, and the drops between them.
-    #[inline]
-    fn item<R: Payload>(
-        &self,
-        bytes: &[u8],
-        f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
-    ) -> Ended {
-        let core = self.core;
         core.state_used.set(false);
         point(Point::BeforeFunction);
-        let result = panics::guard(|| {
-            let value = f(core, bytes).map_err(Failure::Decode)?;
-            point(Point::AfterFunction);
-            codec::encode(&value, core.seed.max_payload).map_err(Failure::Encode)
-        });
-        match result {
-            Ok(Ok(value)) => Ended::Value(value),
-            Ok(Err(failure)) => failure.ended(),
+        let ended = match panics::guard(|| f(core, self.input)) {
+            Ok(Ok(value)) => {
+                point(Point::AfterFunction);
+                let plain = codec::plain_words(&value);
+                if let Some((len, [low, high])) =
+                    plain.filter(|(len, _)| usize::from(*len) <= core.seed.max_payload)
+                {
+                    point(Point::Encoded);
+                    return core.port.borrow_mut().answer_small(self.request.index, len, [low, high, 0]);
+                }
+                let size = plain.map_or(0, |(len, _)| usize::from(len));
+                Failure::Encode(EncodeError::TooLarge { size, limit: core.seed.max_payload }).ended()
+            }
+            Ok(Err(error)) => Failure::Decode(error).ended(),
             Err(caught) => self.panicked(caught),
+        };
+        point(Point::Encoded);
+        if let Ended::Other(status, bytes) = ended {
+            core.port.borrow_mut().answer(self.request.index, status, &bytes);
         }
     }
 

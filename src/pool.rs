@@ -18,7 +18,7 @@ use crate::life::job::Job;
 use crate::life::terms::Terms;
 use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::Parcel;
+use crate::protocol::lane::{Parcel, SmallRequest};
 use crate::stream::Granularity;
 use crate::submitter::Submitter;
 use crate::task::Task;
@@ -386,6 +386,16 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         Ok(terms) => terms,
         Err(error) => return Task::failed(error),
     };
+    if let Some((len, [low, high])) = codec::plain_words(input)
+        && terms.is_none()
+        && core.gate.is_none()
+        && usize::from(len) <= core.policy.max_payload
+    {
+        let code = CodeId::of(named.code, named.types, &core.objects);
+        let (held, job) = Job::allocate(core);
+        core.submit_small(held, SmallRequest { code, len, words: [low, high, 0, 0] });
+        return Task::submitted(job);
+    }
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),

@@ -4,7 +4,7 @@
 //! coordinates two sides is written against this module and runs on the heap as well as in shared memory.
 
 #[cfg(not(forkring_loom))]
-pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 #[cfg(forkring_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};

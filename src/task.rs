@@ -15,9 +15,9 @@ use crate::life::service::nested_poll;
 use crate::life::verdict::Why;
 use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::panics::{self, Caught};
-use crate::protocol::lane::Reply;
+use crate::protocol::lane::SmallReply;
 use crate::protocol::records::{Panic, sizes_from_bytes};
-use crate::protocol::wire::Status;
+use crate::protocol::wire::{RESPONSE_INLINE_BYTES, Status};
 
 /// One submitted task: a future of its outcome, on any runtime or on none.
 ///
@@ -159,7 +159,7 @@ impl<R> Task<R> {
     }
 
     /// Blocks until the outcome is there and takes it.
-    fn block(&mut self, deadline: Option<Instant>) -> Option<Result<Reply, TaskError>> {
+    fn block(&mut self, deadline: Option<Instant>) -> Option<Result<Body, TaskError>> {
         if let Some(job) = self.job() {
             // The job's own reference to its pool holds while this handle has the job.
             if !job.core().wait(&job, deadline) {
@@ -170,16 +170,16 @@ impl<R> Task<R> {
     }
 
     /// Takes an outcome that is there.
-    fn take(&mut self) -> Result<Reply, TaskError> {
+    fn take(&mut self) -> Result<Body, TaskError> {
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Submitted(job) | State::KilledOnDrop(job) if job.core().is_here() => reply_of(job.take()),
+            State::Submitted(job) | State::KilledOnDrop(job) if job.core().is_here() => Body::of(job.take()),
             State::Submitted(_) | State::KilledOnDrop(_) => Err(TaskError::NotInThisProcess),
             State::Failed(error) => Err(*error),
             State::Taken => panic!("a task's outcome was taken already"),
         }
     }
 
-    fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply, TaskError>> {
+    fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Body, TaskError>> {
         if let Some(job) = self.job()
             && !job.is_done()
             && job.register(context.waker()).is_pending()
@@ -196,14 +196,28 @@ impl<R> Task<R> {
 }
 
 impl<R: Payload> Task<R> {
+    /// Takes a result that is there and came in its slot, without a detour through memory.
+    #[inline(always)]
+    fn take_small(&mut self) -> Option<Result<R, TaskError>> {
+        let State::Submitted(job) = self.state else { return None };
+        let reply = job.take_value()?;
+        self.state = State::Taken;
+        Some(decode_small(&reply))
+    }
+
     /// Blocks this thread until the task has ended.
     ///
     /// # Errors
     ///
     /// See [`TaskError`].
     pub fn wait(mut self) -> Result<R, TaskError> {
-        let reply = self.block(None).expect("a wait without a limit ends with an outcome");
-        value_of(reply?)
+        if let Some(job) = self.job() {
+            job.core().wait(&job, None);
+            if let Some(result) = self.take_small() {
+                return result;
+            }
+        }
+        self.take()?.decode()
     }
 
     /// Waits no longer than `limit`. `None`: the task goes on; waiting is not killing. A zero limit takes what is
@@ -214,7 +228,7 @@ impl<R: Payload> Task<R> {
     /// If the outcome was taken by an earlier call.
     pub fn wait_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
         let deadline = Instant::now().checked_add(limit);
-        Some(self.block(deadline)?.and_then(value_of))
+        Some(self.block(deadline)?.and_then(Body::decode))
     }
 
     /// Leaves the result in the form in which it arrives, validated and never deserialized.
@@ -236,7 +250,13 @@ impl<R: Payload> Future for Task<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll_reply(context).map(|reply| value_of(reply?))
+        let task = self.get_mut();
+        if task.job().is_some_and(Job::is_done)
+            && let Some(result) = task.take_small()
+        {
+            return Poll::Ready(result);
+        }
+        task.poll_reply(context).map(|reply| reply?.decode())
     }
 }
 
@@ -331,23 +351,52 @@ impl TaskHandle {
     }
 }
 
-fn reply_of(outcome: Outcome) -> Result<Reply, TaskError> {
-    match outcome {
-        Outcome::Reply(reply) => match failure_of(&reply) {
-            None => Ok(reply),
-            Some(error) => Err(error),
-        },
-        Outcome::Failed(error) => Err(error),
-        Outcome::BatchLost(lost) => Err(lost.1.unwrap_or(TaskError::Cancelled)),
+/// The result that a job has ended with, in whichever form it came.
+enum Body {
+    Small(SmallReply),
+    Other(Encoded),
+}
+
+impl Body {
+    fn of(outcome: Outcome) -> Result<Self, TaskError> {
+        let failed = |status, bytes: &[u8]| failure_of(status, bytes).map_or(Ok(()), Err);
+        match outcome {
+            Outcome::Small(reply) if reply.status == Status::Value => Ok(Self::Small(reply)),
+            Outcome::Small(reply) => {
+                failed(reply.status, &reply.bytes()[..usize::from(reply.len)])?;
+                Ok(Self::Small(reply))
+            }
+            Outcome::Reply(reply) => {
+                failed(reply.status, reply.body.as_bytes())?;
+                Ok(Self::Other(reply.body))
+            }
+            Outcome::Failed(error) => Err(error),
+            Outcome::BatchLost(lost) => Err(lost.1.unwrap_or(TaskError::Cancelled)),
+        }
+    }
+
+    #[inline]
+    fn decode<R: Payload>(self) -> Result<R, TaskError> {
+        match self {
+            Self::Small(reply) => decode_small(&reply),
+            Self::Other(body) => decode(&body),
+        }
+    }
+
+    fn into_aligned(self) -> AlignedBytes {
+        match self {
+            Self::Small(reply) => AlignedBytes::from(&reply.bytes()[..usize::from(reply.len)]),
+            Self::Other(body) => body.into_aligned(),
+        }
     }
 }
 
-/// The error that a reply stands for, if it does.
+/// The error that a status stands for, if it does.
 #[inline]
-pub(crate) fn failure_of(reply: &Reply) -> Option<TaskError> {
-    match reply.status {
+pub(crate) fn failure_of(status: Status, bytes: &[u8]) -> Option<TaskError> {
+    match status {
         Status::Value | Status::SizedValue | Status::BatchDone | Status::BatchCut => None,
-        status => Some(error_of(status, reply.body.as_bytes())),
+        status => Some(error_of(status, bytes)),
     }
 }
 
@@ -378,9 +427,16 @@ pub(crate) fn error_of(status: Status, bytes: &[u8]) -> TaskError {
     }
 }
 
-#[inline]
-fn value_of<R: Payload>(reply: Reply) -> Result<R, TaskError> {
-    decode(&reply.body)
+/// As [`decode`], of a result that came in its slot.
+#[inline(always)]
+pub(crate) fn decode_small<R: Payload>(reply: &SmallReply) -> Result<R, TaskError> {
+    let mut aligned = Aligned([0; codec::INLINE_MAX]);
+    aligned.0[..RESPONSE_INLINE_BYTES].copy_from_slice(&reply.bytes());
+    let bytes = &aligned.0[..usize::from(reply.len)];
+    if codec::plain_size::<R>().is_some() {
+        return codec::decode(bytes).map_err(TaskError::Decode);
+    }
+    decode_aligned(bytes)
 }
 
 /// Brings a result back. User code: a panic of its deserializer is an error of this task.
@@ -412,7 +468,6 @@ pub(crate) fn decode_aligned<R: Payload>(bytes: &[u8]) -> Result<R, TaskError> {
 #[repr(align(64))]
 struct Aligned([u8; codec::INLINE_MAX]);
 
-fn archive_of<R: Payload>(reply: Reply) -> Result<OwnedArchive<R>, TaskError> {
-    let bytes: AlignedBytes = reply.body.into_aligned();
-    OwnedArchive::new(bytes).map_err(TaskError::Decode)
+fn archive_of<R: Payload>(body: Body) -> Result<OwnedArchive<R>, TaskError> {
+    OwnedArchive::new(body.into_aligned()).map_err(TaskError::Decode)
 }

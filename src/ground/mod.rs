@@ -6,6 +6,8 @@
 pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod doorbell;
+pub(crate) mod ownership;
+pub(crate) mod prefetch;
 pub(crate) mod ring;
 pub(crate) mod spin;
 pub(crate) mod sys;

@@ -47,16 +47,22 @@ impl SpinBudget {
         self.limit.is_none()
     }
 
+    /// Whether it never spins.
+    pub(crate) fn is_none(self) -> bool {
+        self.limit == Some(Duration::ZERO)
+    }
+
     /// Looks until `look` finds something or the budget is used up.
     #[inline]
     pub(crate) fn spin<T>(self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if let Some(found) = look() {
             return Some(found);
         }
-        if self.limit == Some(Duration::ZERO) {
+        if self.is_none() {
             return None;
         }
-        let start = Instant::now();
+        // The clock is not read before the first looks: what is nearly there would have to wait for it.
+        let mut start = None;
         loop {
             for _ in 0..LOOKS_PER_READING {
                 std::hint::spin_loop();
@@ -64,6 +70,7 @@ impl SpinBudget {
                     return Some(found);
                 }
             }
+            let start = *start.get_or_insert_with(Instant::now);
             if self.limit.is_some_and(|limit| start.elapsed() >= limit) {
                 return None;
             }

@@ -13,7 +13,7 @@ use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
-use crate::protocol::lane::Parcel;
+use crate::protocol::lane::{Parcel, SmallRequest};
 
 /// At most this many tasks move at a time.
 const MOVE_MAX: usize = 128;
@@ -22,15 +22,32 @@ impl Core {
     /// Hands a job to a station.
     #[inline]
     pub(crate) fn submit(&self, job: JobRef, parcel: Parcel) {
-        let station = match self.stations.len() {
+        self.submit_at(self.choose(), job, parcel);
+    }
+
+    /// Hands a fresh job whose input fits a slot to a station.
+    #[inline]
+    pub(crate) fn submit_small(&self, job: JobRef, request: SmallRequest) {
+        let station = self.choose();
+        let job = match self.stations[station].try_own(self) {
+            None => job,
+            Some(mut owned) => match owned.accept_small(job, request) {
+                Ok(()) => return,
+                Err(job) => job,
+            },
+        };
+        self.submit_at(station, job, request.into());
+    }
+
+    #[inline]
+    fn choose(&self) -> usize {
+        match self.stations.len() {
             1 => 0,
             count => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) % count),
-        };
-        self.submit_at(station, job, parcel);
+        }
     }
 
     /// Hands a job to this station.
-    #[inline]
     pub(crate) fn submit_at(&self, station: usize, job: JobRef, parcel: Parcel) {
         if let Some((mut owned, job, parcel)) = self.stations[station].own_or_leave(self, job, parcel) {
             owned.leave_idle();

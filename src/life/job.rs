@@ -25,6 +25,11 @@
 //! | CALLED_OFF | whoever owns its station | it was cancelled while it ran |
 //! | LIMITED | submitter | its terms have a time limit |
 //! | PLACE | submitter | it holds a place of the pool's gate |
+//! | SMALL | pool, with DONE | the outcome is in `reply` and not in `stage` |
+//! | EXTRA | whoever writes there | there may be something behind the first line that has to be dropped with the cell |
+//!
+//! A task whose input and result fit their slots, and which nobody awaits before it is done, touches the first cache line of
+//! its cell only.
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
@@ -39,7 +44,10 @@ use super::gate::{Gate, Pass};
 use super::terms::Terms;
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
-use crate::protocol::lane::{Parcel, Reply};
+use crate::ground::prefetch;
+use crate::ground::ring::RESPONSE_WORDS;
+use crate::protocol::lane::{Parcel, Reply, SmallReply};
+use crate::protocol::wire::Status;
 
 pub(crate) const DONE: u64 = 1;
 const WAKER: u64 = 1 << 1;
@@ -50,11 +58,14 @@ const REPORT: u64 = 1 << 5;
 const LIMITED: u64 = 1 << 6;
 const PLACE: u64 = 1 << 7;
 const CALLED_OFF: u64 = 1 << 8;
+const SMALL: u64 = 1 << 9;
+const EXTRA: u64 = 1 << 10;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
+    Small(SmallReply),
     Reply(Reply),
     Failed(TaskError),
     /// A batch is not finished: the request, and what its running item ends with, if one was running.
@@ -80,16 +91,18 @@ pub(crate) trait BatchSink: Send + Sync {
 }
 
 /// A task's cell.
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct Job {
     state: AtomicU64,
-    /// Link of the list that the job is in, if any.
-    next: AtomicPtr<Job>,
     /// Station and index: see [`Place`].
     place: AtomicU64,
+    core: UnsafeCell<Option<Arc<Core>>>,
+    /// A small outcome: shares the fate of `stage`.
+    reply: UnsafeCell<SmallReply>,
+    /// Link of the list that the job is in, if any.
+    next: AtomicPtr<Job>,
     stage: UnsafeCell<Stage>,
     waker: UnsafeCell<Option<Waker>>,
-    core: UnsafeCell<Option<Arc<Core>>>,
     batch: UnsafeCell<Option<Arc<dyn BatchSink>>>,
     special: UnsafeCell<Option<Box<Special>>>,
 }
@@ -111,6 +124,9 @@ struct Special {
     /// How many workers were lost over it.
     losses: u32,
 }
+
+const LINE_BYTES: usize = 64;
+const _: () = assert!(std::mem::offset_of!(Job, stage) == LINE_BYTES);
 
 // SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
 unsafe impl Sync for Job {}
@@ -172,11 +188,12 @@ impl Job {
     const fn new() -> Self {
         Self {
             state: AtomicU64::new(0),
-            next: AtomicPtr::new(std::ptr::null_mut()),
             place: AtomicU64::new(0),
+            core: UnsafeCell::new(None),
+            reply: UnsafeCell::new(SmallReply { words: [0; RESPONSE_WORDS], len: 0, status: Status::Skipped }),
+            next: AtomicPtr::new(std::ptr::null_mut()),
             stage: UnsafeCell::new(Stage::Empty),
             waker: UnsafeCell::new(None),
-            core: UnsafeCell::new(None),
             batch: UnsafeCell::new(None),
             special: UnsafeCell::new(None),
         }
@@ -194,6 +211,11 @@ impl Job {
         // What a cell remembers of an earlier use may be no station of this pool.
         job.place.store(Place { station: 0, spot: Spot::Queue }.pack(), Ordering::Relaxed);
         (JobRef(job), job)
+    }
+
+    /// The link of the list that the job is in.
+    pub(crate) fn link(&self) -> &AtomicPtr<Job> {
+        &self.next
     }
 
     /// The pool of the job.
@@ -249,7 +271,7 @@ impl Job {
             }
             // Counted before it can be uncounted.
             self.core().add_sleeper();
-            match self.change(state, state | WAKER) {
+            match self.change(state, state | WAKER | EXTRA) {
                 Ok(()) => return Poll::Pending,
                 Err(seen) => {
                     self.core().remove_sleeper();
@@ -266,11 +288,43 @@ impl Job {
     /// Task: takes the outcome of a job that is done, and frees the cell.
     #[inline]
     pub(crate) fn take(&'static self) -> Outcome {
-        debug_assert!(self.is_done());
-        // SAFETY: JOB-1: DONE hands the stage to the task.
-        let stage = std::mem::replace(unsafe { &mut *self.stage.get() }, Stage::Empty);
-        self.free();
-        match stage {
+        let state = self.state.load(Ordering::Acquire);
+        debug_assert!(state & DONE != 0);
+        // SAFETY: JOB-1: DONE hands the outcome to the task.
+        let outcome = unsafe { self.outcome(state) };
+        self.free(state);
+        outcome
+    }
+
+    /// As [`take`](Self::take), of a value that came in its slot, and of nothing else.
+    #[inline(always)]
+    pub(crate) fn take_value(&'static self) -> Option<SmallReply> {
+        let state = self.state.load(Ordering::Acquire);
+        if state & (DONE | SMALL) != DONE | SMALL {
+            return None;
+        }
+        // SAFETY: JOB-1: DONE hands the outcome to the task.
+        let reply = unsafe { *self.reply.get() };
+        (reply.status == Status::Value).then(|| {
+            self.free(state);
+            reply
+        })
+    }
+
+    /// Moves the outcome out of its place.
+    ///
+    /// # Safety
+    ///
+    /// The outcome has been written and is the caller's (JOB-1).
+    #[inline]
+    unsafe fn outcome(&self, state: u64) -> Outcome {
+        if state & SMALL != 0 {
+            // SAFETY: the caller's promise.
+            return Outcome::Small(unsafe { *self.reply.get() });
+        }
+        // SAFETY: the caller's promise.
+        let stage = unsafe { &mut *self.stage.get() };
+        match std::mem::replace(stage, Stage::Empty) {
             Stage::Ended(outcome) => outcome,
             Stage::Empty | Stage::Queued(_) => Outcome::Failed(TaskError::Terminated),
         }
@@ -282,7 +336,7 @@ impl Job {
         loop {
             if state & DONE != 0 {
                 let core = self.core().clone();
-                let failure = failure(&Stage::Ended(self.take())).filter(|_| report);
+                let failure = failure(&self.take()).filter(|_| report);
                 if let Some(error) = failure {
                     super::events::error(&core, format_args!("a detached task failed: {error}"));
                 }
@@ -314,18 +368,25 @@ impl Job {
         }
     }
 
-    /// JOB-4.
-    fn free(&'static self) {
+    /// JOB-4. `state`: its last word.
+    #[inline]
+    fn free(&'static self, state: u64) {
+        if state & EXTRA != 0 {
+            self.clear();
+        }
+        // The next generation, with no flags. Release: the cell's fields before its next use.
+        let generation = state >> GENERATION_SHIFT;
+        self.state.store(((generation + 1) & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
+        slab::give(self);
+    }
+
+    fn clear(&self) {
         // SAFETY: JOB-2: the job is over, so the slot is whoever's frees the cell.
         unsafe { *self.waker.get() = None };
         // SAFETY: JOB-1, likewise.
         unsafe { *self.batch.get() = None };
         // SAFETY: JOB-1, likewise.
         unsafe { *self.special.get() = None };
-        // The next generation, with no flags. Release: the cell's fields before its next use.
-        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        self.state.store(((generation + 1) & u64::from(u32::MAX)) << GENERATION_SHIFT, Ordering::Release);
-        slab::give(self);
     }
 }
 
@@ -346,10 +407,6 @@ impl JobRef {
 
     pub(crate) fn into_raw(self) -> *mut Job {
         std::ptr::from_ref(self.0).cast_mut()
-    }
-
-    pub(crate) fn link(&self) -> &AtomicPtr<Job> {
-        &self.0.next
     }
 
     #[inline]
@@ -378,21 +435,33 @@ impl JobRef {
     }
 
     pub(crate) fn set_batch(&mut self, sink: Arc<dyn BatchSink>) {
+        self.note_extra();
         // SAFETY: JOB-1.
         unsafe { *self.0.batch.get() = Some(sink) };
     }
 
+    fn note_extra(&self) {
+        self.0.state.fetch_or(EXTRA, Ordering::Relaxed);
+    }
+
     pub(crate) fn batch(&self) -> Option<&Arc<dyn BatchSink>> {
+        if self.0.state.load(Ordering::Relaxed) & EXTRA == 0 {
+            return None;
+        }
         // SAFETY: JOB-1: changed only by whoever holds the job.
         unsafe { &*self.0.batch.get() }.as_ref()
     }
 
     fn special(&self) -> Option<&Special> {
+        if self.0.state.load(Ordering::Relaxed) & EXTRA == 0 {
+            return None;
+        }
         // SAFETY: JOB-1: changed only by whoever holds the job.
         unsafe { &*self.0.special.get() }.as_deref()
     }
 
     fn special_mut(&mut self) -> &mut Special {
+        self.note_extra();
         // SAFETY: JOB-1, and `self` is borrowed mutably.
         unsafe { &mut *self.0.special.get() }.get_or_insert_default()
     }
@@ -488,21 +557,46 @@ impl JobRef {
         }
     }
 
+    /// As [`finish`](Self::finish), with a result that is in its slot.
     #[inline]
+    pub(crate) fn finish_small(self, reply: SmallReply, after: &mut Vec<After>) {
+        let job = self.0;
+        let state = job.state.load(Ordering::Relaxed);
+        if state & (EXTRA | PLACE | GONE) != 0 {
+            return self.finish(Outcome::Small(reply), after);
+        }
+        // SAFETY: JOB-1: the job is ours until DONE.
+        unsafe { *job.reply.get() = reply };
+        if job.change(state, state | DONE | SMALL).is_err() {
+            after.extend(self.settle(Outcome::Small(reply)));
+        }
+    }
+
+    #[inline(never)]
     fn settle(self, outcome: Outcome) -> Option<After> {
         let job = self.0;
-        // SAFETY: JOB-1: the job is ours until DONE.
-        unsafe { *job.stage.get() = Stage::Ended(outcome) };
+        let done = match outcome {
+            Outcome::Small(reply) => {
+                // SAFETY: JOB-1: the job is ours until DONE.
+                unsafe { *job.reply.get() = reply };
+                DONE | SMALL
+            }
+            outcome => {
+                // SAFETY: as above.
+                unsafe { *job.stage.get() = Stage::Ended(outcome) };
+                DONE
+            }
+        };
         let mut state = job.state.load(Ordering::Acquire);
         loop {
             if state & GONE != 0 {
                 // SAFETY: JOB-1, and nobody will take the outcome.
-                let stage = std::mem::replace(unsafe { &mut *job.stage.get() }, Stage::Empty);
-                job.free();
-                return if state & REPORT == 0 { None } else { failure(&stage).map(After::Report) };
+                let outcome = unsafe { job.outcome(state | done) };
+                job.free(state);
+                return if state & REPORT == 0 { None } else { failure(&outcome).map(After::Report) };
             }
             if state & WAKER == 0 {
-                match job.change(state, state | DONE) {
+                match job.change(state, state | done) {
                     Ok(()) => return None,
                     Err(seen) => state = seen,
                 }
@@ -516,7 +610,7 @@ impl JobRef {
         job.core().remove_sleeper();
         // SAFETY: JOB-2: BUSY makes the slot the pool's.
         let waker = unsafe { (*job.waker.get()).take() };
-        job.state.fetch_xor(BUSY | DONE, Ordering::AcqRel);
+        job.state.fetch_xor(BUSY | done, Ordering::AcqRel);
         waker.map(After::Wake)
     }
 }
@@ -530,11 +624,12 @@ pub(crate) enum After {
 }
 
 /// The error that a job ended with, if it did.
-fn failure(stage: &Stage) -> Option<TaskError> {
-    match stage {
-        Stage::Ended(Outcome::Failed(error)) => Some(error.clone()),
-        Stage::Ended(Outcome::Reply(reply)) => crate::task::failure_of(reply),
-        Stage::Ended(Outcome::BatchLost(_)) | Stage::Empty | Stage::Queued(_) => None,
+fn failure(outcome: &Outcome) -> Option<TaskError> {
+    match outcome {
+        Outcome::Failed(error) => Some(error.clone()),
+        Outcome::Small(reply) => crate::task::failure_of(reply.status, &reply.bytes()[..usize::from(reply.len)]),
+        Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
+        Outcome::BatchLost(_) => None,
     }
 }
 
@@ -545,6 +640,8 @@ mod slab {
     /// A thread keeps at most this many free cells; half of them move to or from the depot at a time.
     const STORE_MAX: usize = 1024;
     const BLOCK: usize = 128;
+    /// How many allocations before its use a cell is asked for.
+    const CELLS_AHEAD: usize = 8;
 
     /// Std's mutex, for the reason given in [`registry`](super::super::registry).
     static DEPOT: Mutex<Vec<&'static Job>> = Mutex::new(Vec::new());
@@ -567,7 +664,16 @@ mod slab {
 
     #[inline]
     pub(super) fn take() -> &'static Job {
-        STORE.try_with(|store| store.borrow_mut().0.pop()).ok().flatten().unwrap_or_else(refill)
+        let pop = |store: &RefCell<Store>| {
+            let cells = &mut store.borrow_mut().0;
+            let job = cells.pop()?;
+            // Cells that have not been used for a while are far away.
+            if let Some(soon) = cells.len().checked_sub(CELLS_AHEAD).and_then(|at| cells.get(at)) {
+                prefetch::for_writing(*soon);
+            }
+            Some(job)
+        };
+        STORE.try_with(pop).ok().flatten().unwrap_or_else(refill)
     }
 
     #[cold]

@@ -2,23 +2,14 @@
 //!
 //! # Ownership
 //!
-//! A station is used by one thread at a time. Ownership is a flag, and **no user code runs while it is held**: inputs
+//! A station is used by one thread at a time ([`Ownership`]), and **no user code runs while it is owned**: inputs
 //! are encoded before, results decoded after, and wakers called after it. So it is held for as long as it takes to
-//! copy some bytes, and whoever has to may wait for it.
+//! copy some bytes, and whoever has to may wait for it. A submitter that finds it owned leaves its job in the inbox.
+//! A thread that comes time and again, with nobody else between, keeps the station: it comes and goes without locked
+//! instructions until somebody revokes that.
 //!
-//! A submitter does not even wait: if the station is owned, it pushes its job on the *inbox*, which is part of the
-//! same word, and the owner takes it in before it lets go. Nothing is left behind, because letting go is a
-//! compare-and-swap that fails while the inbox is not empty.
-//!
-//! | word | meaning |
-//! |---|---|
-//! | 0 | free |
-//! | OWNED | owned, inbox empty |
-//! | pointer + OWNED | owned, inbox is a list of jobs, youngest first |
-//! | … + WANTED | somebody waits for the station; an owner that only looks for responses lets go |
-//!
-//! * STATION-1: `inner` is touched only between the compare-and-swap that sets OWNED and the one that clears it.
-//! * STATION-2: the word's pointer is null or a job that was pushed and not yet taken in.
+//! * STATION-1: `inner` is touched only while the station is owned.
+//! * STATION-2: what is in the inbox is a job that was left there and not yet taken in.
 //! * STATION-3: while requests are in flight and nobody owns the station, either the worker is armed to ring the driver
 //!   or the thread in the seat, and has not rung since, or the one it rang is on its way and will own the station; or
 //!   the station is *watched*: the driver comes by from time to time, and nobody sleeps for one of its results.
@@ -34,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Wake as TaskWake;
 use std::time::Duration;
 
-use crossbeam_utils::{Backoff, CachePadded};
+use crossbeam_utils::CachePadded;
 
 use super::core::{Core, Phase};
 use super::driver;
@@ -44,16 +35,27 @@ use super::service::Request;
 use super::verdict::{Seen, Verdict, Why};
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
+use crate::ground::prefetch;
+use crate::ground::ownership::{Grip, NODE_ALIGN, Ownership, ThreadNumber};
 use crate::ground::sys::process::PidFd;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::AlignedBytes;
 use crate::panics;
-use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
 use crate::protocol::wire::{Status, Wake};
 
-const OWNED: usize = 1;
-const WANTED: usize = 2;
-const FLAGS: usize = OWNED | WANTED;
+/// Who has owned a station so often in a row keeps it. Four times as often after each revocation (which takes two
+/// microseconds), up to a maximum.
+const KEEP_AFTER: u32 = 16;
+const KEEP_AFTER_MAX: u32 = 1 << 16;
+
+const _: () = assert!(align_of::<Job>() >= NODE_ALIGN, "a job's address names it in an inbox");
+
+/// With so many tasks in its ring a worker is busy for longer than a message takes.
+const MANY: usize = 32;
+
+/// How often a submitter looks whether a station is free before it leaves its job in the inbox: about a microsecond.
+const TRIES_BEFORE_LEAVING: u32 = 32;
 
 /// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
 const LOOKS_MAX: u32 = 64;
@@ -76,7 +78,7 @@ impl TaskWake for Bell {
 #[derive(Debug)]
 pub(crate) struct Station {
     pub(crate) id: usize,
-    word: CachePadded<AtomicUsize>,
+    ownership: CachePadded<Ownership>,
     /// How often the station was owned by others than the driver on its rounds: written by owners, read by anyone.
     visits: AtomicUsize,
     /// The driver's: what it read there on its last round.
@@ -84,7 +86,7 @@ pub(crate) struct Station {
     inner: UnsafeCell<Inner>,
 }
 
-// SAFETY: `inner` is guarded by the word (STATION-1), and everything in it may move between threads.
+// SAFETY: `inner` is guarded by the ownership (STATION-1), and everything in it may move between threads.
 unsafe impl Sync for Station {}
 
 /// The process that serves a station.
@@ -139,13 +141,17 @@ pub(crate) struct Inner {
     /// Whether the driver comes by from time to time, so that nobody needs to be rung.
     watched: bool,
     after: Vec<After>,
+    /// Who owned the station last, how often in a row, and how often it takes to keep it.
+    last_owner: ThreadNumber,
+    streak: u32,
+    keep_after: u32,
 }
 
 impl Station {
     pub(crate) fn new(id: usize, request_bell: Arc<Doorbell>, response_bell: Arc<Bell>) -> Self {
         Self {
             id,
-            word: CachePadded::new(AtomicUsize::new(0)),
+            ownership: CachePadded::new(Ownership::new()),
             visits: AtomicUsize::new(0),
             visits_seen: AtomicUsize::new(0),
             inner: UnsafeCell::new(Inner {
@@ -170,6 +176,9 @@ impl Station {
                 may_spare: false,
                 watched: false,
                 after: Vec::new(),
+                last_owner: ThreadNumber::current(),
+                streak: 0,
+                keep_after: KEEP_AFTER,
             }),
         }
     }
@@ -184,9 +193,9 @@ impl Station {
     /// Owns the station if nobody does.
     #[inline]
     pub(crate) fn try_own<'a>(&'a self, core: &'a Core) -> Option<Owned<'a>> {
-        let won = self.word.compare_exchange(0, OWNED, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        let me = ThreadNumber::current();
         // Lazily: an `Owned` that is made and dropped would let go of somebody else's station.
-        won.then(|| Owned { station: self, core, quiet: false, round: false, puts_off: false })
+        self.ownership.try_own(me).map(|grip| Owned::new(self, core, me, grip))
     }
 
     /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual; if
@@ -204,17 +213,8 @@ impl Station {
 
     /// Waits until the station can be owned.
     pub(crate) fn own<'a>(&'a self, core: &'a Core) -> Owned<'a> {
-        let backoff = Backoff::new();
-        loop {
-            if let Some(owned) = self.try_own(core) {
-                return owned;
-            }
-            // An owner that looks for responses in a loop sees this and lets go.
-            self.word.fetch_or(WANTED, Ordering::Relaxed);
-            // A WANTED that is set on a free word would keep it from being owned.
-            let _ = self.word.compare_exchange(WANTED, 0, Ordering::Relaxed, Ordering::Relaxed);
-            backoff.snooze();
-        }
+        let me = ThreadNumber::current();
+        Owned::new(self, core, me, self.ownership.own(me))
     }
 
     /// Owns the station, or leaves the job with whoever does.
@@ -222,46 +222,46 @@ impl Station {
     pub(crate) fn own_or_leave<'a>(
         &'a self,
         core: &'a Core,
+        job: JobRef,
+        parcel: Parcel,
+    ) -> Option<(Owned<'a>, JobRef, Parcel)> {
+        match self.try_own(core) {
+            Some(owned) => Some((owned, job, parcel)),
+            None => self.leave(core, job, parcel),
+        }
+    }
+
+    #[inline(never)]
+    fn leave<'a>(
+        &'a self,
+        core: &'a Core,
         mut job: JobRef,
         parcel: Parcel,
     ) -> Option<(Owned<'a>, JobRef, Parcel)> {
-        if let Some(owned) = self.try_own(core) {
-            return Some((owned, job, parcel));
+        // Owners are quick. One that finds a job in the inbox stays, and finds the next one there when it has seen to that: it
+        // would be kept for as long as somebody submits.
+        for _ in 0..TRIES_BEFORE_LEAVING {
+            std::hint::spin_loop();
+            if let Some(owned) = self.try_own(core) {
+                return Some((owned, job, parcel));
+            }
         }
         job.queue(parcel);
         // A place that names the station lets a canceller find the job once the station has taken it in.
         job.set_place(Place { station: self.id, spot: Spot::Queue });
-        let mut word = self.word.load(Ordering::Relaxed);
-        loop {
-            if word & OWNED == 0 {
-                match self.word.compare_exchange(word, OWNED, Ordering::Acquire, Ordering::Relaxed) {
-                    Ok(_) => {
-                        let owned =
-                            Owned { station: self, core, quiet: false, round: false, puts_off: false };
-                        let parcel = job.unqueue()?;
-                        return Some((owned, job, parcel));
-                    }
-                    Err(seen) => word = seen,
-                }
-                continue;
-            }
-            job.link().store((word & !FLAGS) as *mut Job, Ordering::Relaxed);
-            let raw = job.into_raw();
-            // Release: the job's fields before its presence in the inbox (STATION-2).
-            match self.word.compare_exchange(
-                word,
-                raw as usize | word & FLAGS,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return None,
-                Err(seen) => {
-                    word = seen;
-                    // SAFETY: the exchange failed, so nobody has seen the pointer.
-                    job = unsafe { JobRef::from_raw(raw) };
-                }
-            }
-        }
+        let raw = job.into_raw();
+        let link = |next: usize| {
+            // SAFETY: cells are never unmapped, and this thread holds the job until it is in the inbox.
+            let job = unsafe { &*raw };
+            job.link().store(std::ptr::with_exposed_provenance_mut(next), Ordering::Relaxed);
+        };
+        let me = ThreadNumber::current();
+        let grip = self.ownership.own_or_leave(me, raw.expose_provenance(), link)?;
+        let owned = Owned::new(self, core, me, grip);
+        // SAFETY: it was not left, so it is still this thread's.
+        let mut job = unsafe { JobRef::from_raw(raw) };
+        let parcel = job.unqueue()?;
+        Some((owned, job, parcel))
     }
 }
 
@@ -270,6 +270,8 @@ impl Station {
 pub(crate) struct Owned<'a> {
     pub(crate) station: &'a Station,
     pub(crate) core: &'a Core,
+    me: ThreadNumber,
+    grip: Grip,
     /// Whether this owner moves work itself, so that letting go does not start it again.
     quiet: bool,
     /// Whether this is the driver on its round, which is no sign of life.
@@ -298,24 +300,11 @@ impl DerefMut for Owned<'_> {
 impl Drop for Owned<'_> {
     #[inline]
     fn drop(&mut self) {
-        let mut rebalance = self.settle();
-        let mut after = Afterwards::default();
-        if !self.puts_off {
-            after.collect(self);
-        }
-        while self.station.word.compare_exchange(OWNED, 0, Ordering::Release, Ordering::Relaxed).is_err() {
-            self.take_inbox();
-            rebalance |= self.settle();
-            if !self.puts_off {
-                after.collect(self);
-            }
-        }
-        // The station is free; what follows touches only what was moved out of it.
-        if !after.is_empty() {
-            after.run(self.core);
-        }
-        if rebalance && !self.quiet {
-            self.core.rebalance();
+        let rebalance = self.settle();
+        let has_nothing_to_do = self.after.is_empty() && self.calls.is_empty() && !rebalance;
+        let keep = self.may_keep();
+        if !(has_nothing_to_do && self.station.ownership.try_let_go(self.grip, self.me, keep)) {
+            self.let_go(rebalance, keep);
         }
     }
 }
@@ -372,6 +361,12 @@ impl Inner {
         self.lane.as_ref().map_or(0, Lane::in_flight)
     }
 
+    /// Whether the worker has many tasks before it.
+    #[inline]
+    pub(crate) fn has_many(&self) -> bool {
+        self.in_flight() >= MANY
+    }
+
     /// Whether the station holds no task.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.in_flight() == 0
@@ -383,6 +378,50 @@ impl Inner {
 }
 
 impl<'a> Owned<'a> {
+    #[inline]
+    fn new(station: &'a Station, core: &'a Core, me: ThreadNumber, grip: Grip) -> Self {
+        Self { station, core, me, grip, quiet: false, round: false, puts_off: false }
+    }
+
+    /// Whether the thread that lets go may keep the station.
+    #[inline]
+    fn may_keep(&mut self) -> bool {
+        if self.grip == Grip::Kept {
+            return true;
+        }
+        let (me, grip) = (self.me, self.grip);
+        let inner = &mut **self;
+        if grip == Grip::Revoked {
+            inner.keep_after = (inner.keep_after * 4).min(KEEP_AFTER_MAX);
+        }
+        inner.streak = if inner.last_owner == me { inner.streak.saturating_add(1) } else { 0 };
+        inner.last_owner = me;
+        inner.streak >= inner.keep_after && me.is_keeper() && !driver::is_this_thread()
+    }
+
+    /// Lets go, and does what is left to do.
+    #[inline(never)]
+    fn let_go(&mut self, mut rebalance: bool, keep: bool) {
+        let mut after = Afterwards::default();
+        if !self.puts_off {
+            after.collect(self);
+        }
+        while !self.station.ownership.try_let_go(self.grip, self.me, keep) {
+            self.take_inbox();
+            rebalance |= self.settle();
+            if !self.puts_off {
+                after.collect(self);
+            }
+        }
+        // The station is free; what follows touches only what was moved out of it.
+        if !after.is_empty() {
+            after.run(self.core);
+        }
+        if rebalance && !self.quiet {
+            self.core.rebalance();
+        }
+    }
+
     /// This owner moves work between stations itself.
     pub(crate) fn keep_quiet(&mut self) {
         self.quiet = true;
@@ -396,18 +435,16 @@ impl<'a> Owned<'a> {
     /// Whether an owner that only looks for responses should let go: somebody waits, or has left a job.
     #[inline]
     pub(crate) fn contended(&self) -> bool {
-        self.station.word.load(Ordering::Relaxed) != OWNED
+        self.station.ownership.is_contended(self.grip, self.me)
     }
 
     fn take_inbox(&mut self) {
-        // Acquire: the fields of the jobs in it (STATION-2).
-        let word = self.station.word.swap(OWNED, Ordering::Acquire);
-        let mut next = (word & !FLAGS) as *mut Job;
+        let mut next: *mut Job = std::ptr::with_exposed_provenance_mut(self.station.ownership.take_inbox());
         let mut jobs = Vec::new();
         while !next.is_null() {
-            // SAFETY: STATION-2, and the swap made the list ours.
+            // SAFETY: STATION-2, and the list has been taken.
             let job = unsafe { JobRef::from_raw(next) };
-            next = job.link().load(Ordering::Relaxed);
+            next = job.job().link().load(Ordering::Relaxed);
             jobs.push(job);
         }
         if !jobs.is_empty() {
@@ -467,6 +504,32 @@ impl<'a> Owned<'a> {
             self.may_spare |= !job.is_pinned();
             self.queue.push_front(job);
         }
+    }
+
+    /// Takes a fresh job whose input fits a slot straight into the ring, if nothing is in its way.
+    #[inline]
+    pub(crate) fn accept_small(&mut self, job: JobRef, request: SmallRequest) -> Result<(), JobRef> {
+        let (id, core) = (self.station.id, self.core);
+        let inner = &mut **self;
+        let is_open = inner.refusal.is_none() && inner.queue.is_empty() && inner.can_send();
+        let Some(lane) = inner.lane.as_mut().filter(|lane| is_open && lane.has_room()) else {
+            return Err(job);
+        };
+        // As in `send`.
+        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
+            inner.wake = Wake::Driver;
+            lane.arm(Wake::Driver);
+        }
+        let (shared, limited) = (job.job(), job.is_limited(core));
+        let index = lane.push_small(job, request)?;
+        JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
+        lane.ring_if_asleep();
+        inner.may_spare = true;
+        self.leave_idle();
+        if limited && let Some(limit) = core.policy.terms.timeout {
+            self.watch_time(limit);
+        }
+        Ok(())
     }
 
     /// Publishes a request. What does not fit comes back.
@@ -761,12 +824,25 @@ struct Delivery<'a> {
 
 impl Sink<JobRef> for Delivery<'_> {
     #[inline]
+    fn expect(&self, job: &JobRef) {
+        prefetch::for_writing(job.job());
+    }
+
+    #[inline]
     fn reply(&mut self, job: JobRef, reply: Reply) {
         let outcome = match reply.status {
             Status::Skipped => Outcome::Failed(TaskError::Cancelled),
             _ => Outcome::Reply(reply),
         };
         job.finish(outcome, self.after);
+    }
+
+    #[inline]
+    fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
+        if reply.status == Status::Skipped {
+            return job.finish(Outcome::Failed(TaskError::Cancelled), self.after);
+        }
+        job.finish_small(reply, self.after);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
@@ -783,6 +859,3 @@ impl Sink<JobRef> for Delivery<'_> {
         self.calls.push(Request { station: self.station, generation: self.generation, number, bytes });
     }
 }
-
-#[cfg(all(test, forkring_loom))]
-mod loom;

@@ -112,6 +112,10 @@ impl Awaited for &'static Job {
 /// One look in so many also asks how far unfinished responses are.
 const LOOKS_PER_POLL: u32 = 64;
 
+/// With many tasks before the worker, their responses are waited for together: each look takes a line away from the worker that
+/// it is about to write the next response to.
+const LOOKS_PER_PEEK: u32 = 16;
+
 /// What a look at a station ended with.
 enum Looked {
     Done,
@@ -163,7 +167,7 @@ impl Core {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
                 owned.poll();
-            } else {
+            } else if looks == 1 || !owned.has_many() || looks.is_multiple_of(LOOKS_PER_PEEK) {
                 owned.peek();
             }
             if job.is_done() {

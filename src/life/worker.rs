@@ -185,6 +185,7 @@ impl WorkerCore {
         }
     }
 
+    #[inline]
     fn execute(&'static self, request: Request) {
         let shim = match self.known.get() {
             Some((code, shim)) if code == request.code => Some(shim),

@@ -81,7 +81,7 @@ impl CodeId {
     #[inline]
     pub(crate) fn of(code: &'static TaskCode, types: u64, objects: &Objects) -> Self {
         let place = match objects.locate(std::ptr::from_ref(code).addr(), size_of::<TaskCode>()) {
-            Some((object, offset)) if offset >> OFFSET_BITS == 0 => u64::from(object) << OFFSET_BITS | offset,
+            Some((object, offset)) if offset >> OFFSET_BITS == 0 => object << OFFSET_BITS | offset,
             _ => Self::NOWHERE,
         };
         Self { place, types }

@@ -6,13 +6,15 @@
 //! Everything that is read from side `B` is fetched once into a local and checked; what cannot be is a
 //! [`Violation`], after which the worker is retired. Side `A` is written by this process alone and is believed.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ground::barrier;
 use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::ring::Head;
+use crate::ground::prefetch::{self, SLOTS_AHEAD as AHEAD};
+use crate::ground::ring::{Head, RESPONSE_WORDS};
 use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::{ArenaReader, place};
 use crate::memory::codec::{AlignedBytes, Encoded};
@@ -21,10 +23,13 @@ use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake,
     WorkerState,
 };
 use crate::sync::{Ordering, fence};
+
+/// Payload words of a request in its slot.
+pub(crate) const REQUEST_INLINE_WORDS: usize = REQUEST_INLINE_BYTES / 8;
 
 /// Something in side `B` that no worker which keeps the protocol writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,51 @@ pub(crate) struct Reply {
     pub(crate) body: Encoded,
 }
 
+/// A request that fits a slot, as words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SmallRequest {
+    pub(crate) code: CodeId,
+    pub(crate) len: u8,
+    pub(crate) words: [u64; REQUEST_INLINE_WORDS],
+}
+
+impl From<SmallRequest> for Parcel {
+    fn from(small: SmallRequest) -> Self {
+        let mut bytes = [0; REQUEST_INLINE_BYTES];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(small.words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Self { code: small.code, batch: None, input: Encoded::inline(&bytes[..usize::from(small.len)]) }
+    }
+}
+
+/// A response that came in its slot, as words: what is written and read in pieces of another size waits in the store buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SmallReply {
+    pub(crate) words: [u64; RESPONSE_WORDS],
+    pub(crate) len: u8,
+    pub(crate) status: Status,
+}
+
+impl SmallReply {
+    /// Its payload is the first `len` of these bytes.
+    #[inline]
+    pub(crate) fn bytes(&self) -> [u8; RESPONSE_INLINE_BYTES] {
+        let mut bytes = [0; RESPONSE_INLINE_BYTES];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(self.words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+impl From<SmallReply> for Reply {
+    fn from(small: SmallReply) -> Self {
+        let body = Encoded::inline(&small.bytes()[..usize::from(small.len)]);
+        Self { status: small.status, body }
+    }
+}
+
 /// Why a request was not taken. It comes back whole.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -63,8 +113,14 @@ pub(crate) enum Refusal {
 
 /// Where a lane delivers what it receives. Called by the lane's owner; must not run user code.
 pub(crate) trait Sink<T> {
+    /// The request of `token` is probably going to be answered soon.
+    fn expect(&self, _token: &T) {}
     /// The request of `token` is answered.
     fn reply(&mut self, token: T, reply: Reply);
+    /// Likewise, in a slot.
+    fn small_reply(&mut self, token: T, reply: SmallReply) {
+        self.reply(token, reply.into());
+    }
     /// The batch of `token` was cut after the records that have come: the request, for the rest of it.
     fn cut(&mut self, token: T, parcel: Parcel);
     /// More records of the batch of `token` have come.
@@ -82,7 +138,7 @@ struct Entry<T> {
     /// Where the arena's tail goes once this entry and all before it are answered.
     span_end: u64,
     /// How many items it has, if it is a batch.
-    batch: Option<u32>,
+    batch: Option<NonZeroU32>,
     /// The worker was stopped while it ran this batch.
     stopped: bool,
 }
@@ -200,9 +256,39 @@ impl<T> Lane<T> {
         Ok(self.publish(token, parcel.code, parcel.batch, head))
     }
 
+    /// As [`push`](Self::push), of a request that fits a slot. `Err`: the ring is full.
+    #[inline]
+    pub(crate) fn push_small(&mut self, token: T, request: SmallRequest) -> Result<u64, T> {
+        if self.in_flight() >= RING_SLOTS {
+            return Err(token);
+        }
+        let index = self.sent;
+        self.enter(token, index, None);
+        // Everything that the slot gets comes in a row: its line may be taken away between two stores, since the worker looks
+        // at it all the time, and stores wait for each other.
+        let slot = self.region.request(index);
+        for (at, word) in request.words.into_iter().enumerate().take(usize::from(request.len).div_ceil(8)) {
+            slot.set(INLINE_WORD + at, word);
+        }
+        slot.set(0, request.code.place);
+        slot.set(1, request.code.types);
+        slot.publish(index, Head::new(Place::Inline as u8, request.len));
+        self.sent += 1;
+        prefetch::for_writing(self.region.request(index + AHEAD));
+        Ok(index)
+    }
+
+    /// Notes what is about to be published.
+    #[inline]
+    fn enter(&mut self, token: T, index: u64, batch: Option<NonZeroU32>) {
+        self.entries[slot_of(index)] =
+            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch, stopped: false });
+    }
+
     #[inline]
     fn publish(&mut self, token: T, code: CodeId, batch: Option<Batch>, mut head: Head) -> u64 {
         let index = self.sent;
+        self.enter(token, index, batch.and_then(|batch| NonZeroU32::new(batch.items)));
         let slot = self.region.request(index);
         slot.set(0, code.place);
         slot.set(1, code.types);
@@ -210,11 +296,9 @@ impl<T> Lane<T> {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
             head.extra |= BATCH;
         }
-        let batch = batch.map(|batch| batch.items);
-        self.entries[slot_of(index)] =
-            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch, stopped: false });
         slot.publish(index, head);
         self.sent += 1;
+        prefetch::for_writing(self.region.request(index + AHEAD));
         index
     }
 
@@ -311,8 +395,18 @@ impl<T> Lane<T> {
                 continue;
             }
             let Some(head) = self.region.response(index).poll(index) else { break };
+            if self.in_flight() > AHEAD as usize {
+                prefetch::for_reading(self.region.response(index + AHEAD));
+                if let Some(next) = &self.entries[slot_of(index + AHEAD)] {
+                    next.token.iter().for_each(|token| sink.expect(token));
+                }
+            }
             if entry.batch.is_some() {
                 self.finish_batch(index, head, sink)?;
+            } else if let Some(reply) = self.read_small(index, head) {
+                if let Some(token) = self.retire() {
+                    sink.small_reply(token, reply);
+                }
             } else {
                 let reply = self.read_reply(index, head)?;
                 if let Some(token) = self.retire() {
@@ -344,11 +438,24 @@ impl<T> Lane<T> {
         entry.token
     }
 
+    /// A response in its slot, if this one is such and nothing is strange about it.
     #[inline]
+    fn read_small(&self, index: u64, head: Head) -> Option<SmallReply> {
+        let is_small = head.kind == Place::Inline as u8
+            && usize::from(head.len) <= RESPONSE_INLINE_BYTES
+            && self.incoming.is_none();
+        let status = u8::try_from(head.extra).ok().and_then(Status::from_wire)?;
+        let slot = self.region.response(index);
+        (is_small && status.is_single()).then(|| SmallReply {
+            words: [slot.get(0), slot.get(1), slot.get(2)],
+            len: head.len,
+            status,
+        })
+    }
+
     fn read_reply(&mut self, index: u64, head: Head) -> Result<Reply, Violation> {
         let status = u8::try_from(head.extra).ok().and_then(Status::from_wire);
-        let whole = |s: &Status| !matches!(s, Status::BatchDone | Status::BatchCut | Status::SizedValue);
-        let Some(status) = status.filter(whole) else {
+        let Some(status) = status.filter(|status| status.is_single()) else {
             return Err(Violation("a response's status is unknown"));
         };
         let place = Place::from_wire(head.kind);
@@ -523,7 +630,7 @@ impl<T> Lane<T> {
         };
         // Nobody reads the records here, so their number is unknown; but not how much an honest worker could send.
         let item_max = self.max_payload.max(TEXT_BYTES_MAX) as u64 + SIZED_HEADER_BYTES as u64;
-        let batch_max = item_max.saturating_mul(entry.batch.unwrap_or(1).into());
+        let batch_max = item_max.saturating_mul(entry.batch.map_or(1, NonZeroU32::get).into());
         if sent.saturating_sub(incoming.start) > batch_max {
             self.entries[slot_of(index)] = Some(entry);
             return Err(TOO_LARGE);

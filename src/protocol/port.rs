@@ -13,7 +13,8 @@ use crate::faults::{Point, point};
 use crate::ground::barrier;
 use crate::ground::claim::Claim;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::ring::{Head, RequestSlot};
+use crate::ground::prefetch;
+use crate::ground::ring::{Head, RESPONSE_WORDS, RequestSlot};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::place;
@@ -83,6 +84,8 @@ pub(crate) struct Port {
     spin: SpinBudget,
     /// The request to look at next.
     next: u64,
+    /// How many requests in a row were there already when they were looked for.
+    run: u32,
     /// End of the youngest bytes in the arena of `B`, and a lower bound of the oldest that are still in use.
     head: u64,
     tail: u64,
@@ -108,6 +111,7 @@ impl Port {
             bells,
             spin,
             next: 0,
+            run: 0,
             head: 0,
             tail: 0,
             naps: 0,
@@ -145,8 +149,33 @@ impl Port {
     }
 
     /// Blocks until there is a request to run. `None`: the worker is to leave.
+    #[inline]
     pub(crate) fn next_request(&mut self) -> Option<Request> {
-        self.stamp();
+        if self.run.is_multiple_of(RUN_PER_STAMP) {
+            self.stamp();
+        }
+        match self.look() {
+            Some(Look::Start(request)) => {
+                self.run = self.run.saturating_add(1);
+                return Some(request);
+            }
+            Some(Look::Leave) => return None,
+            None => {}
+        }
+        self.wait_for_request()
+    }
+
+    /// Looks for the next request until there is one.
+    #[inline(never)]
+    fn wait_for_request(&mut self) -> Option<Request> {
+        if self.run >= LONG_RUN && !self.spin.is_none() {
+            // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
+            (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
+        }
+        if self.run > 0 {
+            self.run = 0;
+            self.stamp();
+        }
         loop {
             let spin = self.spin;
             let found = spin.spin(|| self.look());
@@ -182,6 +211,7 @@ impl Port {
         }
     }
 
+    #[inline]
     fn look(&mut self) -> Option<Look> {
         loop {
             let Some(head) = self.region.request(self.next).poll(self.next) else {
@@ -201,6 +231,9 @@ impl Port {
                     let index = self.next;
                     self.next += 1;
                     self.complained = false;
+                    if self.run >= LONG_RUN {
+                        prefetch::for_reading(self.region.request(index + prefetch::SLOTS_AHEAD));
+                    }
                     if let Some(request) = self.open(index, head) {
                         return Some(Look::Start(request));
                     }
@@ -251,6 +284,7 @@ impl Port {
     }
 
     /// Reads a claimed request, or answers it at once if it was cancelled before it started.
+    #[inline]
     fn open(&mut self, index: u64, head: Head) -> Option<Request> {
         // The claim is a full barrier: either this load sees the mark, or the master, which marks, fences and then
         // reads the claim word, sees that the request had started (edge CANCEL). On x86 a locked instruction is that by
@@ -280,6 +314,7 @@ impl Port {
     }
 
     /// The bytes of the request that is running.
+    #[inline]
     pub(crate) fn input(&mut self, request: &Request) -> Result<Input<'static>, SysError> {
         match request.place {
             // SAFETY: the master leaves a slot alone until its request is answered, and the slice is used only
@@ -328,6 +363,21 @@ impl Port {
             self.notify();
         }
         bytes
+    }
+
+    /// Answers request `index` with a value that fits its slot, given as words.
+    #[inline]
+    pub(crate) fn answer_small(&mut self, index: u64, len: u8, words: [u64; RESPONSE_WORDS]) {
+        let slot = self.region.response(index);
+        for (at, word) in words.into_iter().enumerate().take(usize::from(len).div_ceil(8)) {
+            slot.set(at, word);
+        }
+        point(Point::InlineWritten);
+        slot.publish(index, Head { kind: Place::Inline as u8, len, extra: Status::Value as u16 });
+        point(Point::InlinePublished);
+        prefetch::for_writing(self.region.response(index + prefetch::SLOTS_AHEAD));
+        self.notify();
+        point(Point::Answered);
     }
 
     /// Answers request `index`: inline, as a span, or streamed.
@@ -734,6 +784,13 @@ impl Window<'_> {
         self.wake.load(Ordering::Relaxed) != self.rung || is_cancelled(self.request, self.index)
     }
 }
+
+/// After so many requests in a row the next one is no answer to a response.
+const LONG_RUN: u32 = 8;
+/// In a run the clock (8 ns) is read after so many requests only.
+const RUN_PER_STAMP: u32 = 8;
+/// How long the next one is given: some tenths of a microsecond.
+const LULL_PAUSES: u32 = 16;
 
 /// How long a worker sleeps that cannot be sure to have been seen sleeping.
 const UNFENCED_SLEEP: Duration = Duration::from_millis(1);

@@ -82,6 +82,14 @@ wire_enum! {
     }
 }
 
+impl Status {
+    /// Whether a request that is no batch may end with it.
+    #[inline]
+    pub(crate) fn is_single(self) -> bool {
+        !matches!(self, Self::BatchDone | Self::BatchCut | Self::SizedValue)
+    }
+}
+
 wire_enum! {
     /// How far a worker has come.
     WorkerState: u64 {

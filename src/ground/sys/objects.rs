@@ -58,9 +58,9 @@ impl Objects {
     }
 
     /// The name of the bytes `addr..addr + len`, when they lie wholly within one read-only range of one object:
-    /// that object's number and the distance from its base.
+    /// that object's number, of 16 bits, and the distance from its base.
     #[inline]
-    pub(crate) fn locate(&self, addr: usize, len: usize) -> Option<(u16, u64)> {
+    pub(crate) fn locate(&self, addr: usize, len: usize) -> Option<(u64, u64)> {
         // OBJ-2. An empty span at 0 contains no constant, since none lies at address 0.
         if self.fast.contains(addr, len) && addr != 0 {
             return Some((0, addr.wrapping_sub(self.fast_base) as u64));
@@ -69,10 +69,10 @@ impl Objects {
     }
 
     #[cold]
-    fn locate_slowly(&self, addr: usize, len: usize) -> Option<(u16, u64)> {
+    fn locate_slowly(&self, addr: usize, len: usize) -> Option<(u64, u64)> {
         let holds = |object: &Object| object.read_only.iter().any(|span| span.contains(addr, len));
         let number = self.objects.iter().position(holds)?;
-        Some((u16::try_from(number).ok()?, addr.wrapping_sub(self.objects[number].base) as u64))
+        Some((u64::from(u16::try_from(number).ok()?), addr.wrapping_sub(self.objects[number].base) as u64))
     }
 
     /// The address that [`Objects::locate`] named, if the name can be right: aligned to `align` (a power of two) and

@@ -85,6 +85,16 @@ pub(crate) fn plain_bytes<T: ?Sized>(value: &T) -> Option<&[u8]> {
     Some(unsafe { slice::from_raw_parts(bytes, size) })
 }
 
+/// The archive of `value` as words, and how many bytes of them it is, if that is plain.
+#[inline]
+pub(crate) fn plain_words<T: ?Sized>(value: &T) -> Option<(u8, [u64; 2])> {
+    let bytes = plain_bytes(value)?;
+    let mut padded = [0; 16];
+    padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    let [low, high] = [0, 8].map(|at| std::array::from_fn(|i| padded[at + i]));
+    Some((bytes.len() as u8, [u64::from_le_bytes(low), u64::from_le_bytes(high)]))
+}
+
 /// The number that `bytes` are, if `R` is a plain scalar.
 #[inline]
 pub(super) fn decode_scalar<R: 'static>(bytes: &[u8]) -> Option<Result<R, CodecError>> {

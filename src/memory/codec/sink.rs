@@ -24,7 +24,7 @@ pub(crate) enum Encoded {
 impl Encoded {
     /// `bytes` must not be longer than [`INLINE_MAX`].
     #[inline]
-    pub(super) fn inline(bytes: &[u8]) -> Self {
+    pub(crate) fn inline(bytes: &[u8]) -> Self {
         let mut inline = [0; INLINE_MAX];
         inline[..bytes.len()].copy_from_slice(bytes);
         Self::Inline { len: bytes.len() as u8, bytes: inline }
