@@ -114,8 +114,9 @@ fn summarize(reports: &[Report]) {
     let with = |verdict| checks().filter(move |(_, check)| check.verdict() == Some(verdict));
     let [met, missed, unsure] =
         [Verdict::Met, Verdict::Missed, Verdict::Unsure].map(|verdict| with(verdict).count());
+    let stretched = checks().filter(|(_, check)| check.is_stretched()).count();
     println!(
-        "\n{met} goals met, {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
+        "\n{met} goals met ({stretched} with what is beyond them), {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
     );
     for (heading, verdict) in [("missed", Verdict::Missed), ("unsure", Verdict::Unsure)] {
         for (report, check) in with(verdict) {
