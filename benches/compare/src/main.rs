@@ -74,7 +74,7 @@ fn main() -> Result<ExitCode> {
         std::fs::create_dir_all(dir)?;
         for report in &reports {
             if let Some(plot) = &report.plot {
-                plots::write(dir, &report.title, plot)?;
+                plots::write(dir, &report.title, &machine.describe(), plot)?;
             }
         }
     }

@@ -161,16 +161,17 @@ pub(crate) fn asleep(scale: Scale) -> Report {
     report
 }
 
-/// The plot of the quantiles of every line.
+/// The plot of the quantiles of every line, but for those of runs, whose quantiles are of means.
 fn distribution(file: &str, report: &Report, outcome: &Outcome) -> Plot {
-    let series = outcome.ids().zip(&report.lines).map(|(id, line)| Series {
+    let series = outcome.ids().zip(&report.lines).filter(|(_, line)| !line.name.contains("in runs of"));
+    let series = series.map(|(id, line)| Series {
         name: line.name.clone(),
         points: QUANTILES.iter().enumerate().map(|(at, &share)| (share, outcome.figure(id, at))).collect(),
     });
     Plot {
         file: file.to_owned(),
         x: Axis::Nines,
-        x_label: "share of the round trips".to_owned(),
+        x_label: "share of the round trips that take at most this".to_owned(),
         y_label: "µs".to_owned(),
         series: series.collect(),
     }
