@@ -118,6 +118,11 @@ fn summarize(reports: &[Report]) {
     println!(
         "\n{met} goals met ({stretched} with what is beyond them), {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
     );
+    let disturbed: Vec<&str> =
+        reports.iter().filter(|report| report.is_disturbed()).map(|report| report.name.as_str()).collect();
+    if !disturbed.is_empty() {
+        println!("  to be measured again, since others used the machine meanwhile: {}", disturbed.join(", "));
+    }
     for (heading, verdict) in [("missed", Verdict::Missed), ("unsure", Verdict::Unsure)] {
         for (report, check) in with(verdict) {
             let figure = format!("{} {}", report::short(check.value), check.unit);

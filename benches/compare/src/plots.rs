@@ -17,8 +17,10 @@ const LEGEND_STEP: i32 = 22;
 
 /// What this is about stands out.
 const OURS: [RGBColor; 2] = [RGBColor(213, 60, 0), RGBColor(0, 90, 181)];
-/// The physical floor.
+/// The physical floor, of which there may be several: told apart by their dashes.
 const FLOOR: RGBColor = RGBColor(30, 30, 30);
+const DASHES: [u32; 3] = [7, 2, 16];
+const DASH_GAP: u32 = 4;
 /// The others. All of them told apart with red-green blindness, too, as far as a dozen can be.
 const OTHERS: [RGBColor; 9] = [
     RGBColor(0, 158, 115),
@@ -36,16 +38,19 @@ const OTHERS: [RGBColor; 9] = [
 #[derive(Clone, Copy, Debug)]
 enum Pen {
     Ours(RGBColor),
-    Floor,
+    Floor(u32),
     Other(RGBColor),
 }
 
 /// A pen for each series.
 fn pens(series: &[Series]) -> Vec<Pen> {
-    let (mut ours, mut others) = (OURS.iter().cycle(), OTHERS.iter().cycle());
+    let (mut ours, mut others, mut dashes) =
+        (OURS.iter().cycle(), OTHERS.iter().cycle(), DASHES.iter().cycle());
     let pen = |series: &Series| match series.name.as_str() {
         name if name.starts_with("forkring") => Pen::Ours(*ours.next().expect("a cycle")),
-        name if name.starts_with("raw") || name.contains("memcpy") => Pen::Floor,
+        name if name.starts_with("raw") || name.contains("memcpy") => {
+            Pen::Floor(*dashes.next().expect("a cycle"))
+        }
         _ => Pen::Other(*others.next().expect("a cycle")),
     };
     series.iter().map(pen).collect()
@@ -55,7 +60,7 @@ impl Pen {
     fn style(self) -> ShapeStyle {
         match self {
             Self::Ours(colour) => colour.stroke_width(4),
-            Self::Floor => FLOOR.stroke_width(2),
+            Self::Floor(_) => FLOOR.stroke_width(2),
             Self::Other(colour) => colour.stroke_width(2),
         }
     }
@@ -98,7 +103,7 @@ pub(crate) fn write(dir: &Path, title: &str, where_: &str, plot: &Plot) -> Resul
     for ((series, pen), y) in series.iter().zip((LEGEND_TOP..).step_by(LEGEND_STEP as usize)) {
         let line = [(0, y + 7), (24, y + 7)];
         match pen {
-            Pen::Floor => right.draw(&DashedPathElement::new(line, 5, 4, pen.style()))?,
+            Pen::Floor(dash) => right.draw(&DashedPathElement::new(line, *dash, DASH_GAP, pen.style()))?,
             Pen::Ours(_) | Pen::Other(_) => right.draw(&PathElement::new(line, pen.style()))?,
         }
         right.draw(&Text::new(series.name.as_str(), (32, y), ("sans-serif", 14)))?;
@@ -109,7 +114,9 @@ pub(crate) fn write(dir: &Path, title: &str, where_: &str, plot: &Plot) -> Resul
     for (series, pen) in series {
         let points: Vec<_> = series.points.iter().map(|&(x, y)| (plot.x.place(x), y)).collect();
         match pen {
-            Pen::Floor => chart.draw_series(DashedLineSeries::new(points, 6, 4, pen.style()))?,
+            Pen::Floor(dash) => {
+                chart.draw_series(DashedLineSeries::new(points, dash, DASH_GAP, pen.style()))?
+            }
             Pen::Ours(_) | Pen::Other(_) => {
                 chart.draw_series(LineSeries::new(points, pen.style()).point_size(3))?
             }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// From this share of the machine on, what others did meanwhile decides the figures.
+const DISTURBED: f64 = 0.1;
+
 /// A row of the comparison.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -94,6 +97,11 @@ pub(crate) struct Series {
 }
 
 impl Report {
+    /// Whether others used so much of the machine meanwhile that the figures say little.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.others > DISTURBED
+    }
+
     pub(crate) fn skip(&mut self, name: &str, why: impl Into<String>) {
         self.skipped.push((name.to_owned(), why.into()));
     }
@@ -213,7 +221,8 @@ impl fmt::Display for Report {
                 lowest.unwrap_or_default()
             )?;
         }
-        writeln!(f, "  others used {:.0} % of the machine meanwhile", self.others * 100.0)
+        let disturbed = if self.is_disturbed() { ": DISTURBED, measure again" } else { "" };
+        writeln!(f, "  others used {:.0} % of the machine meanwhile{disturbed}", self.others * 100.0)
     }
 }
 
