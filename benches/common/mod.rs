@@ -157,16 +157,17 @@ fn median(mut figures: Vec<f64>) -> f64 {
 pub(crate) fn percentiles(samples: usize, limit: Duration, mut exchange: impl FnMut(u64)) -> [f64; 3] {
     let clock = clock_ns();
     let mut times = Vec::with_capacity(samples);
-    // The first tenth is for warming up.
+    // The first tenth is for warming up, be it of the samples or of the time.
     let mut warm_up = samples / 10;
     let start = Instant::now();
     let mut last = start;
     for i in 0.. {
         exchange(i);
         let now = Instant::now();
-        if warm_up > 0 {
+        if warm_up > 0 && now - start < limit / 10 {
             warm_up -= 1;
         } else {
+            warm_up = 0;
             times.push((now - last).as_nanos() as f64 - clock);
         }
         if times.len() == samples || now - start > limit {

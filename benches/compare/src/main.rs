@@ -74,7 +74,7 @@ fn main() -> Result<ExitCode> {
         std::fs::create_dir_all(dir)?;
         for report in &reports {
             if let Some(plot) = &report.plot {
-                plots::write(dir, &report.title, plot)?;
+                plots::write(dir, &report.title, &machine.describe(), plot)?;
             }
         }
     }
@@ -114,9 +114,15 @@ fn summarize(reports: &[Report]) {
     let with = |verdict| checks().filter(move |(_, check)| check.verdict() == Some(verdict));
     let [met, missed, unsure] =
         [Verdict::Met, Verdict::Missed, Verdict::Unsure].map(|verdict| with(verdict).count());
+    let stretched = checks().filter(|(_, check)| check.is_stretched()).count();
     println!(
-        "\n{met} goals met, {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
+        "\n{met} goals met ({stretched} with what is beyond them), {missed} missed, {unsure} unsure (the lowest rounds disagree with the median)"
     );
+    let disturbed: Vec<&str> =
+        reports.iter().filter(|report| report.is_disturbed()).map(|report| report.name.as_str()).collect();
+    if !disturbed.is_empty() {
+        println!("  to be measured again, since others used the machine meanwhile: {}", disturbed.join(", "));
+    }
     for (heading, verdict) in [("missed", Verdict::Missed), ("unsure", Verdict::Unsure)] {
         for (report, check) in with(verdict) {
             let figure = format!("{} {}", report::short(check.value), check.unit);

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// From this share of the machine on, what others did meanwhile decides the figures.
+const DISTURBED: f64 = 0.1;
+
 /// A row of the comparison.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -32,6 +35,19 @@ pub(crate) struct Line {
     pub(crate) figures: Vec<f64>,
     pub(crate) lowest: f64,
     pub(crate) highest: f64,
+    /// How its two sides wait for each other, if that is what the row is about.
+    pub(crate) waits: Option<Waits>,
+}
+
+/// What a side does until the other one has something for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Waits {
+    /// Both look, and never sleep.
+    Spinning,
+    /// Both, or one of them, sleep at once.
+    Sleeping,
+    /// Both look for a while, then sleep.
+    SpinThenSleep,
 }
 
 /// A figure or a ratio beside its goal.
@@ -44,6 +60,8 @@ pub(crate) struct Check {
     pub(crate) lowest: Option<f64>,
     pub(crate) unit: String,
     pub(crate) goal: Goal,
+    /// The same kind of limit as the goal, further away.
+    pub(crate) stretch: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -79,6 +97,11 @@ pub(crate) struct Series {
 }
 
 impl Report {
+    /// Whether others used so much of the machine meanwhile that the figures say little.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.others > DISTURBED
+    }
+
     pub(crate) fn skip(&mut self, name: &str, why: impl Into<String>) {
         self.skipped.push((name.to_owned(), why.into()));
     }
@@ -94,9 +117,24 @@ pub(crate) enum Verdict {
 }
 
 impl Check {
+    /// What is hoped for beyond the goal.
+    pub(crate) fn stretch(self, limit: f64) -> Self {
+        Self { stretch: Some(limit), ..self }
+    }
+
     /// `None` if it has no goal.
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        let meets = |value: f64| match self.goal {
+        self.verdict_on(self.goal)
+    }
+
+    /// Whether it has reached what is beyond its goal, by the median and by the lowest rounds.
+    pub(crate) fn is_stretched(&self) -> bool {
+        let stretch = self.stretch.map(|limit| self.goal.with_limit(limit));
+        stretch.is_some_and(|stretch| self.verdict_on(stretch) == Some(Verdict::Met))
+    }
+
+    fn verdict_on(&self, goal: Goal) -> Option<Verdict> {
+        let meets = |value: f64| match goal {
             Goal::AtMost(limit) => Some(value <= limit),
             Goal::Below(limit) => Some(value < limit),
             Goal::AtLeast(limit) => Some(value >= limit),
@@ -108,6 +146,27 @@ impl Check {
             (true, true) => Verdict::Met,
             (false, false) => Verdict::Missed,
             _ => Verdict::Unsure,
+        })
+    }
+}
+
+impl Goal {
+    fn with_limit(self, limit: f64) -> Self {
+        match self {
+            Self::AtMost(_) => Self::AtMost(limit),
+            Self::AtLeast(_) => Self::AtLeast(limit),
+            Self::Below(_) => Self::Below(limit),
+            Self::None => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Spinning => "spinning",
+            Self::Sleeping => "sleeping",
+            Self::SpinThenSleep => "spin, sleep",
         })
     }
 }
@@ -131,17 +190,21 @@ impl fmt::Display for Report {
         }
         write!(f, "{:<48}", format!("{}, medians of {} rounds", self.unit, self.rounds))?;
         self.shown.iter().try_for_each(|&at| write!(f, "{:>14}", self.columns[at]))?;
-        writeln!(f, "{:>20}", "lowest…highest")?;
+        let waits = self.lines.iter().any(|line| line.waits.is_some());
+        writeln!(f, "{:>20}{}", "lowest…highest", if waits { "   waits" } else { "" })?;
         for line in &self.lines {
             write!(f, "{:<48}", line.name)?;
             self.shown.iter().try_for_each(|&at| write!(f, "{:>14}", short(line.figures[at])))?;
-            writeln!(f, "{:>20}", format!("{}…{}", short(line.lowest), short(line.highest)))?;
+            write!(f, "{:>20}", format!("{}…{}", short(line.lowest), short(line.highest)))?;
+            line.waits.iter().try_for_each(|waits| write!(f, "   {waits}"))?;
+            writeln!(f)?;
         }
         for (name, why) in &self.skipped {
             writeln!(f, "{name:<48}     SKIPPED: {why}")?;
         }
         for check in &self.checks {
             let verdict = match check.verdict() {
+                Some(Verdict::Met) if check.is_stretched() => "met, stretch too",
                 Some(Verdict::Met) => "met",
                 Some(Verdict::Missed) => "MISSED",
                 Some(Verdict::Unsure) => "unsure",
@@ -149,15 +212,17 @@ impl fmt::Display for Report {
             };
             let value = format!("{} {}", short(check.value), check.unit);
             let lowest = check.lowest.map(|lowest| format!("(lowest rounds: {})", short(lowest)));
+            let stretch = check.stretch.map_or(String::new(), |limit| format!(" (stretch {limit})"));
             writeln!(
                 f,
-                "  {:<62}{value:>12}  goal {:<9}{verdict:<8}{}",
+                "  {:<62}{value:>12}  goal {:<22}{verdict:<18}{}",
                 check.what,
-                check.goal.to_string(),
+                format!("{}{stretch}", check.goal),
                 lowest.unwrap_or_default()
             )?;
         }
-        writeln!(f, "  others used {:.0} % of the machine meanwhile", self.others * 100.0)
+        let disturbed = if self.is_disturbed() { ": DISTURBED, measure again" } else { "" };
+        writeln!(f, "  others used {:.0} % of the machine meanwhile{disturbed}", self.others * 100.0)
     }
 }
 

@@ -8,7 +8,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::measure::{Comparison, P50, Sampling, Scale, rate};
-use crate::report::Goal::{AtLeast, AtMost, None as NoGoal};
+use crate::report::Goal::{AtLeast, AtMost};
 use crate::report::Report;
 use crate::rivals::threads::{rayon_pool, rayon_spawn, receive};
 
@@ -32,8 +32,12 @@ pub(crate) fn many_workers(scale: Scale) -> Report {
     let outcome = all.run(scale);
     let mut report = outcome.latency_report();
     report.checks = vec![
-        outcome.ratio("p50 of a round trip, 64 workers / 1 worker", trip_many, trip_one, P50, AtMost(1.3)),
-        outcome.ratio("p50 of submit(..), 64 workers / 1 worker", submit_many, submit_one, P50, NoGoal),
+        outcome
+            .ratio("p50 of submit(..), 64 workers / 1 worker", submit_many, submit_one, P50, AtMost(1.3))
+            .stretch(1.0),
+        outcome
+            .ratio("p50 of a round trip, 64 workers / 1 worker", trip_many, trip_one, P50, AtMost(1.3))
+            .stretch(1.0),
     ];
     report
 }
@@ -85,7 +89,8 @@ pub(crate) fn oversubscribed(scale: Scale) -> Report {
     });
     let outcome = all.run(scale);
     let mut report = outcome.rate_report("task");
-    report.checks = vec![outcome.ratio("throughput / rayon's", rival, forkring, 0, AtLeast(0.95))];
+    report.checks =
+        vec![outcome.ratio("throughput / rayon's", rival, forkring, 0, AtLeast(0.95)).stretch(1.0)];
     if cores != 2 {
         report.skip("on 2 cores", format!("this ran on {cores}"));
     }

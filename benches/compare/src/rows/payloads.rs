@@ -14,6 +14,9 @@ use crate::rivals::processes::IpcBytes;
 
 const MIB: usize = 1 << 20;
 const FLOATS: usize = MIB / size_of::<f32>();
+const PAGE_FLOATS: usize = 4096 / size_of::<f32>();
+/// How often the whole of a large reply is compared.
+const EXCHANGES_PER_CHECK: u64 = 256;
 
 fn sampling(scale: Scale) -> Sampling {
     Sampling::awake(scale.pick(2000, 20), Duration::from_secs(2))
@@ -88,7 +91,7 @@ pub(crate) fn sum(scale: Scale) -> Report {
     let outcome = all.run(scale);
     let mut report = outcome.latency_report();
     report.checks = vec![
-        outcome.ratio("p50 of &View<[f32]> / memcpy and pass", view, floor, P50, AtMost(2.0)),
+        outcome.ratio("p50 of &View<[f32]> / memcpy and pass", view, floor, P50, AtMost(2.0)).stretch(1.5),
         outcome.ratio("p50 of Vec<f32> / memcpy and pass", owned, floor, P50, NoGoal),
     ];
     report
@@ -101,17 +104,27 @@ pub(crate) fn echo(scale: Scale) -> Report {
     let mut values = floats();
     let mut copies = [(); 4].map(|()| vec![0.0_f32; FLOATS]);
     let expected = floats();
+    // A look at a number in each page, and at the whole now and then: more would drive out of the caches what the next
+    // exchange is to find there, as it does when nobody looks.
+    let is_whole = |reply: &[f32]| reply.len() == FLOATS && reply[1..] == expected[1..];
+    let check = |n: u64, reply: Vec<f32>| {
+        let mut places = (PAGE_FLOATS..FLOATS).step_by(PAGE_FLOATS);
+        assert!(reply[0] == mark(n) && places.all(|at| reply[at] == expected[at]));
+        assert!(!n.is_multiple_of(EXCHANGES_PER_CHECK) || is_whole(&reply));
+    };
 
     let mut all = Comparison::new();
     let floor = all.add("four memcpy", || {
-        sampling.latencies(
+        let figures = sampling.latencies(
             |n| {
                 source[0] = mark(n);
-                copy_along(&source, &mut copies);
+                copy_along(&source, &mut copies, FLOATS);
                 copies[3][0]
             },
             |n, first| assert_eq!(first, mark(n)),
-        )
+        );
+        assert!(is_whole(&copies[3]));
+        figures
     });
     let forkring = all.add("forkring submit, Vec<f32>", || {
         sampling.latencies(
@@ -119,22 +132,25 @@ pub(crate) fn echo(scale: Scale) -> Report {
                 values[0] = mark(n);
                 pool.submit(|values: Vec<f32>| values, black_box(&values)).wait().expect("a reply")
             },
-            |n, reply| assert!(reply[0] == mark(n) && reply[1..] == expected[1..]),
+            check,
         )
     });
     let outcome = all.run(scale);
     let mut report = outcome.latency_report();
-    report.checks = vec![outcome.ratio("p50 / four memcpy", forkring, floor, P50, AtMost(1.2))];
+    report.checks = vec![outcome.ratio("p50 / four memcpy", forkring, floor, P50, AtMost(1.2)).stretch(1.0)];
     report
 }
 
-fn copy_along<T: Copy>(source: &[T], copies: &mut [Vec<T>; 4]) {
-    let [a, b, c, d] = copies;
-    a.copy_from_slice(black_box(source));
-    b.copy_from_slice(black_box(a));
-    c.copy_from_slice(black_box(b));
-    d.copy_from_slice(black_box(c));
-    black_box(&d);
+/// Each byte along four buffers, in pieces of so many.
+fn copy_along<T: Copy>(source: &[T], copies: &mut [Vec<T>; 4], piece: usize) {
+    let mut from = source;
+    for copy in copies.iter_mut() {
+        for (to, from) in copy.chunks_mut(piece).zip(from.chunks(piece)) {
+            to.copy_from_slice(black_box(from));
+        }
+        from = copy;
+    }
+    black_box(&copies);
 }
 
 const SIZES: [usize; 8] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, MIB];
@@ -195,21 +211,25 @@ pub(crate) fn sizes(scale: Scale) -> Report {
         }));
     }
     series.push(("raw pipe", ids));
-    let add = |size| {
-        let mut source = vec![0_u8; size];
-        let mut copies = [(); 4].map(|()| vec![0_u8; size]);
-        all.add(line("four memcpy", size), move || {
-            awake.latencies(
-                |n| {
-                    source[..8].copy_from_slice(&n.to_le_bytes());
-                    copy_along(&source, &mut copies);
-                    number(&copies[3])
-                },
-                |n, reply| assert_eq!(reply, n),
-            )
-        })
-    };
-    series.push(("four memcpy", SIZES.map(add).into()));
+    // From 2 KiB on, glibc's memcpy is a `rep movsb` on many processors, and some take ten times as long for it when both
+    // sides begin at unlucky places of their pages. What is shorter is copied by vectors.
+    for (name, piece) in [("four memcpy", MIB), ("four memcpy in pieces of 1 KiB", 1 << 10)] {
+        let add = |size| {
+            let mut source = vec![0_u8; size];
+            let mut copies = [(); 4].map(|()| vec![0_u8; size]);
+            all.add(line(name, size), move || {
+                awake.latencies(
+                    |n| {
+                        source[..8].copy_from_slice(&n.to_le_bytes());
+                        copy_along(&source, &mut copies, piece);
+                        number(&copies[3])
+                    },
+                    |n, reply| assert_eq!(reply, n),
+                )
+            })
+        };
+        series.push((name, SIZES.map(add).into()));
+    }
 
     let outcome = all.run(scale);
     let mut report = outcome.latency_report();

@@ -55,9 +55,11 @@ pub(crate) fn batches(scale: Scale) -> Report {
     let outcome = all.run(scale);
     let mut report = outcome.rate_report("item");
     for ((granularity, forkring), rival) in GRANULARITIES.into_iter().zip(forkring).zip(rivals) {
-        let goal = if granularity == GOAL { AtLeast(1.2) } else { NoGoal };
         let what = format!("time of rayon / forkring's, granularity {granularity}");
-        report.checks.push(outcome.ratio(what, rival, forkring, 0, goal));
+        report.checks.push(match granularity {
+            GOAL => outcome.ratio(what, rival, forkring, 0, AtLeast(1.2)).stretch(1.8),
+            _ => outcome.ratio(what, rival, forkring, 0, NoGoal),
+        });
     }
     let series = [("forkring iter_stream", forkring), ("rayon spawn of Vecs + oneshot", rivals)];
     report.plot = Some(Plot {
@@ -97,7 +99,9 @@ pub(crate) fn single(scale: Scale) -> Report {
     let outcome = all.run(scale);
     let mut report = outcome.rate_report("item");
     report.checks = vec![
-        outcome.ratio("time of par_bridge / forkring's with 2 workers", rival, two, 0, AtLeast(2.0)),
+        outcome
+            .ratio("time of par_bridge / forkring's with 2 workers", rival, two, 0, AtLeast(2.0))
+            .stretch(3.0),
         outcome.ratio("time of par_bridge / forkring's with 1 worker", rival, one, 0, NoGoal),
     ];
     report
