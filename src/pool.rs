@@ -382,13 +382,10 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     input: &I,
     terms: Option<Terms>,
 ) -> Task<R> {
-    let terms = match begin(core, terms) {
-        Ok(terms) => terms,
-        Err(error) => return Task::failed(error),
-    };
     if let Some((len, [low, high])) = codec::plain_words(input)
         && terms.is_none()
-        && core.gate.is_none()
+        && core.takes_small()
+        && core.is_here()
         && usize::from(len) <= core.policy.max_payload
     {
         let code = CodeId::of(named.code, named.types, &core.objects);
@@ -396,6 +393,19 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         core.submit_small(held, SmallRequest { code, len, words: [low, high, 0, 0] });
         return Task::submitted(job);
     }
+    start_any(core, named, input, terms)
+}
+
+fn start_any<I: Input + ?Sized, R>(
+    core: &Arc<Core>,
+    named: Named,
+    input: &I,
+    terms: Option<Terms>,
+) -> Task<R> {
+    let terms = match begin(core, terms) {
+        Ok(terms) => terms,
+        Err(error) => return Task::failed(error),
+    };
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),

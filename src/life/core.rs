@@ -54,6 +54,7 @@ pub(crate) struct Core {
     /// For each station, the generation of its present worker.
     generations: Box<[AtomicU64]>,
     service: Option<Host>,
+    takes_small: bool,
     phase: AtomicU8,
     life: Mutex<Life>,
     life_changed: Condvar,
@@ -120,6 +121,7 @@ impl Core {
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
+            takes_small: policy.terms.timeout.is_none() && policy.terms.deadline.is_none(),
             phase: AtomicU8::new(Phase::Building as u8),
             life: Mutex::new(Life {
                 phase: Phase::Building,
@@ -137,7 +139,14 @@ impl Core {
     /// With room for so many tasks that have not started.
     pub(crate) fn with_queue_limit(mut self, tasks: Option<usize>) -> Self {
         self.gate = tasks.map(|tasks| Gate::new(self.stations.len(), tasks));
+        self.takes_small &= self.gate.is_none();
         self
+    }
+
+    /// Whether a small task needs nothing looked after: there is no limit to the number of tasks nor to their time.
+    #[inline]
+    pub(crate) fn takes_small(&self) -> bool {
+        self.takes_small
     }
 
     /// Whether this process is the one that built the pool. In any other its handles are inert.

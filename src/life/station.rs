@@ -506,10 +506,11 @@ impl<'a> Owned<'a> {
         }
     }
 
-    /// Takes a fresh job whose input fits a slot straight into the ring, if nothing is in its way.
+    /// Takes a fresh job whose input fits a slot straight into the ring, if nothing is in its way. Without a time limit, see
+    /// [`Core::takes_small`].
     #[inline]
     pub(crate) fn accept_small(&mut self, job: JobRef, request: SmallRequest) -> Result<(), JobRef> {
-        let (id, core) = (self.station.id, self.core);
+        let id = self.station.id;
         let inner = &mut **self;
         let is_open = inner.refusal.is_none() && inner.queue.is_empty() && inner.can_send();
         let Some(lane) = inner.lane.as_mut().filter(|lane| is_open && lane.has_room()) else {
@@ -520,15 +521,12 @@ impl<'a> Owned<'a> {
             inner.wake = Wake::Driver;
             lane.arm(Wake::Driver);
         }
-        let (shared, limited) = (job.job(), job.is_limited(core));
+        let shared = job.job();
         let index = lane.push_small(job, request)?;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();
         inner.may_spare = true;
         self.leave_idle();
-        if limited && let Some(limit) = core.policy.terms.timeout {
-            self.watch_time(limit);
-        }
         Ok(())
     }
 
@@ -649,54 +647,59 @@ impl<'a> Owned<'a> {
     /// of stations with more than they need. `true`: the pool has both, so work should move.
     #[inline]
     fn settle(&mut self) -> bool {
-        self.refill();
+        if !self.queue.is_empty() {
+            self.refill();
+        }
         if !self.round {
             // Only the owner writes it.
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
+        if self.wake == Wake::Nobody && self.in_flight() > 0 && !self.is_watched() {
+            self.watch_or_arm();
+        }
+        if self.core.phase() >= Phase::Closing && self.is_empty() && !driver::is_this_thread() {
+            // The driver waits for the last task.
+            self.core.ring_driver();
+        }
+        self.core.stations.len() > 1 && self.classify()
+    }
+
+    /// Whether the driver comes by, so that nobody needs to be rung.
+    #[inline]
+    fn is_watched(&self) -> bool {
+        self.watched && !self.seat && !self.round
+    }
+
+    /// Makes sure that somebody learns of what is in flight.
+    #[inline(never)]
+    fn watch_or_arm(&mut self) {
         let mut looks = 0;
         loop {
-            let is_watched = self.may_be_watched() && self.watch();
+            let is_watched = !self.round && !self.seat && self.core.may_watch() && self.watch();
             let inner = &mut **self;
-            let Some(lane) = &mut inner.lane else { break };
+            let Some(lane) = &mut inner.lane else { return };
             if inner.wake != Wake::Nobody || inner.violation.is_some() || inner.stage == Stage::Vacant {
-                break;
+                return;
             }
             if lane.in_flight() == 0 || is_watched {
-                break;
+                return;
             }
             inner.wake = if inner.seat { Wake::Waiter } else { Wake::Driver };
             lane.arm(inner.wake);
             if !lane.fence_and_ready() {
-                break;
+                return;
             }
             looks += 1;
             if looks == LOOKS_MAX {
                 // A worker that always has something, be it nonsense, must not hold whoever owns its station.
-                self.core.ring_driver();
-                break;
+                return self.core.ring_driver();
             }
             // Something came in between: the ring may be lost, so it is taken here.
             self.disarm();
             self.poll();
             self.refill();
         }
-        if self.core.phase() >= Phase::Closing && self.is_empty() && !driver::is_this_thread() {
-            // The driver waits for the last task.
-            self.core.ring_driver();
-        }
-        self.classify()
-    }
-
-    /// Whether it is enough that the driver comes by: somebody is here time and again, and nobody sleeps.
-    #[inline]
-    fn may_be_watched(&self) -> bool {
-        self.wake == Wake::Nobody
-            && self.in_flight() > 0
-            && !self.round
-            && !self.seat
-            && self.core.may_watch()
     }
 
     /// Has the driver come by. `false`: somebody has gone to sleep meanwhile.
@@ -707,7 +710,12 @@ impl<'a> Owned<'a> {
             self.core.start_rounds();
         }
         // Edge WATCH: in the set, then this look; who goes to sleep is counted, then looks at the set.
-        self.core.may_watch()
+        let may = self.core.may_watch();
+        if !may {
+            // Who sleeps may have looked before the station was in the set, and will not look again.
+            self.leave_watch();
+        }
+        may
     }
 
     /// The driver was rung.
@@ -765,9 +773,6 @@ impl<'a> Owned<'a> {
     #[inline]
     fn classify(&mut self) -> bool {
         let (id, core) = (self.station.id, self.core);
-        if core.stations.len() == 1 {
-            return false;
-        }
         let inner = &mut **self;
         let in_flight = inner.in_flight();
         let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > 1);
