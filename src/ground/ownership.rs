@@ -50,7 +50,7 @@ struct Keepers {
 static THREADS: Keepers = Keepers { inside: [const { CachePadded::new(AtomicUsize::new(0)) }; KEEPERS] };
 
 #[cfg(forkring_loom)]
-loom::lazy_static! {
+::loom::lazy_static! {
     static ref THREADS: Keepers =
         Keepers { inside: std::array::from_fn(|_| CachePadded::new(AtomicUsize::new(0))) };
 }
@@ -186,8 +186,7 @@ impl Ownership {
             let word = self.word.load(Ordering::Relaxed);
             if word & OWNED != 0 {
                 // An owner that looks around in a loop sees this and lets go. In vain if it has just done so.
-                let _ =
-                    self.word.compare_exchange(word, word | WANTED, Ordering::Relaxed, Ordering::Relaxed);
+                let _ = self.word.compare_exchange(word, word | WANTED, Ordering::Relaxed, Ordering::Relaxed);
             }
             pause(&backoff);
         }
@@ -195,12 +194,7 @@ impl Ownership {
 
     /// Owns it, or leaves `node` with whoever does; `link` gives the node its successor in the inbox. Release: what was
     /// written to the node before its presence in the inbox.
-    pub(crate) fn own_or_leave(
-        &self,
-        me: ThreadNumber,
-        node: usize,
-        link: impl Fn(usize),
-    ) -> Option<Grip> {
+    pub(crate) fn own_or_leave(&self, me: ThreadNumber, node: usize, link: impl Fn(usize)) -> Option<Grip> {
         debug_assert!(node != 0 && node & FLAGS == 0);
         loop {
             if let Some(grip) = self.try_own(me) {
@@ -244,7 +238,7 @@ impl Ownership {
 
 fn pause(backoff: &Backoff) {
     #[cfg(forkring_loom)]
-    loom::thread::yield_now();
+    ::loom::thread::yield_now();
     backoff.snooze();
 }
 

@@ -44,8 +44,6 @@ pub(crate) struct Core {
     sleepers: AtomicUsize,
     /// Whether the driver makes rounds.
     rounds: AtomicBool,
-    /// Where the next task goes if no station is idle.
-    pub(crate) next: AtomicUsize,
     handles: AtomicUsize,
     /// Bounds the tasks that are accepted, if there is a limit.
     pub(crate) gate: Option<Gate>,
@@ -115,7 +113,6 @@ impl Core {
             moves: Moves::default(),
             sleepers: AtomicUsize::new(0),
             rounds: AtomicBool::new(false),
-            next: AtomicUsize::new(0),
             handles: AtomicUsize::new(1),
             gate: None,
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),

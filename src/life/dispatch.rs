@@ -5,8 +5,9 @@
 //! then looks for surplus; one that gets a surplus adds itself to that set and then looks for idle stations. Both do
 //! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place, Spot};
@@ -18,6 +19,29 @@ use crate::protocol::lane::{Parcel, SmallRequest};
 /// At most this many tasks move at a time.
 const MOVE_MAX: usize = 128;
 
+/// How many tasks in a row a thread hands to one station. It finds that one in its cache, and other threads elsewhere.
+const RUN: u32 = 16;
+
+thread_local! {
+    /// How many tasks this thread has handed out, not counting the first.
+    static TASKS: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Whose turn it is for the next task of this thread: a number that grows by one after each run.
+#[inline]
+fn turn() -> u32 {
+    static THREADS: AtomicU32 = AtomicU32::new(0);
+    // Threads start at different stations.
+    let tasks = TASKS.get().unwrap_or_else(|| THREADS.fetch_add(1, Ordering::Relaxed).wrapping_mul(RUN));
+    TASKS.set(Some(tasks.wrapping_add(1)));
+    tasks / RUN
+}
+
+/// The turn ends early: somebody else is at that station.
+fn end_turn() {
+    TASKS.set(TASKS.get().map(|tasks| tasks.next_multiple_of(RUN)));
+}
+
 impl Core {
     /// Hands a job to a station.
     #[inline]
@@ -28,8 +52,14 @@ impl Core {
     /// Hands a fresh job whose input fits a slot to a station.
     #[inline]
     pub(crate) fn submit_small(&self, job: JobRef, request: SmallRequest) {
-        let station = self.choose();
-        let job = match self.stations[station].try_own(self) {
+        let mut station = self.choose();
+        let mut owned = self.stations[station].try_own(self);
+        if owned.is_none() && self.stations.len() > 1 {
+            end_turn();
+            station = self.choose();
+            owned = self.stations[station].try_own(self);
+        }
+        let job = match owned {
             None => job,
             Some(mut owned) => match owned.accept_small(job, request) {
                 Ok(()) => return,
@@ -43,7 +73,7 @@ impl Core {
     fn choose(&self) -> usize {
         match self.stations.len() {
             1 => 0,
-            count => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) % count),
+            count => self.idle.take().unwrap_or_else(|| turn() as usize % count),
         }
     }
 
@@ -58,7 +88,7 @@ impl Core {
     /// Hands over what is left of a job that was submitted in time, so that a pool that is closing still takes it.
     #[cold]
     pub(crate) fn submit_again(&self, job: JobRef, parcel: Parcel) {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.stations.len();
+        let at = turn() as usize % self.stations.len();
         let mut owned = self.stations[at].own(self);
         owned.leave_idle();
         if self.phase() >= Phase::Ending {

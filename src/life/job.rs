@@ -43,9 +43,9 @@ use super::core::Core;
 use super::gate::{Gate, Pass};
 use super::terms::Terms;
 use crate::error::TaskError;
-use crate::memory::arena::ArenaReader;
 use crate::ground::prefetch;
 use crate::ground::ring::RESPONSE_WORDS;
+use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::{Parcel, Reply, SmallReply};
 use crate::protocol::wire::Status;
 
@@ -190,7 +190,11 @@ impl Job {
             state: AtomicU64::new(0),
             place: AtomicU64::new(0),
             core: UnsafeCell::new(None),
-            reply: UnsafeCell::new(SmallReply { words: [0; RESPONSE_WORDS], len: 0, status: Status::Skipped }),
+            reply: UnsafeCell::new(SmallReply {
+                words: [0; RESPONSE_WORDS],
+                len: 0,
+                status: Status::Skipped,
+            }),
             next: AtomicPtr::new(std::ptr::null_mut()),
             stage: UnsafeCell::new(Stage::Empty),
             waker: UnsafeCell::new(None),
@@ -627,7 +631,9 @@ pub(crate) enum After {
 fn failure(outcome: &Outcome) -> Option<TaskError> {
     match outcome {
         Outcome::Failed(error) => Some(error.clone()),
-        Outcome::Small(reply) => crate::task::failure_of(reply.status, &reply.bytes()[..usize::from(reply.len)]),
+        Outcome::Small(reply) => {
+            crate::task::failure_of(reply.status, &reply.bytes()[..usize::from(reply.len)])
+        }
         Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
         Outcome::BatchLost(_) => None,
     }

@@ -89,7 +89,7 @@ impl CodeId {
 
     /// Looks the function up in this process. `None`: this process does not have it.
     pub(crate) fn resolve(self, objects: &Objects) -> Option<Shim> {
-        let object = (self.place >> OFFSET_BITS) as u16;
+        let object = self.place >> OFFSET_BITS;
         let offset = self.place & ((1 << OFFSET_BITS) - 1);
         let address = objects.resolve(object, offset, size_of::<TaskCode>(), align_of::<TaskCode>())?;
         let magic = NonNull::new(address as *mut u64)?;

@@ -23,8 +23,8 @@ use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake,
-    WorkerState,
+    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, REQUEST_INLINE_BYTES,
+    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
 

@@ -178,21 +178,35 @@ impl Port {
         }
         loop {
             let spin = self.spin;
-            let found = spin.spin(|| self.look());
-            if spin.is_endless() {
-                self.stamp();
+            if spin.spin(|| self.has_news().then_some(())).is_some() {
+                if spin.is_endless() {
+                    self.stamp();
+                }
+                match self.look() {
+                    Some(Look::Start(request)) => return Some(request),
+                    Some(Look::Leave) => return None,
+                    // A claim word that cannot be: the master has been told.
+                    None => {}
+                }
             }
-            let found = found.or_else(|| {
-                let found = self.sleep_until(Self::look);
-                self.stamp();
-                found
-            });
+            let found = self.sleep_until(Self::look);
+            self.stamp();
             match found {
                 Some(Look::Start(request)) => return Some(request),
                 Some(Look::Leave) => return None,
                 None => {}
             }
         }
+    }
+
+    /// Whether there is anything for [`look`](Self::look) to see.
+    #[inline]
+    fn has_news(&self) -> bool {
+        let claimed = self.region.b().claim.0.load();
+        self.region.request(self.next).poll(self.next).is_some()
+            || claimed.sealed
+            || claimed.count != self.next
+            || self.ordered_to_leave()
     }
 
     /// Notes that nothing is in hand at the moment. After an answer rather than before a task: nobody waits for it there.

@@ -30,10 +30,7 @@ impl<const NODES: usize> Station<NODES> {
     fn new() -> Self {
         Self {
             ownership: Ownership::new(),
-            nodes: std::array::from_fn(|_| Node {
-                link: AtomicUsize::new(0),
-                parcel: UnsafeCell::new(None),
-            }),
+            nodes: std::array::from_fn(|_| Node { link: AtomicUsize::new(0), parcel: UnsafeCell::new(None) }),
             inner: UnsafeCell::new(Vec::new()),
         }
     }

@@ -78,8 +78,8 @@ impl Objects {
     /// The address that [`Objects::locate`] named, if the name can be right: aligned to `align` (a power of two) and
     /// wholly within one read-only range of that object. For names that somebody else wrote.
     #[inline]
-    pub(crate) fn resolve(&self, object: u16, offset: u64, len: usize, align: usize) -> Option<usize> {
-        let object = self.objects.get(usize::from(object))?;
+    pub(crate) fn resolve(&self, object: u64, offset: u64, len: usize, align: usize) -> Option<usize> {
+        let object = self.objects.get(usize::try_from(object).ok()?)?;
         let addr = object.base.checked_add(usize::try_from(offset).ok()?)?;
         let aligned = align.is_power_of_two() && addr & (align - 1) == 0;
         let inside = object.read_only.iter().any(|span| span.contains(addr, len));
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(objects.resolve(object, offset, usize::MAX, 8), None);
         assert_eq!(objects.resolve(object, u64::MAX, len, 1), None);
         assert_eq!(objects.resolve(object, u64::MAX - 7, len, 8), None);
-        assert_eq!(objects.resolve(u16::MAX, offset, len, 8), None);
+        assert_eq!(objects.resolve(u64::from(u16::MAX), offset, len, 8), None);
         assert_eq!(objects.locate(addr, usize::MAX), None);
     }
 
