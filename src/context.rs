@@ -17,9 +17,9 @@ use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
-use crate::protocol::port::{Port, Request};
+use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, sizes_to_bytes, text_to_bytes};
-use crate::protocol::wire::{AnswerKind, Status};
+use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
 ///
@@ -265,15 +265,36 @@ impl<'a> Call<'a> {
         &mut self,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) {
+        if self.request.flows() && !self.receive() {
+            return;
+        }
         match self.request.batch {
             None => self.run_one(f),
             Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
         }
     }
 
+    /// Waits for all of an input that flows. `false`: it cannot be read, which is answered.
+    fn receive(&mut self) -> bool {
+        let mut port = self.core.port.borrow_mut();
+        match port.input(&self.request) {
+            Ok(Bytes::InPlace(bytes)) => {
+                self.input = bytes;
+                true
+            }
+            _ => {
+                port.answer(self.request.index, Status::Decode, b"no such span");
+                false
+            }
+        }
+    }
+
     #[inline]
     fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
+        if codec::element_size::<R>().is_some() {
+            return self.run_elements(f);
+        }
         if codec::plain_size::<R>().is_none() {
             return self.item_in_buffer(self.input, Status::Value, f, |port, status, bytes| {
                 point(Point::Encoded);
@@ -286,6 +307,45 @@ impl<'a> Call<'a> {
         match &ended {
             Ended::Value(value) => port.answer(self.request.index, Status::Value, value.as_bytes()),
             Ended::Other(status, bytes) => port.answer(self.request.index, *status, bytes),
+        }
+    }
+
+    /// As [`run_one`](Self::run_one), where the result is a row of numbers: what is long enough goes straight into shared memory.
+    #[inline]
+    fn run_elements<R: Payload>(&self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
+        let core = self.core;
+        core.state_used.set(false);
+        point(Point::BeforeFunction);
+        let (index, limit) = (self.request.index, core.seed.max_payload);
+        let failure = match panics::guard(|| f(core, self.input)) {
+            Ok(Ok(value)) => {
+                point(Point::AfterFunction);
+                let elements = codec::elements(&value).filter(|e| e.bytes().len() > RESPONSE_INLINE_BYTES);
+                match elements.map(|elements| (elements, elements.archive_bytes())) {
+                    Some((_, size)) if size > limit => EncodeError::TooLarge { size, limit },
+                    Some((elements, _)) => {
+                        return core.port.borrow_mut().answer_elements(index, &elements);
+                    }
+                    None => match codec::encode(&value, limit) {
+                        Ok(value) => {
+                            point(Point::Encoded);
+                            return core.port.borrow_mut().answer(index, Status::Value, value.as_bytes());
+                        }
+                        Err(error) => error,
+                    },
+                }
+            }
+            Ok(Err(error)) => return self.answer_other(&Failure::Decode(error).ended()),
+            Err(caught) => return self.answer_other(&self.panicked(caught)),
+        };
+        self.answer_other(&Failure::Encode(failure).ended());
+    }
+
+    #[cold]
+    fn answer_other(&self, ended: &Ended) {
+        point(Point::Encoded);
+        if let Ended::Other(status, bytes) = ended {
+            self.core.port.borrow_mut().answer(self.request.index, *status, bytes);
         }
     }
 
@@ -706,7 +766,16 @@ unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call
     let call = unsafe { call.cast::<Call<'_>>().as_mut() };
     // SAFETY: `plain_task` had a value.
     let f = unsafe { conjure::<F>() };
-    call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?)));
+    let request = call.request;
+    match codec::element_size::<I>() {
+        // What is copied anyway can be while it comes.
+        Some(size) if request.flows() => call.run_one(|core, _| {
+            let elements = core.port.borrow_mut().receive_elements(&request, size);
+            let elements = elements.ok_or_else(|| CodecError::new("a row of something else"))?;
+            Ok(f(elements.into_value::<I>()?))
+        }),
+        _ => call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?))),
+    }
 }
 
 /// `Fn(&Worker, &View<I>) -> R`.

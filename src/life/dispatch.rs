@@ -13,6 +13,8 @@ use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
+use crate::memory::codec::ElementsRef;
+use crate::protocol::code::CodeId;
 use crate::protocol::lane::Parcel;
 
 /// At most this many tasks move at a time.
@@ -22,11 +24,30 @@ impl Core {
     /// Hands a job to a station.
     #[inline]
     pub(crate) fn submit(&self, job: JobRef, parcel: Parcel) {
-        let station = match self.stations.len() {
+        self.submit_at(self.choose_station(), job, parcel);
+    }
+
+    #[inline]
+    fn choose_station(&self) -> usize {
+        match self.stations.len() {
             1 => 0,
             count => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) % count),
-        };
-        self.submit_at(station, job, parcel);
+        }
+    }
+
+    /// Sends a row of numbers from where it is. The job comes back, with the station to leave it at, if that is not possible
+    /// at once.
+    pub(crate) fn submit_elements(
+        &self,
+        job: JobRef,
+        code: CodeId,
+        elements: &ElementsRef<'_>,
+    ) -> Result<(), (JobRef, usize)> {
+        let station = self.choose_station();
+        match self.stations[station].try_own(self) {
+            Some(mut owned) => owned.send_elements(job, code, elements).map_err(|job| (job, station)),
+            None => Err((job, station)),
+        }
     }
 
     /// Hands a job to this station.

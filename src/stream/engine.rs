@@ -477,7 +477,7 @@ impl<R: Payload> Engine<R> {
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
             Outcome::Reply(Reply { status: Status::Value, body }) if self.slots[at].items == 1 => {
-                let item = task::decode(&body);
+                let item = task::decode(body);
                 self.settle(at, item, deliver);
                 self.close(at, deliver);
             }
