@@ -230,6 +230,12 @@ impl Elements {
         self.filled = end;
     }
 
+    #[cfg(test)]
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        // SAFETY: a slice, which is no part of what is borrowed mutably.
+        unsafe { self.append_raw(bytes.as_ptr(), bytes.len()) };
+    }
+
     /// More has come than was announced.
     #[cold]
     fn grow(&mut self, bytes: usize) {
