@@ -320,7 +320,7 @@ impl<'a> Call<'a> {
         let failure = match panics::guard(|| f(core, self.input)) {
             Ok(Ok(value)) => {
                 point(Point::AfterFunction);
-                let elements = codec::elements(&value).filter(|e| e.bytes().len() > RESPONSE_INLINE_BYTES);
+                let elements = codec::elements(&value).filter(|e| e.archive_bytes() > RESPONSE_INLINE_BYTES);
                 match elements.map(|elements| (elements, elements.archive_bytes())) {
                     Some((_, size)) if size > limit => EncodeError::TooLarge { size, limit },
                     Some((elements, _)) => {

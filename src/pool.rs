@@ -16,7 +16,7 @@ use crate::life::driver;
 use crate::life::gate::Pass;
 use crate::life::job::{Job, JobRef};
 use crate::life::terms::Terms;
-use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, Input, Payload, View};
+use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, INLINE_MAX, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::Parcel;
 use crate::stream::Granularity;
@@ -386,7 +386,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         Ok(terms) => terms,
         Err(error) => return Task::failed(error),
     };
-    if let Some(elements) = codec::elements(input).filter(|e| !e.bytes().is_empty()) {
+    if let Some(elements) = codec::elements(input).filter(|e| e.archive_bytes() > INLINE_MAX) {
         return start_elements(core, named, &elements, terms);
     }
     match codec::encode(input, core.policy.max_payload) {
