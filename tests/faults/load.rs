@@ -176,6 +176,8 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
         next += n;
         next - n..next
     };
+    // First, while nothing is in front of it: what has to wait goes by way of the heap.
+    let flowing: Vec<_> = ids(4).map(|id| (id, pool.submit(owned, &numbered(id, MIB)))).collect();
     // Submitted at once, so that both workers have something to run and something that has not started.
     let plain: Vec<_> = ids(30).map(|id| (id, pool.submit_with(small, &(id as u64)))).collect();
     let echoes = |ids: std::ops::Range<usize>, bytes| -> Vec<_> {
@@ -183,7 +185,6 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     };
     let long = echoes(ids(2), LONG_BYTES);
     let spans = echoes(ids(4), MIB);
-    let flowing: Vec<_> = ids(4).map(|id| (id, pool.submit(owned, &numbered(id, MIB)))).collect();
     let asking = |ids: std::ops::Range<usize>, bytes| -> Vec<_> {
         ids.map(|id| (id, pool.submit_with(ask, &numbered(id, bytes)))).collect()
     };
