@@ -17,9 +17,9 @@ use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
-use crate::protocol::port::{Port, Request};
+use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, sizes_to_bytes, text_to_bytes};
-use crate::protocol::wire::{AnswerKind, Status};
+use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
 ///
@@ -242,10 +242,10 @@ pub(crate) struct Call<'a> {
     input: &'a [u8],
 }
 
-/// How one item ended, as it travels.
-enum Ended {
-    Value(Encoded),
-    Other(Status, Vec<u8>),
+/// How an item ended that has no value, as it travels.
+struct Ended {
+    status: Status,
+    bytes: Vec<u8>,
 }
 
 /// Why an item has no value.
@@ -265,15 +265,36 @@ impl<'a> Call<'a> {
         &mut self,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) {
+        if self.request.flows() && !self.receive() {
+            return;
+        }
         match self.request.batch {
             None => self.run_one(f),
             Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
         }
     }
 
+    /// Waits for all of an input that flows. `false`: it cannot be read, which is answered.
+    fn receive(&mut self) -> bool {
+        let mut port = self.core.port.borrow_mut();
+        match port.input(&self.request) {
+            Ok(Bytes::InPlace(bytes)) => {
+                self.input = bytes;
+                true
+            }
+            _ => {
+                port.answer(self.request.index, Status::Decode, b"no such span");
+                false
+            }
+        }
+    }
+
     #[inline]
     fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
+        if codec::element_size::<R>().is_some() {
+            return self.run_elements(f);
+        }
         if codec::plain_size::<R>().is_none() {
             return self.item_in_buffer(self.input, Status::Value, f, |port, status, bytes| {
                 point(Point::Encoded);
@@ -298,20 +319,52 @@ impl<'a> Call<'a> {
             Ok(Err(error)) => Failure::Decode(error).ended(),
             Err(caught) => self.panicked(caught),
         };
+        self.answer_other(&ended);
+    }
+
+    /// As [`run_one`](Self::run_one), where the result is a row of numbers: what is long enough goes straight into shared memory.
+    #[inline]
+    fn run_elements<R: Payload>(&self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
+        let core = self.core;
+        core.state_used.set(false);
+        point(Point::BeforeFunction);
+        let (index, limit) = (self.request.index, core.seed.max_payload);
+        let failure = match panics::guard(|| f(core, self.input)) {
+            Ok(Ok(value)) => {
+                point(Point::AfterFunction);
+                let elements = codec::elements(&value).filter(|e| e.archive_bytes() > RESPONSE_INLINE_BYTES);
+                match elements.map(|elements| (elements, elements.archive_bytes())) {
+                    Some((_, size)) if size > limit => EncodeError::TooLarge { size, limit },
+                    Some((elements, _)) => {
+                        return core.port.borrow_mut().answer_elements(index, &elements);
+                    }
+                    None => match codec::encode(&value, limit) {
+                        Ok(value) => {
+                            point(Point::Encoded);
+                            return core.port.borrow_mut().answer(index, Status::Value, value.as_bytes());
+                        }
+                        Err(error) => error,
+                    },
+                }
+            }
+            Ok(Err(error)) => return self.answer_other(&Failure::Decode(error).ended()),
+            Err(caught) => return self.answer_other(&self.panicked(caught)),
+        };
+        self.answer_other(&Failure::Encode(failure).ended());
+    }
+
+    #[cold]
+    fn answer_other(&self, ended: &Ended) {
         point(Point::Encoded);
-        if let Ended::Other(status, bytes) = ended {
-            core.port.borrow_mut().answer(self.request.index, status, &bytes);
-        }
+        self.core.port.borrow_mut().answer(self.request.index, ended.status, &ended.bytes);
     }
 
     #[cold]
     fn panicked(&self, Caught { message, location }: Caught) -> Ended {
         point(Point::PanicCaught);
         self.core.after_panic();
-        Ended::Other(
-            Status::Panicked,
-            Panic { message: message.into(), location: location.into() }.to_bytes(),
-        )
+        let bytes = Panic { message: message.into(), location: location.into() }.to_bytes();
+        Ended { status: Status::Panicked, bytes }
     }
 
     /// Runs items whose results are plain numbers (no serializer, no length) until there is something to look at; the
@@ -425,9 +478,7 @@ impl<'a> Call<'a> {
             Err(caught) => self.panicked(caught),
         };
         // An outcome other than a value is rare, and need not keep the buffer.
-        if let Ended::Other(status, bytes) = ended {
-            send(&mut core.port.borrow_mut(), status, &bytes);
-        }
+        send(&mut core.port.borrow_mut(), ended.status, &ended.bytes);
     }
 
     #[inline]
@@ -449,10 +500,7 @@ impl<'a> Call<'a> {
 
     fn send_record(&self, ended: &Ended) {
         let mut port = self.core.port.borrow_mut();
-        match ended {
-            Ended::Value(value) => port.append_sized(Status::SizedValue, value.as_bytes()),
-            Ended::Other(status, bytes) => port.append_sized(*status, bytes),
-        }
+        port.append_sized(ended.status, &ended.bytes);
         point(Point::RecordUncommitted);
         port.commit();
         point(Point::RecordDone);
@@ -509,12 +557,12 @@ impl Failure {
     #[cold]
     fn ended(self) -> Ended {
         match self {
-            Self::Decode(error) => Ended::Other(Status::Decode, text_to_bytes(error.to_string())),
+            Self::Decode(error) => Ended { status: Status::Decode, bytes: text_to_bytes(error.to_string()) },
             Self::Encode(EncodeError::Codec(error)) => {
-                Ended::Other(Status::Encode, text_to_bytes(error.to_string()))
+                Ended { status: Status::Encode, bytes: text_to_bytes(error.to_string()) }
             }
             Self::Encode(EncodeError::TooLarge { size, limit }) => {
-                Ended::Other(Status::TooLarge, sizes_to_bytes(size, limit).to_vec())
+                Ended { status: Status::TooLarge, bytes: sizes_to_bytes(size, limit).to_vec() }
             }
         }
     }
@@ -699,7 +747,16 @@ unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call
     let call = unsafe { call.cast::<Call<'_>>().as_mut() };
     // SAFETY: `plain_task` had a value.
     let f = unsafe { conjure::<F>() };
-    call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?)));
+    let request = call.request;
+    match codec::element_size::<I>() {
+        // What is copied anyway can be while it comes.
+        Some(size) if request.flows() => call.run_one(|core, _| {
+            let elements = core.port.borrow_mut().receive_elements(&request, size);
+            let elements = elements.ok_or_else(|| CodecError::new("a row of something else"))?;
+            Ok(f(elements.into_value::<I>()?))
+        }),
+        _ => call.run::<I, R>(|_, bytes| Ok(f(codec::decode::<I>(bytes)?))),
+    }
 }
 
 /// `Fn(&Worker, &View<I>) -> R`.

@@ -71,6 +71,8 @@ points! {
     ReceiveOpened = 21,
     /// A part of the request has been seen, not copied.
     ChunkSeen = 22,
+    /// A part of a row of numbers has been seen, not copied.
+    PartSeen = 29,
     /// A part has been copied, its room has not been given back.
     ChunkCopied = 23,
     /// The room of a part has been given back, nobody has been rung.

@@ -14,9 +14,9 @@ use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
 use crate::life::driver;
 use crate::life::gate::Pass;
-use crate::life::job::Job;
+use crate::life::job::{Job, JobRef};
 use crate::life::terms::Terms;
-use crate::memory::codec::{self, EncodeError, Encoded, Input, Payload, View};
+use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, INLINE_MAX, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Parcel, SmallRequest};
 use crate::stream::Granularity;
@@ -406,15 +406,43 @@ fn start_any<I: Input + ?Sized, R>(
         Ok(terms) => terms,
         Err(error) => return Task::failed(error),
     };
+    if let Some(elements) = codec::elements(input).filter(|e| e.archive_bytes() > INLINE_MAX) {
+        return start_elements(core, named, &elements, terms);
+    }
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),
-            Err(error) => {
-                let limit = terms.and_then(|terms| terms.expired());
-                Task::failed(limit.map_or(error, |limit| TaskError::TimedOut { limit }))
-            }
+            Err(error) => no_place(error, terms),
         },
         Err(error) => Task::failed(encode_error(error)),
+    }
+}
+
+fn no_place<R>(error: TaskError, terms: Option<Terms>) -> Task<R> {
+    let limit = terms.and_then(|terms| terms.expired());
+    Task::failed(limit.map_or(error, |limit| TaskError::TimedOut { limit }))
+}
+
+/// As [`start`], of a row of numbers: straight into a worker's arena if a station is free and has room, else by way of the
+/// heap, as everything that waits.
+fn start_elements<R>(
+    core: &Arc<Core>,
+    named: Named,
+    elements: &ElementsRef<'_>,
+    terms: Option<Terms>,
+) -> Task<R> {
+    let (size, limit) = (elements.archive_bytes(), core.policy.max_payload);
+    if size > limit {
+        return Task::failed(encode_error(EncodeError::TooLarge { size, limit }));
+    }
+    match core.take_place(terms.and_then(|terms| terms.due)) {
+        Ok(pass) => hand_over_by(core, named, pass, terms, |job, code| {
+            if let Err((job, station)) = core.submit_elements(job, code, elements) {
+                let input = Encoded::Heap(elements.to_archive());
+                core.submit_at(station, job, Parcel { code, batch: None, input });
+            }
+        }),
+        Err(error) => no_place(error, terms),
     }
 }
 
@@ -427,6 +455,19 @@ pub(crate) fn hand_over<R>(
     pass: Pass,
     terms: Option<Terms>,
 ) -> Task<R> {
+    hand_over_by(core, named, pass, terms, |job, code| {
+        core.submit(job, Parcel { code, batch: None, input });
+    })
+}
+
+#[inline]
+fn hand_over_by<R>(
+    core: &Arc<Core>,
+    named: Named,
+    pass: Pass,
+    terms: Option<Terms>,
+    submit: impl FnOnce(JobRef, CodeId),
+) -> Task<R> {
     if let Some(limit) = terms.and_then(|terms| terms.expired()) {
         // It waited for room for too long.
         core.give_back_place(pass);
@@ -435,15 +476,14 @@ pub(crate) fn hand_over<R>(
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);
     held.admit(pass);
-    let parcel = Parcel { code, batch: None, input };
     match terms {
         None => {
-            core.submit(held, parcel);
+            submit(held, code);
             Task::submitted(job)
         }
         Some(terms) => {
             let deadline = held.agree(terms);
-            core.submit(held, parcel);
+            submit(held, code);
             if let Some(deadline) = deadline {
                 core.set_deadline(deadline);
             }

@@ -379,7 +379,7 @@ impl Body {
     fn decode<R: Payload>(self) -> Result<R, TaskError> {
         match self {
             Self::Small(reply) => decode_small(&reply),
-            Self::Other(body) => decode(&body),
+            Self::Other(body) => decode(body),
         }
     }
 
@@ -441,16 +441,18 @@ pub(crate) fn decode_small<R: Payload>(reply: &SmallReply) -> Result<R, TaskErro
 
 /// Brings a result back. User code: a panic of its deserializer is an error of this task.
 #[inline]
-pub(crate) fn decode<R: Payload>(body: &Encoded) -> Result<R, TaskError> {
-    if codec::plain_size::<R>().is_some() {
-        return codec::decode(body.as_bytes()).map_err(TaskError::Decode);
-    }
+pub(crate) fn decode<R: Payload>(body: Encoded) -> Result<R, TaskError> {
     match body {
-        Encoded::Inline { len, bytes } => {
-            let aligned = Aligned(*bytes);
-            decode_aligned(&aligned.0[..usize::from(*len)])
+        Encoded::Inline { len, bytes } if codec::plain_size::<R>().is_some() => {
+            codec::decode(&bytes[..usize::from(len)]).map_err(TaskError::Decode)
         }
-        Encoded::Heap(bytes) => decode_aligned(bytes),
+        Encoded::Inline { len, bytes } => {
+            let aligned = Aligned(bytes);
+            decode_aligned(&aligned.0[..usize::from(len)])
+        }
+        Encoded::Heap(bytes) => decode_aligned(&bytes),
+        // Not what a task of this type answers, unless the worker's memory is spoilt.
+        Encoded::Elements(elements) => elements.into_value().map_err(TaskError::Decode),
     }
 }
 

@@ -28,10 +28,10 @@ impl Sink {
     }
 
     /// Writes `count` records, `text`, made by `worker`.
-    pub(crate) fn records(&mut self, text: &str, count: u64, worker: usize) -> Result<(), Failure> {
+    pub(crate) fn records(&mut self, text: &[u8], count: u64, worker: usize) -> Result<(), Failure> {
         self.tally.records += count;
         self.tally.credit(worker, count);
-        self.records.write(text.as_bytes())
+        self.records.write(text)
     }
 
     /// Notes that line number `line` has no record. `worker` is who found out, if anybody lived to tell.
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_full_device_is_reported() {
         let mut sink = Sink::create(Path::new("/dev/full"), None).unwrap();
-        sink.records("{}\n", 1, 0).unwrap();
+        sink.records(b"{}\n", 1, 0).unwrap();
         assert!(matches!(sink.finish(), Err(Failure::Message(message)) if message.contains("/dev/full")));
     }
 }

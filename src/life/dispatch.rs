@@ -14,6 +14,8 @@ use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
+use crate::memory::codec::ElementsRef;
+use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Parcel, SmallRequest};
 
 /// At most this many tasks move at a time.
@@ -74,6 +76,21 @@ impl Core {
         match self.stations.len() {
             1 => 0,
             count => self.idle.take().unwrap_or_else(|| turn() as usize % count),
+        }
+    }
+
+    /// Sends a row of numbers from where it is. The job comes back, with the station to leave it at, if that is not possible
+    /// at once.
+    pub(crate) fn submit_elements(
+        &self,
+        job: JobRef,
+        code: CodeId,
+        elements: &ElementsRef<'_>,
+    ) -> Result<(), (JobRef, usize)> {
+        let station = self.choose();
+        match self.stations[station].try_own(self) {
+            Some(mut owned) => owned.send_elements(job, code, elements).map_err(|job| (job, station)),
+            None => Err((job, station)),
         }
     }
 

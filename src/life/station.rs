@@ -39,8 +39,9 @@ use crate::ground::ownership::{Grip, NODE_ALIGN, Ownership, ThreadNumber};
 use crate::ground::prefetch;
 use crate::ground::sys::process::PidFd;
 use crate::memory::arena::ArenaReader;
-use crate::memory::codec::AlignedBytes;
+use crate::memory::codec::{AlignedBytes, ElementsRef};
 use crate::panics;
+use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
 use crate::protocol::wire::{Status, Wake};
 
@@ -569,6 +570,38 @@ impl<'a> Owned<'a> {
                 None
             }
         }
+    }
+
+    /// As [`accept`](Self::accept), of a row of numbers that is copied from where it is. The job comes back if it has to wait,
+    /// or cannot be accepted.
+    pub(crate) fn send_elements(
+        &mut self,
+        job: JobRef,
+        code: CodeId,
+        elements: &ElementsRef<'_>,
+    ) -> Result<(), JobRef> {
+        if self.refusal.is_some() || !self.queue.is_empty() || !self.can_send() {
+            return Err(job);
+        }
+        self.leave_idle();
+        let (id, core) = (self.station.id, self.core);
+        let inner = &mut **self;
+        let Some(lane) = &mut inner.lane else { return Err(job) };
+        // As in `send`.
+        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
+            inner.wake = Wake::Driver;
+            lane.arm(Wake::Driver);
+        }
+        let (shared, spare) = (job.job(), !job.is_pinned());
+        let limit = if job.is_limited(core) { job.timeout(core) } else { None };
+        let index = lane.push_elements(job, code, elements)?;
+        JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
+        lane.ring_if_asleep();
+        inner.may_spare |= spare;
+        if let Some(limit) = limit {
+            self.watch_time(limit);
+        }
+        Ok(())
     }
 
     /// Ends a job; its waker is called after the station is released.

@@ -31,7 +31,7 @@ use crate::memory::codec::AlignedBytes;
 use crate::memory::region::WorkerRegion;
 use crate::panics::{self, Caught};
 use crate::protocol::code::{CodeId, Shim};
-use crate::protocol::port::{Bells, Port, Request};
+use crate::protocol::port::{Bells, Input, Port, Request};
 use crate::protocol::wire::{Status, WorkerState};
 
 /// Exit code of a worker that could not start. The master reads the reason from the region.
@@ -200,7 +200,11 @@ impl WorkerCore {
             return;
         };
         point(Point::Resolved);
-        let input = self.port.borrow_mut().input(&request);
+        // What flows is received by the shim, which knows what it is.
+        let input = match request.flows() {
+            true => Ok(Input::InPlace(&[])),
+            false => self.port.borrow_mut().input(&request),
+        };
         let input = match input {
             Ok(input) => input,
             Err(error) => {

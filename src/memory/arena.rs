@@ -17,7 +17,8 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use super::codec::AlignedBytes;
+use super::codec::{AlignedBytes, Elements};
+use super::copy::copy;
 
 /// Where the next span goes, or `None` while it does not fit.
 ///
@@ -77,7 +78,7 @@ impl<'a> ArenaReader<'a> {
         // SAFETY: ARENA-1, and the callers keep `at + out.len()` within the arena.
         let from = unsafe { self.base.as_ptr().add(at) };
         // SAFETY: `from` is good for `out.len()` bytes as above; `out` is memory of this process alone.
-        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        unsafe { copy(from, out.as_mut_ptr(), out.len()) };
     }
 
     /// Appends `len` bytes from `position` on to `out`.
@@ -150,7 +151,7 @@ impl<'a> ArenaWriter<'a> {
         let to = unsafe { self.0.base.as_ptr().add(at) };
         // SAFETY: `to` is good for `bytes.len()` bytes and writable; no reference to arena memory that the writer
         // overwrites exists (spans are freed before their place is used again).
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), to, bytes.len()) };
     }
 }
 
@@ -169,7 +170,7 @@ impl Append for Vec<u8> {
         self.reserve(len);
         let to = self.spare_capacity_mut().as_mut_ptr().cast();
         // SAFETY: there is room for `len` bytes at `to`, and the caller vouches for `from`.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        unsafe { copy(from, to, len) };
         // SAFETY: just initialised.
         unsafe { self.set_len(self.len() + len) };
     }
@@ -179,6 +180,13 @@ impl Append for AlignedBytes {
     unsafe fn append_raw(&mut self, from: *const u8, len: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.extend_from_raw(from, len) };
+    }
+}
+
+impl Append for Elements {
+    unsafe fn append_raw(&mut self, from: *const u8, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { Elements::append_raw(self, from, len) };
     }
 }
 

@@ -89,7 +89,7 @@ pub(crate) struct StateWords {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct OutWords {
-    /// Index of the request, plus one. Written after `start`, `sent` and `total_bytes` (edge OUT-OPEN).
+    /// Index of the request, plus one. Written after all but `sent`, which moves on (edge OUT-OPEN).
     pub(crate) tag: AtomicU64,
     /// Position of the first byte.
     pub(crate) start: AtomicU64,
@@ -97,6 +97,8 @@ pub(crate) struct OutWords {
     pub(crate) sent: AtomicU64,
     /// Bytes in all if known at the start, else 0. A hint for the reader's allocation.
     pub(crate) total_bytes: AtomicU64,
+    /// The size of an element, if it is a row of numbers and nothing else, else 0.
+    pub(crate) element_bytes: AtomicU64,
 }
 
 /// One message of the service's dialogue, which flows through a window.

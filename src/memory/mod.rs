@@ -2,5 +2,6 @@
 
 pub(crate) mod arena;
 pub(crate) mod codec;
+pub(crate) mod copy;
 pub(crate) mod layout;
 pub(crate) mod region;

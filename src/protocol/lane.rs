@@ -17,14 +17,14 @@ use crate::ground::prefetch::{self, SLOTS_AHEAD as AHEAD};
 use crate::ground::ring::{Head, RESPONSE_WORDS};
 use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::{ArenaReader, place};
-use crate::memory::codec::{AlignedBytes, Encoded};
+use crate::memory::codec::{AlignedBytes, Elements, ElementsRef, Encoded};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, REQUEST_INLINE_BYTES,
-    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
+    REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -157,7 +157,51 @@ struct Incoming {
     /// Where it began, and how far it has been copied.
     start: u64,
     at: u64,
-    bytes: AlignedBytes,
+    body: Body,
+}
+
+/// The bytes of a response, in the memory that they will stay in.
+#[derive(Debug)]
+enum Body {
+    Archive(AlignedBytes),
+    Elements(Elements),
+}
+
+impl Body {
+    /// Room for so many bytes; `element` as in a response's head.
+    fn with_room(element: u8, bytes: usize) -> Result<Self, Violation> {
+        match element {
+            0 => Ok(Self::Archive(AlignedBytes::with_capacity(bytes))),
+            _ => Elements::with_room(element, bytes)
+                .map(Self::Elements)
+                .ok_or(Violation("a response's elements have an impossible size")),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Archive(bytes) => bytes.len(),
+            Self::Elements(elements) => elements.len(),
+        }
+    }
+
+    fn append(&mut self, arena: ArenaReader<'_>, position: u64, len: usize) {
+        match self {
+            Self::Archive(bytes) => arena.append_to(position, len, bytes),
+            Self::Elements(elements) => arena.append_to(position, len, elements),
+        }
+    }
+
+    /// What it is, if it is what its head says: see [`with_room`](Self::with_room).
+    fn finish(self, element: u8) -> Result<Encoded, Violation> {
+        match self {
+            Self::Archive(bytes) if element == 0 => Ok(Encoded::Heap(bytes)),
+            Self::Elements(elements) if element == elements.size() && elements.is_whole() => {
+                Ok(Encoded::Elements(elements))
+            }
+            _ => Err(Violation("a response's elements are not what they should be")),
+        }
+    }
 }
 
 /// A service answer on its way.
@@ -246,7 +290,7 @@ impl<T> Lane<T> {
                 slot.set_bytes(INLINE_WORD, &bytes[..usize::from(*len)]);
                 Head::new(Place::Inline as u8, *len)
             }
-            Encoded::Heap(_) => match self.place_payload(index, parcel.input) {
+            Encoded::Heap(_) | Encoded::Elements(_) => match self.place_payload(index, parcel.input) {
                 Ok(head) => {
                     return Ok(self.publish(token, parcel.code, parcel.batch, head));
                 }
@@ -285,6 +329,61 @@ impl<T> Lane<T> {
             Some(Entry { token: Some(token), taken: false, span_end: self.head, batch, stopped: false });
     }
 
+    /// Publishes a request whose input is a row of numbers, which is copied straight from where it is. The token comes back
+    /// if there is no room, or no memory, for it at once.
+    ///
+    /// A long row is published first and copied then (edge IN-SENT): the worker is woken, and takes the parts as they come.
+    pub(crate) fn push_elements(
+        &mut self,
+        token: T,
+        code: CodeId,
+        elements: &ElementsRef<'_>,
+    ) -> Result<u64, T> {
+        let (bytes, len) = (elements.bytes(), elements.archive_bytes());
+        let start = place(self.tail, self.head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64);
+        let Some(start) = start.filter(|_| self.has_room() && self.outgoing.is_none()) else {
+            return Err(token);
+        };
+        // Where the memory is wanting, the heap's way says so.
+        if self.region.reserve(start as usize % ARENA_BYTES + len).is_err() {
+            return Err(token);
+        }
+        let slot = self.region.request(self.sent);
+        slot.set(INLINE_WORD, start);
+        slot.set(INLINE_WORD + 1, len as u64);
+        slot.set(INLINE_WORD + 2, bytes.len() as u64);
+        if self.head == self.tail {
+            self.tail = start;
+        }
+        self.head = start + len as u64;
+        let head = Head::new(Place::Span as u8, 0);
+        if bytes.len() < FLOW_MIN_BYTES {
+            self.copy_tail(start, elements);
+            self.region.arena().copy_in(start, bytes);
+            return Ok(self.publish(token, code, None, head));
+        }
+        self.region.a().in_sent.0.store(start, Ordering::Relaxed);
+        let index = self.publish(token, code, None, Head { extra: FLOWS, ..head });
+        self.ring_if_asleep();
+        self.copy_tail(start, elements);
+        let mut at = start;
+        for part in bytes.chunks(PART_BYTES) {
+            self.region.arena().copy_in(at, part);
+            at += part.len() as u64;
+            // Edge IN-SENT: the bytes before the position behind them. The last one covers the tail.
+            let sent = if at == start + bytes.len() as u64 { self.head } else { at };
+            self.region.a().in_sent.0.store(sent, Ordering::Release);
+            self.ring_if_asleep();
+        }
+        Ok(index)
+    }
+
+    /// What follows the elements in their archive.
+    fn copy_tail(&self, start: u64, elements: &ElementsRef<'_>) {
+        let (skip, tail) = elements.tail();
+        self.region.arena().copy_in(start + elements.bytes().len() as u64, &tail[skip..]);
+    }
+
     #[inline]
     fn publish(&mut self, token: T, code: CodeId, batch: Option<Batch>, mut head: Head) -> u64 {
         let index = self.sent;
@@ -304,7 +403,7 @@ impl<T> Lane<T> {
 
     /// Puts a payload that does not fit the slot into the arena, or starts to stream it.
     fn place_payload(&mut self, index: u64, input: Encoded) -> Result<Head, (Encoded, Refusal)> {
-        let Encoded::Heap(bytes) = input else { return Err((input, Refusal::Full)) };
+        let bytes = input.into_aligned();
         if self.outgoing.is_some() {
             return Err((Encoded::Heap(bytes), Refusal::Full));
         }
@@ -479,18 +578,29 @@ impl<T> Lane<T> {
                 if start as usize % ARENA_BYTES + len > ARENA_BYTES {
                     return Err(Violation("a response's span wraps"));
                 }
-                let mut bytes = AlignedBytes::with_capacity(len);
-                self.region.peer_arena().append_to(start, len, &mut bytes);
+                let element = self.element_of(head, status)?;
+                let mut body = Body::with_room(element, len)?;
+                body.append(self.region.peer_arena(), start, len);
                 self.release(start + len as u64);
-                Encoded::Heap(bytes)
+                body.finish(element)?
             }
             Some(Place::Stream) => {
                 let (start, len) = (slot.get(0), slot.get(1));
-                self.receive_stream(start, len, limit)?
+                let element = self.element_of(head, status)?;
+                self.receive_stream(start, len, limit, element)?
             }
             None => return Err(Violation("a response's place is unknown")),
         };
         Ok(Reply { status, body })
+    }
+
+    /// The size of an element, if a response is a row of numbers, else 0.
+    fn element_of(&self, head: Head, status: Status) -> Result<u8, Violation> {
+        match status {
+            Status::Value => Ok(head.len),
+            _ if head.len == 0 => Ok(0),
+            _ => Err(Violation("an error is no row of numbers")),
+        }
     }
 
     /// Checks a span that a response claims to occupy in the arena of `B`.
@@ -522,33 +632,38 @@ impl<T> Lane<T> {
     }
 
     /// The last part of a result that is larger than the arena.
-    fn receive_stream(&mut self, start: u64, len: u64, limit: usize) -> Result<Encoded, Violation> {
+    fn receive_stream(
+        &mut self,
+        start: u64,
+        len: u64,
+        limit: usize,
+        element: u8,
+    ) -> Result<Encoded, Violation> {
         if len > limit as u64 {
             return Err(TOO_LARGE);
         }
         let incoming = match self.incoming.take() {
             Some(incoming) => incoming,
-            None => self.open_incoming(start, len)?,
+            None => self.open_incoming(start, len, element)?,
         };
         let Some(end) = start.checked_add(len) else { return Err(Violation("a response is too long")) };
-        let mut bytes = incoming.bytes;
-        let mut at = incoming.at;
-        self.copy_stream(&mut at, end, |region, at, n| region.append_to(at, n, &mut bytes))?;
-        if bytes.len() as u64 != len {
+        let Incoming { mut at, mut body, .. } = incoming;
+        self.copy_stream(&mut at, end, |arena, at, n| body.append(arena, at, n))?;
+        if body.len() as u64 != len {
             return Err(Violation("a streamed response has the wrong length"));
         }
-        Ok(Encoded::Heap(bytes))
+        body.finish(element)
     }
 
-    fn open_incoming(&mut self, start: u64, total: u64) -> Result<Incoming, Violation> {
+    fn open_incoming(&mut self, start: u64, total: u64, element: u8) -> Result<Incoming, Violation> {
         self.check_start(start)?;
         if total > self.max_payload as u64 {
             return Err(TOO_LARGE);
         }
         // The hint is bounded by `max_payload`, and what is not touched takes no memory; still a worker that lies must
         // not be able to make an allocation fail.
-        let bytes = AlignedBytes::with_capacity((total as usize).min(TRUSTED_HINT_BYTES));
-        Ok(Incoming { start, at: start, bytes })
+        let body = Body::with_room(element, (total as usize).min(TRUSTED_HINT_BYTES))?;
+        Ok(Incoming { start, at: start, body })
     }
 
     /// Copies what a stream holds between `at` and `sent`, and gives the room back.
@@ -623,7 +738,7 @@ impl<T> Lane<T> {
     ) -> Result<(), Violation> {
         let mut incoming = match self.incoming.take() {
             Some(incoming) => incoming,
-            None => self.open_incoming(start, 0)?,
+            None => self.open_incoming(start, 0, 0)?,
         };
         let Some(mut entry) = self.entries[slot_of(index)].take() else {
             return Err(Violation("an entry is missing"));
@@ -670,7 +785,8 @@ impl<T> Lane<T> {
             return Ok(());
         }
         let (start, sent) = (out.start.load(Ordering::Relaxed), out.sent.load(Ordering::Acquire));
-        let total = out.total_bytes.load(Ordering::Relaxed);
+        let (total, element) =
+            (out.total_bytes.load(Ordering::Relaxed), out.element_bytes.load(Ordering::Relaxed));
         // Edge OUT-OPEN: if the tag is still the same, the words belong to it. If not, this response is complete and
         // the next look finds it in its slot.
         fence(Ordering::Acquire);
@@ -682,14 +798,14 @@ impl<T> Lane<T> {
         }
         let mut incoming = match self.incoming.take() {
             Some(incoming) => incoming,
-            None => self.open_incoming(start, total)?,
+            None => self.open_incoming(start, total, u8::try_from(element).unwrap_or(u8::MAX))?,
         };
-        let mut bytes = incoming.bytes;
-        self.copy_stream(&mut incoming.at, sent, |arena, at, n| arena.append_to(at, n, &mut bytes))?;
-        if bytes.len() > self.max_payload {
+        let mut body = incoming.body;
+        self.copy_stream(&mut incoming.at, sent, |arena, at, n| body.append(arena, at, n))?;
+        if body.len() > self.max_payload {
             return Err(TOO_LARGE);
         }
-        incoming.bytes = bytes;
+        incoming.body = body;
         self.incoming = Some(incoming);
         Ok(())
     }

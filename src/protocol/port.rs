@@ -18,14 +18,14 @@ use crate::ground::ring::{Head, RESPONSE_WORDS, RequestSlot};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::place;
-use crate::memory::codec::AlignedBytes;
+use crate::memory::codec::{AlignedBytes, Elements, ElementsRef};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
 use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::sized_header;
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, INLINE_WORD, Order, Parting, Place, RESPONSE_INLINE_BYTES, Status, Wake,
-    WorkerState,
+    AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
+    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -39,12 +39,19 @@ pub(crate) struct Request {
     place: Place,
     len: usize,
     position: u64,
+    /// The bytes of its elements, if it may still be on its way: see [`FLOWS`].
+    flowing: Option<usize>,
 }
 
 impl Request {
     /// How many tasks it is: the items of a batch that are left to do.
     pub(crate) fn tasks(&self) -> u64 {
         self.batch.map_or(1, |(items, done)| u64::from(items.saturating_sub(done)))
+    }
+
+    /// Whether it is a row of numbers that may still be on its way.
+    pub(crate) fn flows(&self) -> bool {
+        self.flowing.is_some()
     }
 }
 
@@ -324,10 +331,12 @@ impl Port {
             place,
             len,
             position,
+            flowing: (place == Place::Span && head.extra & FLOWS != 0)
+                .then(|| slot.get(INLINE_WORD + 2) as usize),
         })
     }
 
-    /// The bytes of the request that is running.
+    /// The bytes of the request that is running, all of them.
     #[inline]
     pub(crate) fn input(&mut self, request: &Request) -> Result<Input<'static>, SysError> {
         match request.place {
@@ -335,6 +344,11 @@ impl Port {
             // before that; the region is never unmapped in this process.
             Place::Inline => Ok(Input::InPlace(unsafe { self.static_inline(request) })),
             Place::Span => {
+                if request.flows() {
+                    self.wait_for(|port| {
+                        (port.in_sent() >= request.position + request.len as u64).then_some(())
+                    });
+                }
                 // SAFETY: the same holds for spans in `A`, which only the master writes.
                 let span = unsafe { self.region.peer_arena().span(request.position, request.len) };
                 let span = span.ok_or_else(|| SysError::new("span", std::io::ErrorKind::InvalidData))?;
@@ -343,6 +357,27 @@ impl Port {
             }
             Place::Stream => Ok(Input::Streamed(self.receive(request))),
         }
+    }
+
+    /// How far the master is with what it is copying into the arena of `A`. It never goes back.
+    fn in_sent(&self) -> u64 {
+        self.region.a().in_sent.0.load(Ordering::Acquire)
+    }
+
+    /// Copies the elements of a request that [`flows`](Request::flows), part by part as they come. `None`: no number has
+    /// that size.
+    pub(crate) fn receive_elements(&mut self, request: &Request, size: u8) -> Option<Elements> {
+        let bytes = request.flowing?.min(request.len);
+        let mut elements = Elements::with_room(size, bytes)?;
+        let end = request.position + bytes as u64;
+        while elements.len() < bytes {
+            let at = request.position + elements.len() as u64;
+            // Edge IN-SENT: the position before the bytes in front of it.
+            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at));
+            point(Point::PartSeen);
+            self.region.peer_arena().append_to(at, (sent - at) as usize, &mut elements);
+        }
+        Some(elements)
     }
 
     /// # Safety
@@ -434,6 +469,45 @@ impl Port {
         point(Point::Answered);
     }
 
+    /// Answers request `index` with a row of numbers, which is copied straight from where it is: as a span, or in parts that
+    /// the master copies out while the next ones come.
+    pub(crate) fn answer_elements(&mut self, index: u64, elements: &ElementsRef<'_>) {
+        let bytes = elements.bytes();
+        let head =
+            |place: Place| Head { kind: place as u8, len: elements.size(), extra: Status::Value as u16 };
+        if bytes.len() < FLOW_MIN_BYTES {
+            let Some(start) = self.room_for_span(bytes.len()) else {
+                return self.answer_no_memory(index);
+            };
+            point(Point::SpanReserved);
+            self.region.arena().copy_in(start, bytes);
+            let slot = self.region.response(index);
+            slot.set(0, start);
+            slot.set(1, bytes.len() as u64);
+            point(Point::SpanCopied);
+            slot.publish(index, head(Place::Span));
+            point(Point::SpanPublished);
+        } else {
+            if self.reserve_stream(bytes.len()).is_err() {
+                return self.answer_no_memory(index);
+            }
+            let start = self.open_elements(index, bytes.len() as u64, elements.size());
+            for part in bytes.chunks(PART_BYTES) {
+                self.append(part);
+                self.commit();
+            }
+            self.stream = None;
+            let slot = self.region.response(index);
+            slot.set(0, start);
+            slot.set(1, self.head - start);
+            point(Point::StreamUnpublished);
+            slot.publish(index, head(Place::Stream));
+            point(Point::StreamPublished);
+        }
+        self.notify();
+        point(Point::Answered);
+    }
+
     fn answer_no_memory(&mut self, index: u64) {
         let slot = self.region.response(index);
         slot.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
@@ -465,6 +539,11 @@ impl Port {
 
     /// Starts a response that flows: the items of a batch, or a result larger than the arena.
     pub(crate) fn open_stream(&mut self, index: u64, total_bytes: u64) -> u64 {
+        self.open_elements(index, total_bytes, 0)
+    }
+
+    /// As [`open_stream`](Self::open_stream), of numbers of so many bytes.
+    fn open_elements(&mut self, index: u64, total_bytes: u64, element_bytes: u8) -> u64 {
         let start = self.stream_start();
         if self.head == self.tail {
             self.tail = start;
@@ -477,6 +556,7 @@ impl Port {
         out.start.store(self.head, Ordering::Relaxed);
         out.sent.store(self.head, Ordering::Relaxed);
         out.total_bytes.store(total_bytes, Ordering::Relaxed);
+        out.element_bytes.store(element_bytes.into(), Ordering::Relaxed);
         point(Point::StreamUntagged);
         // Edge OUT-OPEN, second half: the words above before the tag that announces them.
         out.tag.store(index + 1, Ordering::Release);

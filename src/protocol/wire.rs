@@ -2,14 +2,14 @@
 //!
 //! | request slot | |
 //! |---|---|
-//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`] and [`BATCH`] |
+//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`], [`BATCH`] and [`FLOWS`] |
 //! | word 0, 1 | the function: [`crate::protocol::code::CodeId`] |
 //! | word 2 | batch: items (low half) and how many of them are already done (high half) |
-//! | words 3–6 | up to 32 bytes inline, or position and length of a span or stream |
+//! | words 3–6 | up to 32 bytes inline, or position and length of a span or stream; of a span that [`FLOWS`] also how many bytes its elements have |
 //!
 //! | response slot | |
 //! |---|---|
-//! | head | index, [`Place`] as kind, inline length, [`Status`] as extra |
+//! | head | index, [`Place`] as kind, [`Status`] as extra; inline its length, else 0 for an archive and for a row of numbers the size of one |
 //! | words 0–2 | up to 24 bytes inline, or position and length of a span or stream |
 
 /// First word of a request's inline payload; at byte 32 of the slot, so that it is aligned for any view.
@@ -21,6 +21,14 @@ pub(crate) const RESPONSE_INLINE_BYTES: usize = 24;
 pub(crate) const CANCELLED: u16 = 1;
 /// Request flag: the payload is a batch of items.
 pub(crate) const BATCH: u16 = 2;
+/// Request flag: the span is a row of numbers that was still being copied in when the request was published. The word
+/// `in_sent` says how far it has come.
+pub(crate) const FLOWS: u16 = 4;
+
+/// Payloads that are copied on both sides at once are copied in parts of this size.
+pub(crate) const PART_BYTES: usize = 32 << 10;
+/// A row of numbers from this size on is.
+pub(crate) const FLOW_MIN_BYTES: usize = 4 * PART_BYTES;
 
 macro_rules! wire_enum {
     ($(#[$meta:meta])* $name:ident: $repr:ty { $($(#[$doc:meta])* $variant:ident = $value:literal,)+ }) => {

@@ -483,7 +483,7 @@ impl<R: Payload> Engine<R> {
             }
             Outcome::Small(reply) => self.end(at, Outcome::Reply(reply.into()), deliver),
             Outcome::Reply(Reply { status: Status::Value, body }) if self.slots[at].items == 1 => {
-                let item = task::decode(&body);
+                let item = task::decode(body);
                 self.settle(at, item, deliver);
                 self.close(at, deliver);
             }

@@ -1,6 +1,6 @@
 //! A load that passes every kill point of a worker's, and what must hold whatever dies under it.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use forkring::{Granularity, Payload, Pool, Service, TaskError, View, Worker, WorkerLost};
 
@@ -20,6 +20,9 @@ const ASKED: usize = 1000;
 /// The item that a process has started last, plus one.
 const LAST: usize = 2000;
 const GENERATIONS: usize = 1000;
+/// Which worker this process is.
+static HERE: AtomicU64 = AtomicU64::new(0);
+static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// How many workers have left through `on_exit`.
 pub(crate) const EXITS: usize = 250;
 
@@ -35,7 +38,11 @@ pub(crate) fn build() -> Result<Tested, forkring::Error> {
     Pool::builder()
         .workers(WORKERS)
         .init(|_| Ok(()))
-        .state(|_, ()| Ok(0_u64))
+        .state(|info, ()| {
+            HERE.store(info.id() as u64, SeqCst);
+            GENERATION.store(info.generation(), SeqCst);
+            Ok(0_u64)
+        })
         .on_exit(|_| {
             counter(EXITS).bump();
         })
@@ -132,6 +139,14 @@ fn echo(w: &Here, input: &View<Bytes>) -> Bytes {
     input.to_vec()
 }
 
+/// An input that is copied while it comes. Its body sees no worker.
+fn owned(input: Bytes) -> Bytes {
+    let id = id_of(&input);
+    cell(STARTED + id).fetch_add(1, SeqCst);
+    last(HERE.load(SeqCst) as usize, GENERATION.load(SeqCst)).store(id as u64 + 1, SeqCst);
+    input
+}
+
 fn ask(w: &Here, input: &View<Bytes>) -> Bytes {
     begin(w, id_of(input));
     w.call(&input.to_vec()).unwrap()
@@ -161,6 +176,8 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
         next += n;
         next - n..next
     };
+    // First, while nothing is in front of it: what has to wait goes by way of the heap.
+    let flowing: Vec<_> = ids(4).map(|id| (id, pool.submit(owned, &numbered(id, MIB)))).collect();
     // Submitted at once, so that both workers have something to run and something that has not started.
     let plain: Vec<_> = ids(30).map(|id| (id, pool.submit_with(small, &(id as u64)))).collect();
     let echoes = |ids: std::ops::Range<usize>, bytes| -> Vec<_> {
@@ -207,7 +224,8 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     for (id, task) in plain {
         settle(id, check(task.wait(), &(id as u64 * 3)));
     }
-    let kinds = [(long, LONG_BYTES), (spans, MIB), (calls, 100), (long_calls, LONG_CALL_BYTES)];
+    let kinds =
+        [(long, LONG_BYTES), (spans, MIB), (flowing, MIB), (calls, 100), (long_calls, LONG_CALL_BYTES)];
     for (tasks, bytes) in kinds {
         for (id, task) in tasks {
             settle(id, check(task.wait(), &numbered(id, bytes)));

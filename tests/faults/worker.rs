@@ -215,6 +215,7 @@ crate::kill_points! {
     chunk_seen => under_load(ChunkSeen, Blame::Claimed);
     chunk_copied => under_load(ChunkCopied, Blame::Claimed);
     chunk_received => under_load(ChunkReceived, Blame::Claimed);
+    part_seen => under_load(PartSeen, Blame::Claimed);
     before_function => under_load(BeforeFunction, Blame::Claimed);
     after_function => under_load(AfterFunction, Blame::Started);
     panic_caught => under_load(PanicCaught, Blame::Started);

@@ -40,7 +40,7 @@ pub(crate) fn run(
     for outcome in pool.map_with(blocks, in_worker).window(workers * BLOCKS_PER_WORKER) {
         let block = under_way.borrow_mut().pop_front().expect("results come in the order of their blocks");
         match outcome {
-            Ok(done) => done.write(sink)?,
+            Ok(bytes) => done(bytes)?.write(sink)?,
             Err(error) if costs_a_line(&error) => line_by_line(&pool, &block, sink)?,
             Err(error) => return Err(failure(block.first_line, &error)),
         }
@@ -50,9 +50,9 @@ pub(crate) fn run(
 }
 
 /// What a worker does with a block, which it reads in place in shared memory.
-fn in_worker(worker: &Worker<Tables>, block: &View<Rc<Block>>) -> Done {
+fn in_worker(worker: &Worker<Tables>, block: &View<Rc<Block>>) -> Vec<u8> {
     let (first_line, count) = (block.first_line.to_native(), block.count.to_native());
-    enrich_block(worker.env(), worker.id(), first_line, count, &block.text)
+    enrich_block(worker.env(), worker.id(), first_line, count, &block.text).into_bytes()
 }
 
 /// A line whose worker panicked or died is one line lost: it is listed with the rejects, and the others of its block go on.
@@ -60,12 +60,16 @@ fn line_by_line(pool: &Pool<Tables>, block: &Block, sink: &mut Sink) -> Result<(
     let lines = block.one_by_one().map(Rc::new);
     for (outcome, number) in pool.map_with(lines, in_worker).zip(block.first_line..) {
         match outcome {
-            Ok(done) => done.write(sink)?,
+            Ok(bytes) => done(bytes)?.write(sink)?,
             Err(error) if costs_a_line(&error) => sink.reject(number, &error.to_string(), None)?,
             Err(error) => return Err(failure(number, &error)),
         }
     }
     Ok(())
+}
+
+fn done(bytes: Vec<u8>) -> Result<Done, Failure> {
+    Done::from_bytes(bytes).ok_or_else(|| Failure::new("a worker's answer is damaged"))
 }
 
 fn costs_a_line(error: &TaskError) -> bool {

@@ -15,7 +15,7 @@ pub(crate) fn run(tables: &Tables, lines: &mut Lines, sink: &mut Sink) -> Result
     let mut number = FIRST_LINE;
     while lines.append_line(&mut line) {
         match enrich_line(tables, &line, &mut record) {
-            Ok(()) => sink.records(&record, 1, WORKER)?,
+            Ok(()) => sink.records(record.as_bytes(), 1, WORKER)?,
             Err(reason) => sink.reject(number, &reason, Some(WORKER))?,
         }
         line.clear();

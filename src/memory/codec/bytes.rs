@@ -8,6 +8,8 @@ use std::ptr;
 
 use rkyv::util::AlignedVec;
 
+use crate::memory::copy::copy;
+
 /// What the start of every buffer is aligned to: a cache line, and no archived type asks for more
 /// unless its author did.
 const ALIGN: usize = 128;
@@ -56,8 +58,8 @@ impl AlignedBytes {
 
     #[inline]
     pub(crate) fn extend_from_slice(&mut self, bytes: &[u8]) {
-        self.reserve(bytes.len());
-        self.inner.extend_from_slice(bytes);
+        // SAFETY: a slice, which is no part of a buffer that is borrowed mutably.
+        unsafe { self.extend_from_raw(bytes.as_ptr(), bytes.len()) };
     }
 
     /// Appends `len` bytes starting at `src`, which may be memory that another process writes at the
@@ -66,12 +68,13 @@ impl AlignedBytes {
     /// # Safety
     ///
     /// `src .. src + len` is mapped, readable, and not part of this buffer.
+    #[inline]
     pub(crate) unsafe fn extend_from_raw(&mut self, src: *const u8, len: usize) {
         self.reserve(len);
         let at = self.inner.len();
         let end = self.inner.as_mut_ptr().wrapping_add(at);
         // SAFETY: the caller vouches for `src`; `reserve` made room for `len` bytes behind `at`.
-        unsafe { ptr::copy_nonoverlapping(src, end, len) };
+        unsafe { copy(src, end, len) };
         // SAFETY: the bytes up to `at + len` lie within the capacity and have just been written.
         unsafe { self.inner.set_len(at + len) };
     }
@@ -168,9 +171,9 @@ impl DerefMut for AlignedBytes {
 
 impl From<&[u8]> for AlignedBytes {
     fn from(bytes: &[u8]) -> Self {
-        let mut inner = AlignedVec::with_capacity(bytes.len());
-        inner.extend_from_slice(bytes);
-        Self { inner }
+        let mut aligned = Self::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        aligned
     }
 }
 

@@ -12,6 +12,7 @@
 //! * `access`: bytes to views and values
 //! * `check`: the validator, which bounds how deep an archive may nest
 //! * `plain`: numbers, which skip all of this
+//! * `elements`: rows of numbers, which skip most of it
 //! * `archive`: [`OwnedArchive`]
 //!
 //! Neither direction trusts the other: a hand-written `Serialize` may be wrong, and a worker's memory
@@ -22,6 +23,7 @@ mod access;
 mod archive;
 mod bytes;
 mod check;
+mod elements;
 mod encode;
 mod payload;
 mod plain;
@@ -34,6 +36,7 @@ pub use payload::{Input, Payload, View};
 
 pub(crate) use access::{decode, from_view, view, view_align};
 pub(crate) use bytes::{AlignedBytes, Filler};
+pub(crate) use elements::{Elements, ElementsRef, element_size, elements};
 pub(crate) use encode::{encode, encode_into};
 pub(crate) use plain::{plain_bytes, plain_size, plain_words};
 pub(crate) use sink::{EncodeError, Encoded, INLINE_MAX};

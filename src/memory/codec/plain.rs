@@ -24,6 +24,7 @@ macro_rules! for_each_number {
         $apply!(usize isize);
     };
 }
+pub(super) use for_each_number;
 
 /// Whether `T` is `U`. Type ids ignore lifetimes; `U` has none, so that equal ids are equal types.
 #[inline]
@@ -40,8 +41,9 @@ macro_rules! lifetimeless {
 for_each_number!(lifetimeless);
 impl Lifetimeless for () {}
 
+/// The id of a type that may borrow.
 #[inline]
-fn non_static_id<T: ?Sized>() -> TypeId {
+pub(super) fn non_static_id<T: ?Sized>() -> TypeId {
     trait Id {
         fn id(&self) -> TypeId
         where
@@ -161,7 +163,7 @@ pub(super) fn copy_vec<R: 'static, V: 'static>(view: &V) -> Option<R> {
 
 /// `value` under its other name. `None` if `A` and `B` are not the same type after all.
 #[inline]
-fn renamed<A: 'static, B: 'static>(value: A) -> Option<B> {
+pub(super) fn renamed<A: 'static, B: 'static>(value: A) -> Option<B> {
     let mut value = Some(value);
     (&mut value as &mut dyn Any).downcast_mut::<Option<B>>()?.take()
 }

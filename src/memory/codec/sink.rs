@@ -5,13 +5,14 @@ use std::fmt;
 use rkyv::ser::{Positional, Writer};
 
 use super::bytes::AlignedBytes;
+use super::elements::Elements;
 use crate::error::CodecError;
 
 /// Archives up to this size never touch the heap.
 pub(crate) const INLINE_MAX: usize = 32;
 
 /// An encoded value.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Encoded {
     /// Short enough for a slot: the first `len` bytes.
     Inline {
@@ -19,6 +20,8 @@ pub(crate) enum Encoded {
         bytes: [u8; INLINE_MAX],
     },
     Heap(AlignedBytes),
+    /// The elements of a row of numbers, without a root: a result on its way into the memory that it will keep.
+    Elements(Elements),
 }
 
 impl Encoded {
@@ -30,11 +33,13 @@ impl Encoded {
         Self::Inline { len: bytes.len() as u8, bytes: inline }
     }
 
+    /// What it travels as.
     #[inline]
     pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
             Self::Heap(bytes) => bytes,
+            Self::Elements(elements) => elements.as_bytes(),
         }
     }
 
@@ -49,6 +54,7 @@ impl Encoded {
         match self {
             Self::Inline { .. } => AlignedBytes::from(self.as_bytes()),
             Self::Heap(bytes) => bytes,
+            Self::Elements(elements) => elements.to_archive(),
         }
     }
 }

@@ -328,8 +328,25 @@ impl<'a> Scenario<'a> {
         self.push_parcel(input, batch);
     }
 
+    fn push_elements(&mut self, token: u64, input: &[u8]) {
+        let elements = codec::elements(input).expect("bytes are numbers");
+        match self.lane.push_elements(token, code(token), &elements) {
+            Ok(index) => {
+                assert_eq!(index, self.indices.len() as u64);
+                self.indices.push(token);
+                let input = elements.to_archive().to_vec();
+                self.log.sent.push(Sent { input, batch: None, out: false, records: Vec::new() });
+                self.lane.ring_if_asleep();
+            }
+            Err(back) => assert_eq!(back, token),
+        }
+    }
+
     fn push_parcel(&mut self, input: Vec<u8>, batch: Option<Batch>) {
         let (token, len) = (self.log.sent.len() as u64, input.len());
+        if len > REQUEST_INLINE_BYTES && batch.is_none() && self.source.one_in(3) {
+            return self.push_elements(token, &input);
+        }
         let encoded = if len <= REQUEST_INLINE_BYTES && batch.is_none() {
             let mut bytes = [0; codec::INLINE_MAX];
             bytes[..len].copy_from_slice(&input);
@@ -452,7 +469,14 @@ impl<'a> Scenario<'a> {
             let input = port.input(&held.request).expect("a request can be read");
             assert_eq!(&*input, &*sent.input);
         }
-        let Some(batch) = sent.batch else { return port.answer(index, Status::Value, &result) };
+        let Some(batch) = sent.batch else {
+            return match codec::elements(&result) {
+                Some(elements) if result.len() > RESPONSE_INLINE_BYTES && index % 2 == 1 => {
+                    port.answer_elements(index, &elements);
+                }
+                _ => port.answer(index, Status::Value, &result),
+            };
+        };
         let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0), batch.done));
         if item == batch.items {
             return port.close_stream(index, start, Status::BatchDone);

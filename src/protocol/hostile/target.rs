@@ -33,12 +33,13 @@ pub(super) const OUT_TAG: usize = OUT + offset_of!(OutWords, tag);
 pub(super) const OUT_START: usize = OUT + offset_of!(OutWords, start);
 pub(super) const OUT_SENT: usize = OUT + offset_of!(OutWords, sent);
 pub(super) const OUT_TOTAL: usize = OUT + offset_of!(OutWords, total_bytes);
+pub(super) const OUT_ELEMENT: usize = OUT + offset_of!(OutWords, element_bytes);
 pub(super) const CALL_NUMBER: usize = CALL + offset_of!(Transfer, number);
 pub(super) const CALL_TOTAL: usize = CALL + offset_of!(Transfer, total_bytes);
 pub(super) const CALL_SENT: usize = CALL + offset_of!(Transfer, sent);
 
 /// Every word of the header.
-const HEADER: [usize; 13] = [
+const HEADER: [usize; 14] = [
     CLAIM,
     offset_of!(SideB, sleeping),
     STATE + offset_of!(StateWords, state),
@@ -48,6 +49,7 @@ const HEADER: [usize; 13] = [
     OUT_START,
     OUT_SENT,
     OUT_TOTAL,
+    OUT_ELEMENT,
     CALL_NUMBER,
     CALL_TOTAL,
     CALL_SENT,
@@ -98,6 +100,15 @@ impl Target {
     pub(super) fn answer(&self, index: u64, status: Status) {
         let head = u64::from((index as u32).wrapping_add(1)) | (Place::Inline as u64) << 32;
         self.store(Self::response(index, 0), head | 8 << 40 | (status as u64) << 48);
+    }
+
+    /// Publishes a value of so many bytes from that position on; `len` as in a head.
+    #[cfg(test)]
+    pub(super) fn store_response(&self, index: u64, extent: [u64; 2], place: Place, len: u8) {
+        self.store(Self::response(index, 1), extent[0]);
+        self.store(Self::response(index, 2), extent[1]);
+        let head = u64::from((index as u32).wrapping_add(1)) | (place as u64) << 32 | u64::from(len) << 40;
+        self.store(Self::response(index, 0), head | (Status::Value as u64) << 48);
     }
 
     /// Ends a batch whose records flow, as it should be.

@@ -1,6 +1,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::target::OUT_ELEMENT;
 use super::*;
+use crate::protocol::wire::{FLOW_MIN_BYTES, PART_BYTES, Place};
 
 /// A seed that is different each time, or the one that is asked for by `FORKRING_SEED`.
 fn seed() -> u64 {
@@ -180,4 +182,86 @@ fn cutting_marks_the_batch_that_runs_though_an_earlier_answer_is_unread() {
     scenario.lane.poll(&mut scenario.log, true).unwrap();
     assert_eq!(scenario.lane.running().unwrap().index, second.index);
     assert!(scenario.peer.port().unwrap().cancelled(second.index));
+}
+
+/// A row of numbers of a few parts, to the worker and back.
+#[test]
+fn rows_of_numbers_travel_both_ways() {
+    let mut scenario = Scenario::new(&[]);
+    scenario.log.max_payload = 8 << 20;
+    scenario.lane = {
+        let (region, fds) = Region::create().unwrap();
+        scenario.peer = Peer::new(&fds);
+        Lane::new(region, Arc::new(Doorbell::new().unwrap()), 8 << 20)
+    };
+    for count in [30, 1000, FLOW_MIN_BYTES / 2 - 1, FLOW_MIN_BYTES / 2, 5 * PART_BYTES + 7] {
+        let row: Vec<u16> = (0..count).map(|i| (i * 7) as u16).collect();
+        let elements = codec::elements(&row).unwrap();
+        let index = scenario.lane.push_elements(scenario.log.sent.len() as u64, code(0), &elements).unwrap();
+        scenario.log.sent.push(Sent { input: Vec::new(), batch: None, out: false, records: Vec::new() });
+        let port = scenario.peer.port().unwrap();
+        let request = port.try_next_request().unwrap();
+        assert_eq!(request.flows(), elements.bytes().len() >= FLOW_MIN_BYTES);
+        if request.flows() {
+            let received = port.receive_elements(&request, elements.size()).unwrap();
+            assert_eq!(received.into_value::<Vec<u16>>().unwrap(), row);
+        }
+        let whole = port.input(&request).unwrap();
+        assert_eq!(codec::decode::<Vec<u16>>(&whole).unwrap(), row);
+        port.answer_elements(index, &elements);
+        let mut last = Last(None);
+        scenario.lane.poll(&mut last, true).unwrap();
+        let Some(Encoded::Elements(body)) = last.0 else { panic!("{:?} instead of elements", last.0) };
+        assert_eq!(body.into_value::<Vec<u16>>().unwrap(), row);
+    }
+}
+
+/// What a worker says about the elements is checked: their size, that the last one is whole, that what flowed is what its head
+/// says in the end.
+#[test]
+fn rows_of_numbers_are_checked() {
+    for (open_as, element, bytes, fine) in [
+        (0, 4_u8, 100_u64, true),
+        (0, 3, 100, false),
+        (0, 8, 100, false),
+        (0, 32, 128, false),
+        (4, 4, 100, true),
+        (4, 2, 100, false),
+        (4, 0, 100, false),
+        (3, 3, 99, false),
+        (1 << 32, 4, 100, false),
+    ] {
+        let (mut lane, peer, _) = claimed(10);
+        let target = peer.target();
+        let place = if open_as == 0 { Place::Span } else { Place::Stream };
+        let mut last = Last(None);
+        if place == Place::Stream {
+            for (at, value) in
+                [(OUT_START, 0), (OUT_SENT, bytes), (OUT_TOTAL, bytes), (OUT_ELEMENT, open_as), (OUT_TAG, 1)]
+            {
+                target.store(at, value);
+            }
+            if lane.poll(&mut last, true).is_err() {
+                assert!(!fine, "{open_as} {element} {bytes}");
+                continue;
+            }
+        }
+        target.store_response(0, [0, bytes], place, element);
+        assert_eq!(lane.poll(&mut last, true).is_ok(), fine, "{open_as} {element} {bytes}");
+        assert_eq!(last.0.is_some(), fine);
+    }
+}
+
+/// Keeps the body of the last reply.
+struct Last(Option<Encoded>);
+
+impl Sink<u64> for Last {
+    fn reply(&mut self, _: u64, reply: Reply) {
+        assert_eq!(reply.status, Status::Value);
+        self.0 = Some(reply.body);
+    }
+
+    fn cut(&mut self, _: u64, _: Parcel) {}
+    fn records(&mut self, _: &mut u64, _: ArenaReader<'_>, _: u64, _: usize) {}
+    fn call(&mut self, _: u64, _: AlignedBytes) {}
 }

@@ -2,6 +2,7 @@
 
 mod crowds;
 mod hot_loops;
+mod job;
 mod latency;
 mod payloads;
 mod streams;
@@ -21,7 +22,7 @@ const fn row(name: &'static str, title: &'static str, run: fn(Scale) -> Report) 
     Row { name, title, run }
 }
 
-pub(crate) const ROWS: [Row; 15] = [
+pub(crate) const ROWS: [Row; 16] = [
     row("awake", "round trip of a u64, one worker, both sides awake", latency::awake),
     row("asleep", "round trip of a u64, one worker, both sides asleep (1 ms apart)", latency::asleep),
     row("hot-loop", "submit 10⁶ tasks, then take all results; one worker", hot_loops::one),
@@ -36,6 +37,7 @@ pub(crate) const ROWS: [Row; 15] = [
     row("sum", "1 MiB of f32 in, their sum out; one worker", payloads::sum),
     row("echo", "1 MiB of f32 in and out; one worker", payloads::echo),
     row("payloads", "round trips of 64 B to 1 MiB in and out, one worker", payloads::sizes),
+    row("enrich", "the main job (examples/enrich), in order; FORKRING_FLIGHTS names the folder of its tables", job::enrich),
     row("many-workers", "one task at a time, 64 workers", crowds::many_workers),
     row("oversubscribed", "tasks of 20 µs, 4 workers on 2 cores", crowds::oversubscribed),
     row("idle", "what an idle pool does, after work", upkeep::idle),

@@ -1,5 +1,6 @@
 //! Tests of the whole room: what goes in comes out, and what is damaged does not come out.
 
+mod elements;
 mod hostile;
 mod limits;
 mod roundtrip;
