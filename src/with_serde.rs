@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned as Decode;
 use crate::Payload;
 use crate::error::CodecError;
 
-/// How deep a value may nest, as archives may: decoding recurses.
+/// How deep a value may nest, as archives may: both directions recurse.
 const DEPTH_MAX: usize = 256;
 
 /// Carries a value of any type that has serde's `Serialize` and `DeserializeOwned` (feature `serde`).
@@ -173,6 +173,7 @@ impl<T: Decode, D: Fallible<Error: Source> + ?Sized> DeserializeWith<ArchivedVec
 fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, Failed> {
     let mut bytes = Vec::with_capacity(128);
     let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable();
+    serializer.unstable_set_max_depth(DEPTH_MAX);
     match value.serialize(&mut serializer) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(Failed::new::<T>(&error)),

@@ -101,7 +101,7 @@ impl<I> Input for I where I: ArchiveUnsized<Archived: Root> + SerializeUnsized<E
     note = "derive it with `#[derive(forkring::Payload)]`, on this type and on the types of its fields",
     note = "or wrap a type that has serde's traits in `forkring::Serde` (feature `serde`); an error travels as \
             `forkring::RemoteError`",
-    note = "a type that borrows can be the input of a `_with` method, with `#[derive(forkring::Input)]`, but not come back",
+    note = "a type that borrows can be the input of `submit_with`, with `#[derive(forkring::Input)]`, but not come back",
     note = "what cannot be copied into another process at all goes into the pool's `env` or `state`"
 )]
 pub trait Payload:
