@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned as Decode;
 use crate::Payload;
 use crate::error::CodecError;
 
-/// How deep a value may nest, as archives may: both directions recurse.
+/// How deep a value that is read may nest, as archives may. Writing is the caller's own recursion, on its own value.
 const DEPTH_MAX: usize = 256;
 
 /// Carries a value of any type that has serde's `Serialize` and `DeserializeOwned` (feature `serde`).
@@ -57,8 +57,8 @@ const DEPTH_MAX: usize = 256;
 /// with any keys, bytes, `u128`, infinities. As in JSON, `Some(None)` and `Some(())` come back as `None`.
 ///
 /// What cannot be written or read is an error of its task, [`TaskError::Encode`](crate::TaskError::Encode) or
-/// [`TaskError::Decode`](crate::TaskError::Decode), that names the type and says what serde says. Values may nest 256
-/// deep.
+/// [`TaskError::Decode`](crate::TaskError::Decode), that names the type and says what serde says. Values come
+/// back from up to 256 levels of nesting.
 ///
 /// For a single field of a struct with [`derive(Payload)`](derive@crate::Payload) there is [`AsSerde`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Payload)]
@@ -173,7 +173,6 @@ impl<T: Decode, D: Fallible<Error: Source> + ?Sized> DeserializeWith<ArchivedVec
 fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, Failed> {
     let mut bytes = Vec::with_capacity(128);
     let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable();
-    serializer.unstable_set_max_depth(DEPTH_MAX);
     match value.serialize(&mut serializer) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(Failed::new::<T>(&error)),

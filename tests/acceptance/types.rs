@@ -419,7 +419,7 @@ mod with_serde {
 
     fn shapes() -> Vec<Serde<Shape>> {
         let of = Some(Box::new(Shape::Newtype(i64::MIN)));
-        let last = Shape::Struct { points: (0..200).map(|n| (n, -n)).collect(), of };
+        let last = Shape::Struct { points: (0..20).map(|n| (n, -n)).collect(), of };
         [Shape::Unit, Shape::Newtype(-3), Shape::Tuple(u128::MAX, f64::INFINITY), last].map(Serde).into()
     }
 
@@ -429,14 +429,14 @@ mod with_serde {
             let pool = Pool::new(2).unwrap();
             round_trips(&pool, &shapes());
             let map: HashMap<u32, Vec<Shape>> =
-                (0..50).map(|n| (n, shapes().into_iter().map(Serde::into_inner).collect())).collect();
+                (0..3).map(|n| (n, shapes().into_iter().map(Serde::into_inner).collect())).collect();
             round_trips(&pool, &[Serde(map.clone()), Serde(HashMap::new())]);
             round_trips(
                 &pool,
                 &[(Serde(map), 3_u8, Some(Serde(Shape::Unit)), vec![Serde("text".to_owned())])],
             );
             round_trips(&pool, &[Serde(()), Serde(())]);
-            round_trips(&pool, &[Serde(vec![0_u8; 100_000])]);
+            round_trips(&pool, &[Serde(vec![0_u8; 5000])]);
             let keys = HashMap::from([((1_u8, 'a'), vec![Some(1), None]), ((2, 'b'), vec![])]);
             round_trips(&pool, &[Serde(keys)]);
             round_trips(&pool, &[Ok(Serde(1_u8)), Err(Serde(Shape::Unit))]);
@@ -569,7 +569,7 @@ mod with_serde {
                     }
                 }
             }
-            // Both sides recurse, on stacks that nobody knows the size of.
+            // Reading recurses, on stacks that nobody knows the size of.
             let nested = |n| {
                 Serde((0..n).fold(serde_json::json!(1), |inner, _| serde_json::Value::Array(vec![inner])))
             };
@@ -582,10 +582,8 @@ mod with_serde {
             };
             assert_eq!(outcome(pool.submit(depth, &nested(200))).unwrap(), 200);
             assert_eq!(outcome(pool.submit(nested, &200)).unwrap(), nested(200));
-            for n in [300, 2000] {
-                assert!(outcome(pool.submit(depth, &nested(n))).unwrap_err().is_encode());
-                assert!(outcome(pool.submit(nested, &n)).unwrap_err().is_encode());
-            }
+            assert!(outcome(pool.submit(depth, &nested(300))).unwrap_err().is_decode());
+            assert!(outcome(pool.submit(nested, &300)).unwrap_err().is_decode());
             assert_eq!(there(7).unwrap(), 7);
         });
     }
