@@ -28,7 +28,7 @@ const LINKS_MAX: usize = 64;
 /// let error = pool.submit(measure, &"/no/such/file".to_owned()).wait()?.unwrap_err();
 /// assert_eq!(error.message(), "No such file or directory (os error 2)");
 /// assert_eq!(error.type_name(), "std::io::error::Error");
-/// # Ok::<(), forkring::TaskError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// `Display` shows the outermost message, with `{:#}` the whole chain in one line; `Debug` shows the chain, one message
@@ -271,9 +271,12 @@ mod tests {
         assert_eq!(error.type_name(), "core::num::error::ParseIntError");
         assert_eq!(error.root_cause(), "invalid digit found in string");
         let error: Box<dyn Error> = error.into();
-        let sources: Vec<_> =
-            successors(Some(&*error), |error| error.source()).map(ToString::to_string).collect();
-        assert_eq!(sources, ["no line 7", "no number", "invalid digit found in string"]);
+        let (mut source, mut says) = (Some(&*error), Vec::new());
+        while let Some(error) = source {
+            says.push(error.to_string());
+            source = error.source();
+        }
+        assert_eq!(says, ["no line 7", "no number", "invalid digit found in string"]);
     }
 
     #[test]

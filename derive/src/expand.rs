@@ -85,13 +85,11 @@ fn fields_mut(data: &mut Data) -> impl Iterator<Item = &mut Field> {
 fn omit_own_bounds(item: &mut DeriveInput) -> Result<bool> {
     let name = item.ident.clone();
     let mut any = false;
+    if let Data::Enum(data) = &item.data {
+        data.variants.iter().try_for_each(|variant| refuse_payload_attribute(&variant.attrs))?;
+    }
     for field in fields_mut(&mut item.data) {
-        if let Some(attribute) = field.attrs.iter().find(|attribute| attribute.path().is_ident("payload")) {
-            return Err(Error::new(
-                attribute.span(),
-                "`#[payload(…)]` belongs to the type; fields take `#[rkyv(…)]`",
-            ));
-        }
+        refuse_payload_attribute(&field.attrs)?;
         let said = has_argument(&field.attrs, "omit_bounds");
         if !said && mentions(field.ty.to_token_stream(), &name) {
             field.attrs.push(parse_quote!(#[rkyv(omit_bounds)]));
@@ -100,6 +98,16 @@ fn omit_own_bounds(item: &mut DeriveInput) -> Result<bool> {
         any |= said;
     }
     Ok(any)
+}
+
+fn refuse_payload_attribute(attributes: &[Attribute]) -> Result<()> {
+    match attributes.iter().find(|attribute| attribute.path().is_ident("payload")) {
+        None => Ok(()),
+        Some(misplaced) => {
+            let message = "`#[payload(…)]` belongs to the type; variants and fields take `#[rkyv(…)]`";
+            Err(Error::new(misplaced.span(), message))
+        }
+    }
 }
 
 /// The arguments that rkyv is given besides the user's: where it is and, where bounds were left out, what all
@@ -160,7 +168,7 @@ fn checks(item: &DeriveInput, kind: Kind, forkring: &Path) -> Option<TokenStream
         const _: () = {
             #[allow(unused_imports)]
             use #forkring::__derive::#field_of as FieldOf;
-            #[allow(dead_code)]
+            #[allow(dead_code, clippy::all)]
             fn fields_travel(#(#fields),*) {}
         };
     })

@@ -21,13 +21,13 @@ use syn::{DeriveInput, parse_macro_input};
 
 use crate::expand::{Kind, expand};
 
-/// Derives what [`forkring::Payload`](https://docs.rs/forkring/latest/forkring/trait.Payload.html) asks for.
+#[expect(missing_docs, reason = "documented where forkring re-exports it")]
 #[proc_macro_derive(Payload, attributes(payload, rkyv))]
 pub fn derive_payload(item: TokenStream) -> TokenStream {
     derive(parse_macro_input!(item as DeriveInput), Kind::Payload)
 }
 
-/// Derives what [`forkring::Input`](https://docs.rs/forkring/latest/forkring/trait.Input.html) asks for.
+#[expect(missing_docs, reason = "documented where forkring re-exports it")]
 #[proc_macro_derive(Input, attributes(payload, rkyv))]
 pub fn derive_input(item: TokenStream) -> TokenStream {
     derive(parse_macro_input!(item as DeriveInput), Kind::Input)

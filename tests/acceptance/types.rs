@@ -46,13 +46,13 @@ struct Tuple(u8, String, [Newtype; 3]);
 #[derive(Clone, Debug, Payload, PartialEq)]
 #[repr(C)]
 #[rkyv(archived = NamedInPlace, attr(allow(dead_code)))]
-#[allow(clippy::pub_enum_variant_names, reason = "an attribute of somebody else")]
+#[allow(dead_code, reason = "an attribute of somebody else")]
 pub(crate) struct Named {
     /// A comment.
     pub(crate) id: u32,
-    #[cfg(all())]
+    #[cfg(target_os = "linux")]
     text: Option<String>,
-    #[cfg(any())]
+    #[cfg(not(target_os = "linux"))]
     absent: NoSuchType,
     map: BTreeMap<String, Vec<Newtype>>,
     #[rkyv(with = Skip)]

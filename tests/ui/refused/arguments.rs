@@ -6,6 +6,12 @@ struct One(u32);
 struct Two(#[payload(crate = forkring)] u32);
 
 #[derive(forkring::Payload)]
+enum Either {
+    #[payload(crate = forkring)]
+    Or(u32),
+}
+
+#[derive(forkring::Payload)]
 #[rkyv(no_such_thing)]
 struct Three(u32);
 
