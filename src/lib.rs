@@ -22,6 +22,8 @@
 //! * [`Pool::map`], [`Pool::iter_stream`]: many items, in batches if wanted.
 //! * [`Builder`]: workers, environment, state, service, and the rest.
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
+//! * [`Payload`](trait@Payload): what travels, with [`derive(Payload)`](derive@Payload) for types of one's own, and
+//!   [`RemoteError`] for any error. Feature `serde`: `Serde` carries types that have serde's traits.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
