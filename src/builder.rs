@@ -101,6 +101,13 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// The master drops its own copy inside `build()`, on that thread; clone what it still needs, or use an `Arc`. So
     /// a `Drop` with effects outside the process, such as deleting a directory, happens in the master then, and
     /// never in a worker. Workers share the memory page by page until somebody writes to a page.
+    ///
+    /// It is moved in, as the workers outlive whatever it could borrow from:
+    ///
+    /// ```compile_fail,E0597
+    /// let table = vec![1, 2, 3];
+    /// let pool = forkring::Pool::builder().env(&table).build();
+    /// ```
     pub fn env<E2: 'static>(self, env: E2) -> Builder<E2, S, W> {
         let Self { env: _, plan, granularity, spawn, misuse, _types } = self;
         let late =

@@ -22,6 +22,8 @@
 //! * [`Pool::map`], [`Pool::iter_stream`]: many items, in batches if wanted.
 //! * [`Builder`]: workers, environment, state, service, and the rest.
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
+//! * [`Payload`](trait@Payload): what travels, with [`derive(Payload)`](derive@Payload) for types of one's own, and
+//!   [`RemoteError`] for any error. Feature `serde`: `Serde` carries types that have serde's traits.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -29,6 +31,123 @@ compile_error!(
 );
 
 pub use rkyv;
+
+/// Derives what the trait [`Payload`](trait@Payload) asks for: the one line that a type of one's own takes.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use forkring::{Payload, Pool};
+///
+/// #[derive(Payload)]
+/// enum Shape {
+///     Circle { radius: f64 },
+///     Polygon(Vec<(f64, f64)>),
+///     Group(BTreeMap<String, Shape>), // a type may contain itself
+///     Nothing,
+/// }
+///
+/// fn parts(shape: Shape) -> usize {
+///     match shape {
+///         Shape::Circle { .. } => 1,
+///         Shape::Polygon(corners) => corners.len(),
+///         Shape::Group(members) => members.into_values().map(parts).sum(),
+///         Shape::Nothing => 0,
+///     }
+/// }
+///
+/// let pool = Pool::new(1)?;
+/// let circle = ("wheel".to_owned(), Shape::Circle { radius: 0.5 });
+/// let line = ("axle".to_owned(), Shape::Polygon(vec![(0.0, 0.0), (1.0, 0.0)]));
+/// let cart = Shape::Group([circle, line, ("load".to_owned(), Shape::Nothing)].into());
+/// assert_eq!(pool.submit(parts, &cart).wait()?, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// For structs and enums of every shape, generic ones too; not for unions. Their fields must travel themselves.
+///
+/// It stands for rkyv's derives `Archive`, `Serialize` and `Deserialize`, with `#[rkyv(crate = forkring::rkyv)]`, so the
+/// archived form of a `Job` is a type `ArchivedJob` beside it. All that rkyv can be told with
+/// [`#[rkyv(…)]`](rkyv::Archive) can be said on type, variants and fields, for example how a foreign type travels:
+///
+/// ```
+/// use std::path::PathBuf;
+/// use forkring::rkyv::with::{AsString, Skip};
+///
+/// #[derive(forkring::Payload)]
+/// #[rkyv(derive(Debug))] // for `ArchivedJob`
+/// struct Job {
+///     #[rkyv(with = AsString)]
+///     file: PathBuf,
+///     #[rkyv(with = Skip)] // comes back as its default
+///     cache: Option<std::time::Instant>,
+/// }
+/// # fn travels<T: forkring::Payload>() {}
+/// # travels::<Job>();
+/// ```
+///
+/// # Types that contain themselves
+///
+/// A field whose type names the type itself, as in `Shape` above, needs nothing. Where the circle leads through other
+/// types, one field on it is marked, in a type without parameters:
+///
+/// ```
+/// #[derive(forkring::Payload)]
+/// struct Folder {
+///     entries: Vec<Entry>,
+/// }
+///
+/// #[derive(forkring::Payload)]
+/// enum Entry {
+///     File(String),
+///     Folder(#[rkyv(omit_bounds)] Folder),
+/// }
+/// # fn travels<T: forkring::Payload>() {}
+/// # travels::<Folder>();
+/// ```
+///
+/// # A renamed forkring
+///
+/// `#[payload(crate = path)]` says where forkring is, if not at `::forkring`.
+pub use forkring_derive::Payload;
+
+/// Derives what the trait [`Input`](trait@Input) asks for: for what is sent and read in place, and never comes back, such
+/// as structs that borrow. What has `derive(Payload)` needs no more.
+///
+/// ```
+/// use forkring::rkyv::with::InlineAsBox;
+/// use forkring::{Input, Pool, View, Worker};
+///
+/// #[derive(Input)]
+/// struct Query<'a> {
+///     #[rkyv(with = InlineAsBox)]
+///     text: &'a str,
+///     limit: u32,
+/// }
+///
+/// let pool = Pool::new(1)?;
+/// let text = String::from("a rose is a rose");
+/// let query = Query { text: &text, limit: 3 };
+/// let words = pool.submit_with(
+///     |_: &Worker, q: &View<Query>| q.text.split(' ').take(q.limit.to_native() as usize).count(),
+///     &query,
+/// );
+/// assert_eq!(words.wait()?, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Everything else is as with [`derive(Payload)`](derive@Payload).
+pub use forkring_derive::Input;
+
+/// What the derive macros refer to.
+#[doc(hidden)]
+pub mod __derive {
+    use std::marker::PhantomData;
+
+    pub use forkring_derive::consume;
+
+    pub struct FieldOfPayload<T: crate::Payload>(PhantomData<T>);
+    pub struct FieldOfInput<T: crate::Input>(PhantomData<T>);
+}
 
 mod bound;
 mod builder;
@@ -45,9 +164,13 @@ mod limits;
 mod overload;
 mod panics;
 mod pool;
+mod remote_error;
 mod stream;
 mod submitter;
 mod task;
+mod task_fn;
+#[cfg(feature = "serde")]
+mod with_serde;
 
 mod ground;
 mod life;
@@ -70,6 +193,10 @@ pub use memory::codec::{Input, OwnedArchive, Payload, View};
 pub use nix::sys::signal::Signal;
 pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
+pub use remote_error::RemoteError;
 pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};
+pub use task_fn::TaskFn;
+#[cfg(feature = "serde")]
+pub use with_serde::{ArchivedSerde, AsSerde, Serde};

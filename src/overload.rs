@@ -18,6 +18,7 @@ use crate::life::timers::Timer;
 use crate::memory::codec::{self, Encoded, Input, Payload, View};
 use crate::pool::{self, Handle, Pool, Types, encode_error};
 use crate::task::Task;
+use crate::task_fn::TaskFn;
 
 /// Submits a task if there is room. Of a full pool's refusal the input sees nothing: it is not encoded.
 pub(crate) fn try_start<I: Input + ?Sized, R>(
@@ -80,11 +81,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// # Panics
     ///
     /// As [`submit`](Self::submit).
-    pub fn try_submit<I, R>(
-        &self,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-        input: &I,
-    ) -> Result<Task<R>, TrySubmitError>
+    pub fn try_submit<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> Result<Task<R>, TrySubmitError>
     where
         I: Payload,
         R: Payload,
@@ -100,7 +97,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// As [`try_submit`](Self::try_submit).
     pub fn try_submit_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> Result<Task<R>, TrySubmitError>
     where
@@ -129,7 +126,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// # Panics
     ///
     /// As [`submit`](Self::submit).
-    pub fn submit_async<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> SubmitAsync<R>
+    pub fn submit_async<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> SubmitAsync<R>
     where
         I: Payload,
         R: Payload,
@@ -141,7 +138,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// As [`submit_async`](Self::submit_async), with the worker and the input in place.
     pub fn submit_async_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> SubmitAsync<R>
     where
@@ -349,7 +346,7 @@ impl<E, S, W> Permit<E, S, W> {
     /// # Panics
     ///
     /// As [`Pool::submit`]; the room is given back.
-    pub fn submit<I, R>(self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> Task<R>
+    pub fn submit<I, R>(self, f: impl Fn(I) -> R + TaskFn, input: &I) -> Task<R>
     where
         I: Payload,
         R: Payload,
@@ -363,11 +360,7 @@ impl<E, S, W> Permit<E, S, W> {
     /// # Panics
     ///
     /// As [`Pool::submit`]; the room is given back.
-    pub fn submit_with<I, R>(
-        self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
-        input: &I,
-    ) -> Task<R>
+    pub fn submit_with<I, R>(self, f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn, input: &I) -> Task<R>
     where
         I: Input + ?Sized,
         R: Payload,

@@ -22,6 +22,7 @@ use crate::protocol::lane::{Parcel, SmallRequest};
 use crate::stream::Granularity;
 use crate::submitter::Submitter;
 use crate::task::Task;
+use crate::task_fn::TaskFn;
 
 /// How long the end of a pool may take before a thread that drops or terminates it stops waiting for it. The pool's
 /// own thread goes on.
@@ -160,7 +161,7 @@ impl<E, S, W> Pool<E, S, W> {
     ///
     /// If the input's own serializer panics; the pool is none the worse for it.
     #[inline]
-    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> Task<R>
+    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> Task<R>
     where
         I: Payload,
         R: Payload,
@@ -194,7 +195,7 @@ impl<E, S, W> Pool<E, S, W> {
     #[inline]
     pub fn submit_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> Task<R>
     where
@@ -241,7 +242,7 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     /// Submits a task that nobody waits for. A failure goes to the log hook. Blocks as [`submit`](Self::submit) does.
-    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
+    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I)
     where
         I: Payload,
         R: Payload,
@@ -250,11 +251,8 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     /// As [`spawn`](Self::spawn), with the worker and the input in place.
-    pub fn spawn_with<I, R>(
-        &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
-        input: &I,
-    ) where
+    pub fn spawn_with<I, R>(&self, f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn, input: &I)
+    where
         I: Input + ?Sized,
         R: Payload,
     {
@@ -280,7 +278,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// ```
     pub fn broadcast<R: Payload>(
         &self,
-        f: impl Fn(&Worker<E, S, W>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>) -> R + TaskFn,
     ) -> Vec<Result<R, TaskError>> {
         let named = context::broadcast_task::<_, E, S, W, R>(&f);
         let core = self.core();

@@ -12,6 +12,7 @@ use crate::overload::{self, SubmitAsync};
 use crate::pool::{self, Pool};
 use crate::stream::{Flow, Map, StreamSummary, TryMap};
 use crate::task::Task;
+use crate::task_fn::TaskFn;
 
 /// Submits tasks to a pool on terms of their own: see [`Pool::options`]. A handle of the pool, cheap to clone.
 ///
@@ -71,7 +72,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::submit`].
-    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> Task<R>
+    pub fn submit<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> Task<R>
     where
         I: Payload,
         R: Payload,
@@ -82,7 +83,7 @@ impl<E, S, W> Submitter<E, S, W> {
     /// As [`Pool::submit_with`].
     pub fn submit_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> Task<R>
     where
@@ -97,11 +98,7 @@ impl<E, S, W> Submitter<E, S, W> {
     /// # Errors
     ///
     /// As [`Pool::try_submit`].
-    pub fn try_submit<I, R>(
-        &self,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-        input: &I,
-    ) -> Result<Task<R>, TrySubmitError>
+    pub fn try_submit<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> Result<Task<R>, TrySubmitError>
     where
         I: Payload,
         R: Payload,
@@ -116,7 +113,7 @@ impl<E, S, W> Submitter<E, S, W> {
     /// As [`Pool::try_submit`].
     pub fn try_submit_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> Result<Task<R>, TrySubmitError>
     where
@@ -128,7 +125,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::submit_async`]. Time spent waiting for room counts towards a deadline.
-    pub fn submit_async<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I) -> SubmitAsync<R>
+    pub fn submit_async<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I) -> SubmitAsync<R>
     where
         I: Payload,
         R: Payload,
@@ -139,7 +136,7 @@ impl<E, S, W> Submitter<E, S, W> {
     /// As [`Pool::submit_async_with`].
     pub fn submit_async_with<I, R>(
         &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         input: &I,
     ) -> SubmitAsync<R>
     where
@@ -151,11 +148,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::try_map`].
-    pub fn try_map<I, X, R, T>(
-        &self,
-        items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-    ) -> TryMap<T::IntoIter, R, X>
+    pub fn try_map<I, X, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> TryMap<T::IntoIter, R, X>
     where
         I: Payload,
         R: Payload,
@@ -165,7 +158,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::spawn`].
-    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + Copy + Send + 'static, input: &I)
+    pub fn spawn<I, R>(&self, f: impl Fn(I) -> R + TaskFn, input: &I)
     where
         I: Payload,
         R: Payload,
@@ -174,11 +167,8 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::spawn_with`].
-    pub fn spawn_with<I, R>(
-        &self,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
-        input: &I,
-    ) where
+    pub fn spawn_with<I, R>(&self, f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn, input: &I)
+    where
         I: Input + ?Sized,
         R: Payload,
     {
@@ -186,7 +176,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::map`].
-    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> Map<T::IntoIter, R>
     where
         I: Payload,
         R: Payload,
@@ -199,7 +189,7 @@ impl<E, S, W> Submitter<E, S, W> {
     pub fn map_with<I, R, T>(
         &self,
         items: T,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
     ) -> Map<T::IntoIter, R>
     where
         I: Payload,
@@ -210,11 +200,7 @@ impl<E, S, W> Submitter<E, S, W> {
     }
 
     /// As [`Pool::map_ref`].
-    pub fn map_ref<'a, I, R, T>(
-        &self,
-        items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-    ) -> Map<T::IntoIter, R>
+    pub fn map_ref<'a, I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> Map<T::IntoIter, R>
     where
         I: Payload,
         R: Payload,
@@ -231,7 +217,7 @@ impl<E, S, W> Submitter<E, S, W> {
     pub fn iter_stream<I, R, T, Q>(
         &self,
         items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
+        f: impl Fn(I) -> R + TaskFn,
         g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
@@ -251,7 +237,7 @@ impl<E, S, W> Submitter<E, S, W> {
     pub fn iter_stream_with<I, R, T, Q>(
         &self,
         items: T,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where

@@ -17,6 +17,7 @@ use crate::life::terms::Terms;
 use crate::limits::check_granularity;
 use crate::memory::codec::{Payload, View};
 use crate::pool::{Handle, Pool};
+use crate::task_fn::TaskFn;
 
 /// The results of a function on the items of a source: an iterator of `Result<R, TaskError>`.
 ///
@@ -148,7 +149,7 @@ impl<T, R> fmt::Debug for Map<T, R> {
 
 impl<E, S, W> Pool<E, S, W> {
     /// Applies `f` to each item. See [`Map`].
-    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + Copy + Send + 'static) -> Map<T::IntoIter, R>
+    pub fn map<I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> Map<T::IntoIter, R>
     where
         I: Payload,
         R: Payload,
@@ -161,7 +162,7 @@ impl<E, S, W> Pool<E, S, W> {
     pub fn map_with<I, R, T>(
         &self,
         items: T,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
     ) -> Map<T::IntoIter, R>
     where
         I: Payload,
@@ -180,11 +181,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// assert_eq!(lengths, [1, 2]);
     /// # Ok::<(), forkring::Error>(())
     /// ```
-    pub fn map_ref<'a, I, R, T>(
-        &self,
-        items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-    ) -> Map<T::IntoIter, R>
+    pub fn map_ref<'a, I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> Map<T::IntoIter, R>
     where
         I: Payload,
         R: Payload,
@@ -204,7 +201,7 @@ impl<E, S, W> Pool<E, S, W> {
     pub fn iter_stream<I, R, T, Q>(
         &self,
         items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
+        f: impl Fn(I) -> R + TaskFn,
         g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where
@@ -224,7 +221,7 @@ impl<E, S, W> Pool<E, S, W> {
     pub fn iter_stream_with<I, R, T, Q>(
         &self,
         items: T,
-        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + Copy + Send + 'static,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
         g: impl FnMut(Result<R, TaskError>) -> Q,
     ) -> Result<StreamSummary, Error>
     where

@@ -16,6 +16,7 @@ use crate::error::{Error, TaskError};
 use crate::life::terms::Terms;
 use crate::memory::codec::Payload;
 use crate::pool::Pool;
+use crate::task_fn::TaskFn;
 
 /// The results of a function on the good items of a source that may fail: an iterator of
 /// `Result<Result<R, TaskError>, X>`, where `X` is the source's error.
@@ -88,11 +89,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// assert!(matches!(results[3], Ok(Ok(16))));
     /// # Ok::<(), forkring::Error>(())
     /// ```
-    pub fn try_map<I, R, T, X>(
-        &self,
-        items: T,
-        f: impl Fn(I) -> R + Copy + Send + 'static,
-    ) -> TryMap<T::IntoIter, R, X>
+    pub fn try_map<I, R, T, X>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> TryMap<T::IntoIter, R, X>
     where
         I: Payload,
         R: Payload,

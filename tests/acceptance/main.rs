@@ -11,6 +11,7 @@ mod lifecycle;
 mod results;
 mod shutdown;
 mod submit;
+mod types;
 
 mod chaos;
 mod closing;

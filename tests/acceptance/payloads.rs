@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use forkring::rkyv::rancor::{Fallible, Source, fail};
 use forkring::rkyv::rend::u32_le;
 use forkring::rkyv::{self, Archive, Deserialize, Place, Serialize};
-use forkring::{Granularity, Pool, TaskError, View, Worker};
+use forkring::{Granularity, Payload, Pool, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 
 use crate::support::{
@@ -561,15 +561,14 @@ fn m_12_a_slow_deserializer_in_a_worker_delays_nobody() {
     });
 }
 
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
-#[rkyv(crate = forkring::rkyv)]
+#[derive(Payload, Clone, Copy, Debug, PartialEq)]
 struct Sixteen {
     small: u8,
     wide: u128,
 }
 
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
-#[rkyv(crate = forkring::rkyv, attr(repr(C, align(32))))]
+#[derive(Payload, Clone, Copy, Debug, PartialEq)]
+#[rkyv(attr(repr(C, align(32))))]
 struct Aligned {
     one: u8,
     two: u64,
@@ -611,16 +610,9 @@ fn types_with_large_alignment_travel() {
     });
 }
 
-#[derive(Archive, Serialize, Deserialize, Debug)]
-#[rkyv(
-    crate = forkring::rkyv,
-    serialize_bounds(__S: rkyv::ser::Writer, __S::Error: Source),
-    deserialize_bounds(__D::Error: Source),
-    bytecheck(bounds(__C: rkyv::validation::ArchiveContext, __C::Error: Source))
-)]
+#[derive(Payload, Debug)]
 struct Link {
     value: u32,
-    #[rkyv(omit_bounds)]
     next: Option<Box<Link>>,
 }
 

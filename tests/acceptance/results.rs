@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 
 use forkring::rkyv::rancor::{Fallible, Source};
 use forkring::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
-use forkring::rkyv::{self, Archive, Deserialize, Place, Serialize};
-use forkring::{CodecError, Pool, Task, TaskError, View, Worker, hooks};
+use forkring::rkyv::{self, Archive, Place};
+use forkring::{CodecError, Payload, Pool, Task, TaskError, View, Worker, hooks};
 
 use crate::support::{cell, counter, gate, outcome, rss_kib, scenario, scenario_output};
 
 /// The panic that a task ended with.
 #[track_caller]
-fn panicked<R: forkring::Payload + fmt::Debug>(task: Task<R>) -> forkring::Panicked {
+fn panicked<R: Payload + fmt::Debug>(task: Task<R>) -> forkring::Panicked {
     match outcome(task) {
         Err(TaskError::Panicked(panic)) => panic,
         other => panic!("not a panic: {other:?}"),
@@ -23,7 +23,7 @@ fn panicked<R: forkring::Payload + fmt::Debug>(task: Task<R>) -> forkring::Panic
 
 /// A number that travels as itself, unless it is one of the bad ones: some fail while they are encoded, some while
 /// they are validated or decoded; some panic, some end the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Payload)]
 struct Fragile(#[rkyv(with = Breaks)] u32);
 
 /// Its `serialize` fails.
@@ -175,7 +175,7 @@ fn c_02_a_worker_prints_its_panics_as_any_program() {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Payload)]
 enum MyError {
     NotFound { key: String },
     Refused(u8),
@@ -446,7 +446,7 @@ fn c_11_results_that_the_master_cannot_decode_fail_their_own_task() {
 }
 
 /// How many exist, in cell 0 for the master and in cell 1 for workers.
-#[derive(Archive, Serialize, Deserialize)]
+#[derive(Payload)]
 struct Counted {
     #[rkyv(with = rkyv::with::Skip)]
     token: Token,

@@ -1,6 +1,6 @@
 //! Lines by the block, for whoever hands them to somebody else.
 
-use forkring::rkyv::{self, Archive, Deserialize, Serialize};
+use forkring::Payload;
 
 use crate::enrich::{RECORD_BYTES, enrich_line};
 use crate::failure::Failure;
@@ -9,8 +9,7 @@ use crate::output::Sink;
 use crate::tables::Tables;
 
 /// Some lines that follow one another in the input.
-#[derive(Archive, Deserialize, Serialize)]
-#[rkyv(crate = rkyv)]
+#[derive(Payload)]
 pub(super) struct Block {
     pub(super) first_line: u64,
     pub(super) count: u64,

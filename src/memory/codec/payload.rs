@@ -1,4 +1,4 @@
-//! What can travel: [`Payload`], [`Input`] and [`View`].
+//! What can travel: [`Payload`](trait@Payload), [`Input`](trait@Input) and [`View`].
 //!
 //! The bounds name concrete strategy types without lifetimes, and sit on supertraits, where they are
 //! implied: whoever writes `T: Payload` may call everything in this module.
@@ -30,16 +30,19 @@ pub(super) type Decoder = Strategy<Pool, Fault>;
 /// ```
 pub type View<I> = <I as ArchiveUnsized>::Archived;
 
-/// What can be sent to a task: `str`, slices, structs that borrow, and every [`Payload`].
+/// What can be sent to a task: `str`, slices, structs that borrow, and every [`Payload`](trait@Payload).
 ///
 /// The task sees the [`View`] of it, validated and in place. Implemented for every type that rkyv can
-/// archive and validate; there is nothing to implement by hand.
+/// archive and validate; there is nothing to implement by hand: derive [`Payload`](derive@crate::Payload), or
+/// [`Input`](derive@crate::Input) for a type that borrows.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be sent to a task",
     label = "this type has no archived form that a worker could read",
-    note = "derive it: `#[derive(rkyv::Archive, rkyv::Serialize)]` with the `rkyv` that `forkring` re-exports, \
-            on this type and on the types of its fields",
-    note = "a field that borrows needs `#[rkyv(with = rkyv::with::InlineAsBox)]` or the like"
+    note = "derive it with `#[derive(forkring::Payload)]`, or `#[derive(forkring::Input)]` if it borrows, on this type \
+            and on the types of its fields",
+    note = "or wrap a type that has serde's traits in `forkring::Serde` (feature `serde`)",
+    note = "a field that borrows needs `#[rkyv(with = forkring::rkyv::with::InlineAsBox)]` or the like",
+    note = "what cannot be copied into another process at all goes into the pool's `env`, which workers inherit"
 )]
 pub trait Input: ArchiveUnsized<Archived: Root> + SerializeUnsized<Encoder> {}
 
@@ -49,20 +52,57 @@ impl<I> Input for I where I: ArchiveUnsized<Archived: Root> + SerializeUnsized<E
 /// What can be sent and brought back as a value of its own: any type that rkyv can archive, validate
 /// and deserialize.
 ///
+/// ```
+/// use forkring::{Payload, Pool};
+///
+/// #[derive(Payload)]
+/// struct Order {
+///     customer: String,
+///     amounts: Vec<u32>,
+/// }
+///
+/// #[derive(Payload, Debug, PartialEq)]
+/// enum Verdict {
+///     Accepted { total: u32 },
+///     Empty,
+/// }
+///
+/// let pool = Pool::new(1)?;
+/// let order = Order { customer: "Ada".to_owned(), amounts: vec![3, 4] };
+/// let judge = |order: Order| match order.amounts.iter().sum() {
+///     0 => Err(format!("{} orders nothing", order.customer)),
+///     total => Ok(Verdict::Accepted { total }),
+/// };
+/// assert_eq!(pool.submit(judge, &order).wait()?, Ok(Verdict::Accepted { total: 7 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// What travels:
+///
+/// * numbers, `bool`, `char`, `String`, `Option`, `Result`, `Vec`, `Box`, arrays, tuples, the standard maps and sets,
+///   `Rc` and `Arc`, `Duration`, IP addresses, ranges, of whatever travels;
+/// * types of one's own, with [`#[derive(forkring::Payload)]`](derive@crate::Payload);
+/// * types of others that implement serde's traits, in a `forkring::Serde` (feature `serde`);
+/// * any error, as [`RemoteError`](crate::RemoteError).
+///
 /// Implemented for every such type; there is nothing to implement by hand. Archives may nest 256
 /// pointers deep, which a linked list of boxes reaches sooner than one thinks: prefer a `Vec`.
 ///
-/// ```
-/// fn travels<T: forkring::Payload>() {}
-/// travels::<(u32, String)>();
-/// travels::<std::collections::HashMap<u64, Vec<Option<f32>>>>();
+/// What else is used as an argument or a result is refused, with an error that says what to do:
+///
+/// ```compile_fail,E0277
+/// struct Order(u32); // derives nothing
+/// let pool = forkring::Pool::new(1).unwrap();
+/// let _ = pool.submit(|order: Order| order.0, &Order(1));
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot travel between processes",
-    label = "rkyv cannot archive, validate and bring back this type",
-    note = "derive it: `#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]` with the `rkyv` that \
-            `forkring` re-exports, on this type and on the types of its fields",
-    note = "a type that borrows can be an input of the `_with` methods, but not come back"
+    label = "this type cannot be copied into another process and brought back",
+    note = "derive it with `#[derive(forkring::Payload)]`, on this type and on the types of its fields",
+    note = "or wrap a type that has serde's traits in `forkring::Serde` (feature `serde`); an error travels as \
+            `forkring::RemoteError`",
+    note = "a type that borrows can be the input of `submit_with`, with `#[derive(forkring::Input)]`, but not come back",
+    note = "what cannot be copied into another process at all goes into the pool's `env` or `state`"
 )]
 pub trait Payload:
     Input + ArchiveUnsized<Archived: Sized + Deserialize<Self, Decoder>> + Sized + 'static

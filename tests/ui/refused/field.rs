@@ -1,0 +1,7 @@
+#[derive(forkring::Payload)]
+struct Job {
+    name: String,
+    out: std::fs::File,
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(forkring::Payload)]
+struct Line {
+    text: &'static str,
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[derive(forkring::Payload)]
+enum Never {}
+
+fn main() {}
