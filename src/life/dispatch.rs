@@ -54,11 +54,13 @@ impl Core {
     /// Hands a fresh job whose input fits a slot to a station.
     #[inline]
     pub(crate) fn submit_small(&self, job: JobRef, request: SmallRequest) {
-        let mut station = self.choose();
+        // One that was idle has left the idle set for this task, and gets it.
+        let idle = if self.stations.len() > 1 { self.idle.take() } else { None };
+        let mut station = idle.unwrap_or_else(|| self.next_in_turn());
         let mut owned = self.stations[station].try_own(self);
-        if owned.is_none() && self.stations.len() > 1 {
+        if owned.is_none() && idle.is_none() && self.stations.len() > 1 {
             end_turn();
-            station = self.choose();
+            station = self.next_in_turn();
             owned = self.stations[station].try_own(self);
         }
         let job = match owned {
@@ -75,7 +77,15 @@ impl Core {
     fn choose(&self) -> usize {
         match self.stations.len() {
             1 => 0,
-            count => self.idle.take().unwrap_or_else(|| turn() as usize % count),
+            _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
+        }
+    }
+
+    #[inline]
+    fn next_in_turn(&self) -> usize {
+        match self.stations.len() {
+            1 => 0,
+            count => turn() as usize % count,
         }
     }
 
@@ -105,7 +115,7 @@ impl Core {
     /// Hands over what is left of a job that was submitted in time, so that a pool that is closing still takes it.
     #[cold]
     pub(crate) fn submit_again(&self, job: JobRef, parcel: Parcel) {
-        let at = turn() as usize % self.stations.len();
+        let at = self.next_in_turn();
         let mut owned = self.stations[at].own(self);
         owned.leave_idle();
         if self.phase() >= Phase::Ending {

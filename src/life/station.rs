@@ -688,10 +688,11 @@ impl<'a> Owned<'a> {
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
-        if self.wake == Wake::Nobody && self.in_flight() > 0 && !self.is_watched() {
+        let is_closing = self.core.phase() >= Phase::Closing;
+        if self.wake == Wake::Nobody && self.in_flight() > 0 && (is_closing || !self.is_watched()) {
             self.watch_or_arm();
         }
-        if self.core.phase() >= Phase::Closing && self.is_empty() && !driver::is_this_thread() {
+        if is_closing && self.is_empty() && !driver::is_this_thread() {
             // The driver waits for the last task.
             self.core.ring_driver();
         }
