@@ -39,7 +39,7 @@ use super::gate::{Gate, Pass};
 use super::terms::Terms;
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
-use crate::protocol::lane::{Parcel, Reply};
+use crate::protocol::lane::{Form, Parcel, Reply};
 
 pub(crate) const DONE: u64 = 1;
 const WAKER: u64 = 1 << 1;
@@ -71,10 +71,10 @@ enum Stage {
     Ended(Outcome),
 }
 
-/// Receives the records of a batch. Called by a station's owner.
+/// Receives the results of a batch. Called by a station's owner.
 pub(crate) trait BatchSink: Send + Sync {
-    /// Records have come. The waker, if any, is to be called once the station is released.
-    fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
+    /// Results have come. The waker, if any, is to be called once the station is released.
+    fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
     /// The batch's job is done.
     fn ended(&self) -> Option<Waker>;
 }
@@ -466,7 +466,9 @@ impl JobRef {
     /// Ends the job. What comes of it is to be done once the station is released.
     #[inline]
     pub(crate) fn finish(self, outcome: Outcome, after: &mut Vec<After>) {
-        match self.batch().cloned() {
+        // The cell is not this side's any more once it is settled.
+        // SAFETY: JOB-1.
+        match unsafe { (*self.0.batch.get()).take() } {
             None => {
                 self.give_place_back(after);
                 after.extend(self.settle(outcome));

@@ -48,7 +48,7 @@ use crate::ground::sys::process::PidFd;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::AlignedBytes;
 use crate::panics;
-use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::lane::{Form, Lane, Parcel, Refusal, Reply, Sink, Violation};
 use crate::protocol::wire::{Status, Wake};
 
 const OWNED: usize = 1;
@@ -773,9 +773,9 @@ impl Sink<JobRef> for Delivery<'_> {
         job.finish(Outcome::BatchLost(Box::new((parcel, None))), self.after);
     }
 
-    fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {
+    fn results(&mut self, job: &mut JobRef, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) {
         if let Some(batch) = job.batch() {
-            self.after.extend(batch.append(arena, position, len).map(After::Wake));
+            self.after.extend(batch.append(form, arena, position, len).map(After::Wake));
         }
     }
 

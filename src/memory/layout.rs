@@ -89,7 +89,7 @@ pub(crate) struct StateWords {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct OutWords {
-    /// Index of the request, plus one. Written after `start`, `sent` and `total_bytes` (edge OUT-OPEN).
+    /// Index of the request, plus one. Written after the other words (edge OUT-OPEN).
     pub(crate) tag: AtomicU64,
     /// Position of the first byte.
     pub(crate) start: AtomicU64,
@@ -97,6 +97,9 @@ pub(crate) struct OutWords {
     pub(crate) sent: AtomicU64,
     /// Bytes in all if known at the start, else 0. A hint for the reader's allocation.
     pub(crate) total_bytes: AtomicU64,
+    /// Of a batch: position behind the bare values, where records begin; the greatest number while there are none.
+    /// Written once, before `sent` goes beyond it (edge OUT-SENT).
+    pub(crate) values_end: AtomicU64,
 }
 
 /// One message of the service's dialogue, which flows through a window.

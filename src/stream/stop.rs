@@ -115,7 +115,13 @@ impl Control {
     /// Whether the source is not to be pulled again: the stream was stopped, or its pool takes nothing more.
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.is_stopped() || self.core.phase() >= Phase::Closing
+        self.is_stopped() || self.is_closed()
+    }
+
+    /// Whether the pool takes nothing more.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.core.phase() >= Phase::Closing
     }
 
     #[inline]
@@ -156,6 +162,8 @@ impl Control {
             }
             std::mem::take(&mut *messages)
         };
+        // Whoever pulls from the source looks for arrivals only.
+        self.arrivals.poke();
         call_off(&self.core, messages.into_iter().flatten().collect());
         self.arrivals.poke();
     }

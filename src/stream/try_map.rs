@@ -57,23 +57,25 @@ impl<T, R, X> fmt::Debug for TryMap<T, R, X> {
 
 fn pull<T, R, I, X>(
     engine: &mut Engine<R>,
-    source: &mut Fallible<T, X>,
+    source: &mut Option<Fallible<T, X>>,
     waiting: usize,
     deliver: &mut Sink<'_, R>,
-) -> bool
-where
+) where
     T: Iterator<Item = Result<I, X>>,
     R: Payload,
     I: Payload,
 {
-    let Fallible { source, errors } = source;
-    pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| match item {
+    let Some(Fallible { source: items, errors }) = source else { return };
+    let more = pull_into(engine, items, waiting, deliver, |engine, item, mut deliver| match item {
         Ok(item) => engine.push(&item, &mut deliver),
         Err(error) => {
             errors.0.lock().push_back((engine.pulled, error));
             engine.hold_place(&mut deliver);
         }
-    })
+    });
+    if !more {
+        *source = None;
+    }
 }
 
 impl<E, S, W> Pool<E, S, W> {

@@ -35,5 +35,5 @@ pub use payload::{Input, Payload, View};
 pub(crate) use access::{decode, from_view, view, view_align};
 pub(crate) use bytes::{AlignedBytes, Filler};
 pub(crate) use encode::{encode, encode_into};
-pub(crate) use plain::{plain_bytes, plain_size};
+pub(crate) use plain::{plain_bytes, plain_size, plain_value};
 pub(crate) use sink::{EncodeError, Encoded, INLINE_MAX};

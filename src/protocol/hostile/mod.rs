@@ -26,7 +26,7 @@ use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::lane::{Batch, Form, Lane, Parcel, Refusal, Reply, Sink, Violation};
 use crate::protocol::port::Request;
 use crate::protocol::records::{Parsed, TEXT_BYTES_MAX, parse};
 use crate::protocol::wire::{
@@ -163,7 +163,7 @@ impl Sink<u64> for Log {
         self.back(token, &parcel);
     }
 
-    fn records(&mut self, token: &mut u64, from: ArenaReader<'_>, position: u64, len: usize) {
+    fn results(&mut self, token: &mut u64, form: Form, from: ArenaReader<'_>, position: u64, len: usize) {
         let sent = &mut self.sent[*token as usize];
         assert!(!sent.out && sent.batch.is_some());
         if self.hostile {
@@ -453,7 +453,7 @@ impl<'a> Scenario<'a> {
             assert_eq!(&*input, &*sent.input);
         }
         let Some(batch) = sent.batch else { return port.answer(index, Status::Value, &result) };
-        let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0), batch.done));
+        let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0, false), batch.done));
         if item == batch.items {
             return port.close_stream(index, start, Status::BatchDone);
         }
