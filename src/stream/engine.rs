@@ -226,9 +226,9 @@ impl<R: Payload> Engine<R> {
             self.filling_first = self.pulled;
         }
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
-        let (arrivals, control) = (&*self.arrivals, &*self.control);
-        // Being stopped is an arrival, too.
-        let enough = || arrivals.any() || control.is_closed();
+        // The end of the stream or of its pool is an arrival, too.
+        let arrivals = &*self.arrivals;
+        let enough = || arrivals.any();
         let more = self.filling.fill::<T, I, B>(source, goal, &mut self.pulled, enough);
         if self.filling.len() >= goal {
             self.flush(deliver);

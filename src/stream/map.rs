@@ -330,7 +330,7 @@ impl<T, R: Payload> Map<T, R> {
     ///
     /// A granularity out of range.
     pub fn run<F: Flow>(self, mut g: impl FnMut(Result<R, TaskError>) -> F) -> Result<StreamSummary, Error> {
-        self.run_judged(|_, item| {
+        self.run_judged(move |_, item| {
             let failed = item.is_err();
             (failed, g(item))
         })

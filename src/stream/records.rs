@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
+use crate::life::core::Listener;
 use crate::life::job::BatchSink;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::Form;
@@ -109,6 +110,7 @@ impl Arrivals {
     }
 
     /// Lets go of what has come, and of what will.
+    #[cold]
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -142,6 +144,12 @@ impl Arrivals {
             _ => notes.push(Note { address, what }),
         }
         state.waker.take()
+    }
+}
+
+impl Listener for Arrivals {
+    fn pool_closes(&self) {
+        self.poke();
     }
 }
 

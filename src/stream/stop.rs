@@ -98,9 +98,11 @@ impl fmt::Debug for Control {
 
 impl Control {
     pub(super) fn new(core: Arc<Core>) -> Self {
+        let arrivals = Arc::<Arrivals>::default();
+        core.listen(arrivals.clone());
         Self {
             core,
-            arrivals: Arc::default(),
+            arrivals,
             stopped: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             messages: Mutex::new(Vec::new()),
@@ -115,13 +117,7 @@ impl Control {
     /// Whether the source is not to be pulled again: the stream was stopped, or its pool takes nothing more.
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.is_stopped() || self.is_closed()
-    }
-
-    /// Whether the pool takes nothing more.
-    #[inline]
-    pub(super) fn is_closed(&self) -> bool {
-        self.core.phase() >= Phase::Closing
+        self.is_stopped() || self.core.phase() >= Phase::Closing
     }
 
     #[inline]

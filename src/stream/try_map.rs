@@ -154,7 +154,7 @@ impl<T, R: Payload, X> TryMap<T, R, X> {
         mut g: impl FnMut(Result<Result<R, TaskError>, X>) -> F,
     ) -> Result<StreamSummary, Error> {
         let Self { map, errors } = self;
-        map.run_judged(|index, item| {
+        map.run_judged(move |index, item| {
             let result = errors.at(index, item);
             let failed = !matches!(result, Ok(Ok(_)));
             (failed, g(result))
