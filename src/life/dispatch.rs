@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place, Spot};
-use super::station::{Owned, Stage};
+use super::station::{Owned, RUN, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
 use crate::protocol::lane::Parcel;
@@ -27,6 +27,24 @@ impl Core {
             count => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) % count),
         };
         self.submit_at(station, job, parcel);
+    }
+
+    /// Hands a stream's message to the station that had the one before, unless that has more than enough; the station. A
+    /// worker that is awake and keeps up is cheaper than one that has to be woken for each message.
+    #[inline]
+    pub(crate) fn submit_along(&self, station: usize, job: JobRef, parcel: Parcel) -> usize {
+        let count = self.stations.len();
+        let station = match count {
+            1 => 0,
+            _ if !self.surplus.contains(station) => station,
+            // In runs, when all have enough.
+            _ => self
+                .idle
+                .take()
+                .unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) / RUN % count),
+        };
+        self.submit_at(station, job, parcel);
+        station
     }
 
     /// Hands a job to this station.

@@ -188,6 +188,12 @@ impl<T> Lane<T> {
         (self.sent - self.answered) as usize
     }
 
+    /// Requests published so far.
+    #[inline]
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Publishes a request; its index.
     #[inline]
     pub(crate) fn push(&mut self, token: T, parcel: Parcel) -> Result<u64, (T, Parcel, Refusal)> {

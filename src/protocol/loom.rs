@@ -257,6 +257,7 @@ fn out_words() -> OutWords {
         start: AtomicU64::new(0),
         sent: AtomicU64::new(0),
         total_bytes: AtomicU64::new(0),
+        values_end: AtomicU64::new(0),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ground::doorbell::Doorbell;
 use crate::ground::ring::{Head, RequestSlot};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock, cores};
-use crate::memory::arena::place;
+use crate::memory::arena::{place, prefetch_for_write};
 use crate::memory::codec::{self, AlignedBytes, Payload};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
 use crate::memory::region::WorkerRegion;
@@ -730,6 +730,7 @@ impl<R: Payload> Window<'_, R> {
         unsafe { self.next.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
         // SAFETY: as above.
         self.next = unsafe { self.next.add(bytes) };
+        prefetch_for_write(self.next.as_ptr());
         self.left -= 1;
         self.position += bytes as u64;
         point(Point::RecordUncommitted);

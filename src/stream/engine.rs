@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
@@ -83,6 +84,8 @@ pub(super) struct Engine<R> {
     /// `None`: the pool's.
     terms: Option<Terms>,
     window: usize,
+    /// Where the last message went.
+    station: usize,
     slots: Vec<Slot<R>>,
     free: Vec<usize>,
     /// In an ordered stream, the slots in use, in the order of their items.
@@ -118,6 +121,7 @@ impl<R: Payload> Engine<R> {
             None => core.stations.len() * depth,
         };
         let max_payload = core.policy.max_payload;
+        let station = core.next.load(Ordering::Relaxed) % core.stations.len();
         let arrivals = control.arrivals.clone();
         Self {
             handle,
@@ -128,6 +132,7 @@ impl<R: Payload> Engine<R> {
             max_payload,
             terms,
             window,
+            station,
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
@@ -342,7 +347,7 @@ impl<R: Payload> Engine<R> {
         if again {
             core.submit_again(held, parcel);
         } else {
-            core.submit(held, parcel);
+            self.station = core.submit_along(self.station, held, parcel);
         }
         if let Some(deadline) = deadline {
             core.set_deadline(deadline);

@@ -33,6 +33,7 @@ pub(super) const OUT_TAG: usize = OUT + offset_of!(OutWords, tag);
 pub(super) const OUT_START: usize = OUT + offset_of!(OutWords, start);
 pub(super) const OUT_SENT: usize = OUT + offset_of!(OutWords, sent);
 pub(super) const OUT_TOTAL: usize = OUT + offset_of!(OutWords, total_bytes);
+pub(super) const OUT_VALUES_END: usize = OUT + offset_of!(OutWords, values_end);
 pub(super) const CALL_NUMBER: usize = CALL + offset_of!(Transfer, number);
 pub(super) const CALL_TOTAL: usize = CALL + offset_of!(Transfer, total_bytes);
 pub(super) const CALL_SENT: usize = CALL + offset_of!(Transfer, sent);
@@ -48,6 +49,7 @@ const HEADER: [usize; 13] = [
     OUT_START,
     OUT_SENT,
     OUT_TOTAL,
+    OUT_VALUES_END,
     CALL_NUMBER,
     CALL_TOTAL,
     CALL_SENT,
