@@ -346,7 +346,8 @@ impl<'a> Call<'a> {
             };
             match codec::plain_size::<I>() {
                 Some(stride @ 1..) => {
-                    let inputs = batch.bytes.get(items.start * stride..items.end * stride).unwrap_or_default();
+                    let inputs =
+                        batch.bytes.get(items.start * stride..items.end * stride).unwrap_or_default();
                     for input in inputs.chunks_exact(stride) {
                         if !run(input)? {
                             break;
@@ -602,7 +603,9 @@ impl BatchBytes {
         enough: impl Fn() -> bool,
     ) -> bool {
         if size_of::<T>() > HELD_BYTES_MAX {
-            return source.as_mut().is_some_and(|source| self.fill_from::<I, B>(source, goal, pulled, enough));
+            return source
+                .as_mut()
+                .is_some_and(|source| self.fill_from::<I, B>(source, goal, pulled, enough));
         }
         let mut held = Held { source: source.take(), home: source };
         held.source.as_mut().is_some_and(|source| self.fill_from::<I, B>(source, goal, pulled, enough))

@@ -38,10 +38,7 @@ impl Core {
             1 => 0,
             _ if !self.surplus.contains(station) => station,
             // In runs, when all have enough.
-            _ => self
-                .idle
-                .take()
-                .unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) / RUN % count),
+            _ => self.idle.take().unwrap_or_else(|| self.next.fetch_add(1, Ordering::Relaxed) / RUN % count),
         };
         self.submit_at(station, job, parcel);
         station

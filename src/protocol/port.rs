@@ -724,7 +724,9 @@ impl<R: Payload> Window<'_, R> {
     /// Writes and publishes a value. `false`: the window is full, somebody wants to be rung, or the request was cancelled.
     #[inline]
     pub(crate) fn put(&mut self, value: &R) -> bool {
-        let (Some(value), Some(bytes)) = (codec::plain_bytes(value), value_bytes::<R>()) else { return false };
+        let (Some(value), Some(bytes)) = (codec::plain_bytes(value), value_bytes::<R>()) else {
+            return false;
+        };
         assert!(self.left > 0 && value.len() <= bytes, "a window was given too much");
         // SAFETY: WINDOW-1 and the assertion; `value` is memory of this process alone.
         unsafe { self.next.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };

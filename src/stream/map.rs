@@ -461,8 +461,12 @@ struct Judged<G> {
 impl<G> Judged<G> {
     /// Calls the function for each of these, items that follow each other.
     #[inline]
-    fn each<R, F: Flow, V>(&mut self, first: u64, values: impl Iterator<Item = V>, item: impl Fn(V) -> Item<R>)
-    where
+    fn each<R, F: Flow, V>(
+        &mut self,
+        first: u64,
+        values: impl Iterator<Item = V>,
+        item: impl Fn(V) -> Item<R>,
+    ) where
         G: FnMut(u64, Item<R>) -> (bool, F),
     {
         if self.broken {

@@ -118,12 +118,7 @@ impl Arrivals {
     }
 
     #[inline]
-    fn announce(
-        &self,
-        address: Address,
-        what: What,
-        add: impl FnOnce(&mut Vec<u8>),
-    ) -> Option<Waker> {
+    fn announce(&self, address: Address, what: What, add: impl FnOnce(&mut Vec<u8>)) -> Option<Waker> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
@@ -132,9 +127,10 @@ impl Arrivals {
         add(&mut state.news.bytes);
         let notes = &mut state.news.notes;
         match (notes.last_mut(), what) {
-            (Some(Note { address: last, what: What::Results(form, len) }), What::Results(more_form, more))
-                if *last == address && *form == more_form =>
-            {
+            (
+                Some(Note { address: last, what: What::Results(form, len) }),
+                What::Results(more_form, more),
+            ) if *last == address && *form == more_form => {
                 *len += more;
             }
             (None, _) => {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use self::source::Source;
 use self::target::{
     ANSWER_RECEIVED, CALL_NUMBER, CALL_SENT, CALL_TOTAL, CLAIM, IN_RECEIVED, OUT_SENT, OUT_START, OUT_TAG,
-    OUT_TOTAL, Peer,
+    OUT_TOTAL, OUT_VALUES_END, Peer,
 };
 use crate::ground::doorbell::Doorbell;
 use crate::memory::arena::ArenaReader;
@@ -545,6 +545,7 @@ impl<'a> Scenario<'a> {
                 target.store(OUT_START, start);
                 target.store(OUT_TOTAL, source.damaged(self.log.max_payload as u64));
                 target.store(OUT_SENT, start.wrapping_add(source.below(100) as u64));
+                target.store(OUT_VALUES_END, source.choose(&[start, start.wrapping_add(50), u64::MAX, 0]));
                 target.store(OUT_TAG, some_index + 1);
             }
             8 => {

@@ -39,7 +39,7 @@ pub(super) const CALL_TOTAL: usize = CALL + offset_of!(Transfer, total_bytes);
 pub(super) const CALL_SENT: usize = CALL + offset_of!(Transfer, sent);
 
 /// Every word of the header.
-const HEADER: [usize; 13] = [
+const HEADER: [usize; 14] = [
     CLAIM,
     offset_of!(SideB, sleeping),
     STATE + offset_of!(StateWords, state),
@@ -107,6 +107,7 @@ impl Target {
         let start = self.load(OUT_START);
         self.store(Self::response(index, 1), start);
         self.store(Self::response(index, 2), self.load(OUT_SENT).wrapping_sub(start));
+        self.store(Self::response(index, 3), self.load(OUT_VALUES_END));
         let head = u64::from((index as u32).wrapping_add(1)) | (Place::Stream as u64) << 32;
         self.store(Self::response(index, 0), head | (Status::BatchDone as u64) << 48);
     }
