@@ -100,6 +100,8 @@ struct Sent {
     /// Whether its token has come out.
     out: bool,
     records: Vec<u8>,
+    /// Whether records have come, after which no bare values do.
+    in_records: bool,
 }
 
 /// Takes what a lane delivers, and checks what must hold whatever the worker does.
@@ -166,6 +168,8 @@ impl Sink<u64> for Log {
     fn results(&mut self, token: &mut u64, form: Form, from: ArenaReader<'_>, position: u64, len: usize) {
         let sent = &mut self.sent[*token as usize];
         assert!(!sent.out && sent.batch.is_some());
+        assert!(form == Form::Records || !sent.in_records, "values came after a record");
+        sent.in_records |= form == Form::Records;
         if self.hostile {
             // Nobody looks at them.
             sent.records.clear();
@@ -341,7 +345,7 @@ impl<'a> Scenario<'a> {
             Ok(index) => {
                 assert_eq!(index, self.indices.len() as u64);
                 self.indices.push(token);
-                self.log.sent.push(Sent { input, batch, out: false, records: Vec::new() });
+                self.log.sent.push(Sent { input, batch, out: false, records: Vec::new(), in_records: false });
                 self.lane.ring_if_asleep();
             }
             Err((back, parcel, refusal)) => {
