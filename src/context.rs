@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::borrow::Borrow;
-use std::cell::{Cell, RefMut};
+use std::cell::RefMut;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Inp
 use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
 use crate::protocol::port::{Input as Bytes, Port, Request};
-use crate::protocol::records::{Panic, sizes_to_bytes, text_to_bytes};
+use crate::protocol::records::{Panic, record_stride, sizes_to_bytes, text_to_bytes};
 use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
@@ -268,6 +268,7 @@ impl<'a> Call<'a> {
         if self.request.flows() && !self.receive() {
             return;
         }
+        self.core.state_used.set(false);
         match self.request.batch {
             None => self.run_one(f),
             Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
@@ -301,7 +302,6 @@ impl<'a> Call<'a> {
                 port.answer(self.request.index, status, bytes);
             });
         }
-        core.state_used.set(false);
         point(Point::BeforeFunction);
         let ended = match panics::guard(|| f(core, self.input)) {
             Ok(Ok(value)) => {
@@ -326,7 +326,6 @@ impl<'a> Call<'a> {
     #[inline]
     fn run_elements<R: Payload>(&self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
-        core.state_used.set(false);
         point(Point::BeforeFunction);
         let (index, limit) = (self.request.index, core.seed.max_payload);
         let failure = match panics::guard(|| f(core, self.input)) {
@@ -367,48 +366,55 @@ impl<'a> Call<'a> {
         Ended { status: Status::Panicked, bytes }
     }
 
-    /// Runs items whose results are plain numbers (no serializer, no length) until there is something to look at; the
-    /// item to go on with.
+    /// Runs items whose results are bare values (no serializer, no length) until there is something to look at; the item
+    /// to go on with.
     #[inline]
     fn run_plain_items<I: Input + ?Sized, R: Payload>(
         &self,
         batch: &Items<'_>,
         items: Range<usize>,
-        stride: usize,
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) -> usize {
-        let (core, record_bytes) = (self.core, stride + 1);
-        let window = core.port.borrow_mut().window(self.request.index, items.len(), record_bytes);
+        let core = self.core;
+        let window = core.port.borrow_mut().window::<R>(self.request.index, items.len());
         let Some(window) = window else { return self.run_plain_item::<I, R>(batch, items.start, &f) };
-        let start = window.position();
-        // What a panic leaves behind: all items before this one have their records.
-        let next = Cell::new(items.start);
-        // One guard for all of them: whichever panics, it is the one that `next` names.
+        // One guard for all of them: whichever panics, it is the one behind those that are published.
         let ended = panics::guard(|| {
-            let (mut window, batch) = (window, *batch);
-            for i in items.clone() {
-                if window.is_full(record_bytes) {
-                    break;
-                }
-                core.state_used.set(false);
+            let mut window = window;
+            let mut run = |input| {
                 point(Point::BeforeFunction);
-                let value = f(core, batch.get::<I>(i).unwrap_or_default())?;
+                let value = f(core, input)?;
                 point(Point::AfterFunction);
-                let look = window.put(codec::plain_bytes(&value).unwrap_or_default());
-                next.set(i + 1);
+                let go_on = window.put(&value);
                 point(Point::RecordDone);
-                if look {
-                    break;
+                Ok(go_on)
+            };
+            match codec::plain_size::<I>() {
+                Some(stride @ 1..) => {
+                    let inputs =
+                        batch.bytes.get(items.start * stride..items.end * stride).unwrap_or_default();
+                    for input in inputs.chunks_exact(stride) {
+                        if !run(input)? {
+                            break;
+                        }
+                    }
+                }
+                _ => {
+                    for i in items.clone() {
+                        if !run(batch.get::<I>(i).unwrap_or_default())? {
+                            break;
+                        }
+                    }
                 }
             }
             Ok(())
         });
-        let next = next.get();
-        {
+        let next = {
             let mut port = core.port.borrow_mut();
-            port.leave_window(start + ((next - items.start) * record_bytes) as u64);
+            let done = port.leave_window::<R>(items.len());
             port.notify();
-        }
+            items.start + done
+        };
         let ended = match ended {
             Ok(Ok(())) => return next,
             Ok(Err(error)) => Failure::Decode(error).ended(),
@@ -418,8 +424,8 @@ impl<'a> Call<'a> {
         next + 1
     }
 
-    /// As [`run_plain_items`](Self::run_plain_items), where the next record goes around the end of the arena or has to
-    /// wait for room.
+    /// As [`run_plain_items`](Self::run_plain_items), for one item whose result has to wait for room, or is a record since
+    /// an earlier item of its batch had no value.
     #[cold]
     fn run_plain_item<I: Input + ?Sized, R: Payload>(
         &self,
@@ -428,7 +434,6 @@ impl<'a> Call<'a> {
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) -> usize {
         let core = self.core;
-        core.state_used.set(false);
         point(Point::BeforeFunction);
         let ended = match panics::guard(|| f(core, batch.get::<I>(i).unwrap_or_default())) {
             Ok(Ok(value)) => {
@@ -459,7 +464,6 @@ impl<'a> Call<'a> {
         send: impl FnOnce(&mut Port, Status, &[u8]),
     ) {
         let core = self.core;
-        core.state_used.set(false);
         point(Point::BeforeFunction);
         let mut buffer = core.result.take();
         let result = panics::guard(|| {
@@ -523,14 +527,14 @@ impl<'a> Call<'a> {
             if let Err(error) = port.reserve_stream(items.saturating_mul(stride.map_or(64, |s| s + 1))) {
                 return port.answer(index, Status::Memory, error.to_string().as_bytes());
             }
-            port.open_stream(index, 0)
+            port.open_stream(index, 0, stride.is_some())
         };
         let mut status = Status::BatchDone;
         let mut next = done;
         while next < items {
             // One by one, so that a crash in the next item cannot take this one's result along.
             next = match stride {
-                Some(stride) => self.run_plain_items::<I, R>(&batch, next..items, stride, &f),
+                Some(_) => self.run_plain_items::<I, R>(&batch, next..items, &f),
                 None => self.run_item::<I, R>(&batch, next, &f),
             };
             // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
@@ -542,15 +546,6 @@ impl<'a> Call<'a> {
         }
         core.port.borrow_mut().close_stream(index, start, status);
     }
-}
-
-/// Fixed-size results up to this many bytes travel without a length.
-const STRIDE_MAX: usize = 16;
-
-/// The size of a batch's results, if they travel without a length. Both ends ask here.
-#[inline]
-pub(crate) fn record_stride<R: Payload>() -> Option<usize> {
-    codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX)
 }
 
 impl Failure {
@@ -640,7 +635,24 @@ impl BatchBytes {
     /// Adds items of a plain type until there are `goal`, `enough` says so after an item, or the source ends, which is
     /// `false`; and counts them. Whatever the source does, the items that it has given are there.
     #[inline]
-    pub(crate) fn fill<I: Input, B: Borrow<I>>(
+    pub(crate) fn fill<T: Iterator<Item = B>, I: Input, B: Borrow<I>>(
+        &mut self,
+        source: &mut Option<T>,
+        goal: u32,
+        pulled: &mut u64,
+        enough: impl Fn() -> bool,
+    ) -> bool {
+        if size_of::<T>() > HELD_BYTES_MAX {
+            return source
+                .as_mut()
+                .is_some_and(|source| self.fill_from::<I, B>(source, goal, pulled, enough));
+        }
+        let mut held = Held { source: source.take(), home: source };
+        held.source.as_mut().is_some_and(|source| self.fill_from::<I, B>(source, goal, pulled, enough))
+    }
+
+    #[inline(always)]
+    fn fill_from<I: Input, B: Borrow<I>>(
         &mut self,
         source: &mut impl Iterator<Item = B>,
         goal: u32,
@@ -679,6 +691,23 @@ impl BatchBytes {
 
 /// Items are filled in up to this many bytes at a time, so that a source that gives few takes little memory.
 const FILL_BYTES: usize = 64 << 10;
+
+/// Larger sources are not moved.
+const HELD_BYTES_MAX: usize = 128;
+
+/// A source on the stack, where nothing points to it, so that the loop over its items keeps it in registers: through a
+/// reference it would be stored for each of them. It goes back when the loop ends, by a panic too.
+struct Held<'a, T> {
+    source: Option<T>,
+    home: &'a mut Option<T>,
+}
+
+impl<T> Drop for Held<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.home = self.source.take();
+    }
+}
 
 /// A [`BatchBytes::fill`] under way. Its counts are right also after a panic of the source.
 struct Filling<'a> {
@@ -786,6 +815,8 @@ where
     // SAFETY: `context_task` had a value.
     let f = unsafe { conjure::<F>() };
     call.run::<I, R>(|core, bytes| {
+        // The item before in its batch may have used it.
+        core.state_used.set(false);
         with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
     });
 }
@@ -839,6 +870,8 @@ where
     // SAFETY: as in `run_bound`.
     let f = unsafe { &*bound.0.cast::<F>() };
     call.run::<I, R>(|core, bytes| {
+        // The item before in its batch may have used it.
+        core.state_used.set(false);
         with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
     });
 }

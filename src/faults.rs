@@ -127,6 +127,8 @@ points! {
     RecordUncommitted = 51,
     /// A record is done with; the next item is to come, if there is one.
     RecordDone = 52,
+    /// Where a batch's bare values end is stored, the record that follows them is not.
+    ValuesEnded = 55,
     /// All items are done, the slot is not published.
     BatchUnpublished = 53,
     /// The batch's slot is published, nobody has been rung.

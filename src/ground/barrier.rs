@@ -60,6 +60,28 @@ pub(crate) fn light() {
     }
 }
 
+/// The publisher's half for a loop, which knows what it has to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Light {
+    fences: bool,
+}
+
+impl Light {
+    pub(crate) fn get() -> Self {
+        Self { fences: MODE.load(O::Relaxed) != MEMBARRIER }
+    }
+
+    /// As [`light`].
+    #[inline]
+    pub(crate) fn barrier(self) {
+        if self.fences {
+            fence(Ordering::SeqCst);
+        } else {
+            compiler_fence(O::SeqCst);
+        }
+    }
+}
+
 /// The sleeper's half. `false`: there was no barrier (a task may have set up a system call filter), so whoever goes to
 /// sleep must look again by himself after a while.
 pub(crate) fn heavy() -> bool {

@@ -22,6 +22,21 @@ pub(crate) fn for_writing<T>(what: &T) {
     let _ = what;
 }
 
+/// This thread is going to write what lies some lines behind `place`.
+#[inline]
+pub(crate) fn for_writing_behind(place: *const u8) {
+    const BYTES_AHEAD: usize = SLOTS_AHEAD as usize * 64;
+    let line = place.wrapping_add(BYTES_AHEAD);
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: a hint; no address makes it fault.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// This thread is going to read `what`.
 #[inline]
 pub(crate) fn for_reading<T>(what: &T) {

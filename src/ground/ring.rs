@@ -98,6 +98,13 @@ impl<const W: usize> Slot<W> {
         (word as u32 == seq(index)).then(|| Head::unpack(word))
     }
 
+    /// The head as it is, to tell whether it changes.
+    #[inline]
+    pub(crate) fn word(&self) -> u64 {
+        // Relaxed: whoever sees another one polls.
+        self.head.load(Ordering::Relaxed)
+    }
+
     /// Writes `bytes` (at most 8 × the words left) to the payload words from word `first` on, little-endian.
     #[inline]
     pub(crate) fn set_bytes(&self, first: usize, bytes: &[u8]) {

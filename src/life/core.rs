@@ -56,6 +56,13 @@ pub(crate) struct Core {
     phase: AtomicU8,
     life: Mutex<Life>,
     life_changed: Condvar,
+    listeners: Mutex<Vec<Weak<dyn Listener>>>,
+}
+
+/// Something that has to know that the pool takes nothing more.
+pub(crate) trait Listener: Send + Sync + std::fmt::Debug {
+    /// Called once, when that is so.
+    fn pool_closes(&self);
 }
 
 /// How far a pool is. Only moves down.
@@ -130,7 +137,15 @@ impl Core {
                 bell: Some(bell),
             }),
             life_changed: Condvar::new(),
+            listeners: Mutex::default(),
         }
+    }
+
+    /// Has `listener` told when the pool takes nothing more, for as long as it lives.
+    pub(crate) fn listen(&self, listener: Arc<dyn Listener>) {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Arc::downgrade(&listener));
     }
 
     /// With room for so many tasks that have not started.
@@ -182,6 +197,8 @@ impl Core {
         if phase >= Phase::Closing {
             // Who waits for a place learns from a station how the pool ends.
             wakers.extend(self.gate.iter().flat_map(Gate::shut));
+            let listeners = std::mem::take(&mut *self.listeners.lock());
+            listeners.iter().filter_map(Weak::upgrade).for_each(|listener| listener.pool_closes());
         }
         self.life_changed.notify_all();
         // A panic in somebody's waker must not keep the others asleep, nor end the driver.

@@ -82,7 +82,7 @@ impl Core {
     }
 
     #[inline]
-    fn next_in_turn(&self) -> usize {
+    pub(crate) fn next_in_turn(&self) -> usize {
         match self.stations.len() {
             1 => 0,
             count => turn() as usize % count,
@@ -102,6 +102,20 @@ impl Core {
             Some(mut owned) => owned.send_elements(job, code, elements).map_err(|job| (job, station)),
             None => Err((job, station)),
         }
+    }
+
+    /// Hands a stream's message to the station that had the one before, unless that has more than enough; the station. A
+    /// worker that is awake and keeps up is cheaper than one that has to be woken for each message.
+    #[inline]
+    pub(crate) fn submit_along(&self, station: usize, job: JobRef, parcel: Parcel) -> usize {
+        let station = match self.stations.len() {
+            1 => 0,
+            _ if !self.surplus.contains(station) => station,
+            // In runs, when all have enough.
+            _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
+        };
+        self.submit_at(station, job, parcel);
+        station
     }
 
     /// Hands a job to this station.

@@ -46,7 +46,7 @@ use crate::error::TaskError;
 use crate::ground::prefetch;
 use crate::ground::ring::RESPONSE_WORDS;
 use crate::memory::arena::ArenaReader;
-use crate::protocol::lane::{Parcel, Reply, SmallReply};
+use crate::protocol::lane::{Form, Parcel, Reply, SmallReply};
 use crate::protocol::wire::Status;
 
 pub(crate) const DONE: u64 = 1;
@@ -82,10 +82,10 @@ enum Stage {
     Ended(Outcome),
 }
 
-/// Receives the records of a batch. Called by a station's owner.
+/// Receives the results of a batch. Called by a station's owner.
 pub(crate) trait BatchSink: Send + Sync {
-    /// Records have come. The waker, if any, is to be called once the station is released.
-    fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
+    /// Results have come. The waker, if any, is to be called once the station is released.
+    fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
     /// The batch's job is done.
     fn ended(&self) -> Option<Waker>;
 }
@@ -539,7 +539,9 @@ impl JobRef {
     /// Ends the job. What comes of it is to be done once the station is released.
     #[inline]
     pub(crate) fn finish(self, outcome: Outcome, after: &mut Vec<After>) {
-        match self.batch().cloned() {
+        // The cell is not this side's any more once it is settled.
+        // SAFETY: JOB-1.
+        match unsafe { (*self.0.batch.get()).take() } {
             None => {
                 self.give_place_back(after);
                 after.extend(self.settle(outcome));

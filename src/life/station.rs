@@ -42,7 +42,7 @@ use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{AlignedBytes, ElementsRef};
 use crate::panics;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
+use crate::protocol::lane::{Form, Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
 use crate::protocol::wire::{Status, Wake};
 
 /// Who has owned a station so often in a row keeps it. Four times as often after each revocation (which takes two
@@ -57,6 +57,11 @@ const MANY: usize = 32;
 
 /// How often a submitter looks whether a station is free before it leaves its job in the inbox: about a microsecond.
 const TRIES_BEFORE_LEAVING: u32 = 32;
+
+/// So many messages of a stream may be in a ring before others get some.
+const RUN: usize = 16;
+/// After so many visits without a response, they are not taken for short any more.
+const WAITS_MAX: u32 = 64;
 
 /// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
 const LOOKS_MAX: u32 = 64;
@@ -141,6 +146,10 @@ pub(crate) struct Inner {
     may_spare: bool,
     /// Whether the driver comes by from time to time, so that nobody needs to be rung.
     watched: bool,
+    /// Whether all that is in the ring is messages of streams.
+    streams_only: bool,
+    /// How many owners have found more than one request in the ring and no response since the last one that came.
+    waits: u32,
     after: Vec<After>,
     /// Who owned the station last, how often in a row, and how often it takes to keep it.
     last_owner: ThreadNumber,
@@ -176,6 +185,8 @@ impl Station {
                 has_surplus: false,
                 may_spare: false,
                 watched: false,
+                streams_only: false,
+                waits: 0,
                 after: Vec::new(),
                 last_owner: ThreadNumber::current(),
                 streak: 0,
@@ -373,6 +384,13 @@ impl Inner {
         self.queue.is_empty() && self.in_flight() == 0
     }
 
+    /// Whether a few requests behind the one that runs may stay: a stream's worker gets through them sooner than another one
+    /// wakes up. Somebody has to look again: whoever sends the next one or waits, else the driver on its round.
+    #[inline]
+    fn is_patient(&self) -> bool {
+        self.streams_only && self.watched && self.waits < WAITS_MAX
+    }
+
     fn can_send(&self) -> bool {
         self.stage == Stage::Ready && self.violation.is_none()
     }
@@ -524,6 +542,7 @@ impl<'a> Owned<'a> {
         }
         let shared = job.job();
         let index = lane.push_small(job, request)?;
+        inner.streams_only = false;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();
         inner.may_spare = true;
@@ -547,6 +566,10 @@ impl<'a> Owned<'a> {
             inner.wake = Wake::Driver;
             lane.arm(Wake::Driver);
         }
+        let streams_only = job.batch().is_some() && (inner.streams_only || lane.in_flight() == 0);
+        if lane.in_flight() == 0 {
+            inner.waits = 0;
+        }
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         match lane.push(job, parcel) {
@@ -555,6 +578,7 @@ impl<'a> Owned<'a> {
                 JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
                 lane.ring_if_asleep();
                 inner.may_spare |= spare;
+                inner.streams_only = streams_only;
                 self.leave_idle();
                 if let Some(limit) = limit {
                     self.watch_time(limit);
@@ -595,6 +619,7 @@ impl<'a> Owned<'a> {
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         let index = lane.push_elements(job, code, elements)?;
+        inner.streams_only = false;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();
         inner.may_spare |= spare;
@@ -642,6 +667,9 @@ impl<'a> Owned<'a> {
         match lane.poll(&mut delivery, streams) {
             Ok(replies) => {
                 inner.tasks_done += replies as u64;
+                if replies > 0 {
+                    inner.waits = 0;
+                }
                 if streams && inner.stage == Stage::Ready && lane.is_leaving() {
                     self.stop(Why::Recycled);
                 }
@@ -682,6 +710,12 @@ impl<'a> Owned<'a> {
     fn settle(&mut self) -> bool {
         if !self.queue.is_empty() {
             self.refill();
+        }
+        let at_a_run = |lane: &Lane<JobRef>| lane.in_flight() > RUN && lane.sent().is_multiple_of(RUN as u64);
+        if self.streams_only && self.lane.as_ref().is_some_and(at_a_run) {
+            // A stream looks for results while it sends, so that its worker has something to do meanwhile, and what is
+            // answered is no surplus.
+            self.peek();
         }
         if !self.round {
             // Only the owner writes it.
@@ -767,6 +801,11 @@ impl<'a> Owned<'a> {
         }
     }
 
+    /// Whoever waited here has seen nothing come.
+    pub(crate) fn lose_patience(&mut self) {
+        self.waits = WAITS_MAX;
+    }
+
     /// Takes the armed ring back: this owner is going to look.
     #[inline]
     pub(crate) fn disarm(&mut self) {
@@ -809,7 +848,11 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let in_flight = inner.in_flight();
-        let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > 1);
+        let kept = if inner.is_patient() { RUN } else { 1 };
+        if in_flight > 1 {
+            inner.waits = inner.waits.saturating_add(1);
+        }
+        let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > kept);
         // A pool that is closing still moves what it has.
         let over = inner.refusal.as_ref().is_some_and(|refusal| !refusal.is_closed());
         let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && !over;
@@ -888,9 +931,9 @@ impl Sink<JobRef> for Delivery<'_> {
         job.finish(Outcome::BatchLost(Box::new((parcel, None))), self.after);
     }
 
-    fn records(&mut self, job: &mut JobRef, arena: ArenaReader<'_>, position: u64, len: usize) {
+    fn results(&mut self, job: &mut JobRef, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) {
         if let Some(batch) = job.batch() {
-            self.after.extend(batch.append(arena, position, len).map(After::Wake));
+            self.after.extend(batch.append(form, arena, position, len).map(After::Wake));
         }
     }
 

@@ -178,7 +178,10 @@ impl Core {
                 None
             }
         });
-        found.unwrap_or(Looked::Nothing)
+        found.unwrap_or_else(|| {
+            owned.lose_patience();
+            Looked::Nothing
+        })
     }
 
     /// Sleeps in the station's seat until its bell rings. `false`: the seat is taken.

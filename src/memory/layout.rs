@@ -99,6 +99,9 @@ pub(crate) struct OutWords {
     pub(crate) total_bytes: AtomicU64,
     /// The size of an element, if it is a row of numbers and nothing else, else 0.
     pub(crate) element_bytes: AtomicU64,
+    /// Of a batch: position behind the bare values, where records begin; the greatest number while there are none.
+    /// Written once, before `sent` goes beyond it (edge OUT-SENT).
+    pub(crate) values_end: AtomicU64,
 }
 
 /// One message of the service's dialogue, which flows through a window.

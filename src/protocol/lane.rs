@@ -21,7 +21,7 @@ use crate::memory::codec::{AlignedBytes, Elements, ElementsRef, Encoded};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
-use crate::protocol::records::{SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
+use crate::protocol::records::{OPEN_END, SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
     REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
@@ -102,6 +102,15 @@ impl From<SmallReply> for Reply {
     }
 }
 
+/// What the bytes of a batch's results are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Results of a fixed size, one after the other.
+    Values,
+    /// See [`crate::protocol::records`].
+    Records,
+}
+
 /// Why a request was not taken. It comes back whole.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -123,8 +132,8 @@ pub(crate) trait Sink<T> {
     }
     /// The batch of `token` was cut after the records that have come: the request, for the rest of it.
     fn cut(&mut self, token: T, parcel: Parcel);
-    /// More records of the batch of `token` have come.
-    fn records(&mut self, token: &mut T, from: ArenaReader<'_>, position: u64, len: usize);
+    /// More results of the batch of `token` have come: bare values, or records. No values come after a record.
+    fn results(&mut self, token: &mut T, form: Form, from: ArenaReader<'_>, position: u64, len: usize);
     /// The worker asks the service something.
     fn call(&mut self, number: u64, request: AlignedBytes);
 }
@@ -157,6 +166,8 @@ struct Incoming {
     /// Where it began, and how far it has been copied.
     start: u64,
     at: u64,
+    /// Where a batch's bare values end, once that is known.
+    values_end: u64,
     body: Body,
 }
 
@@ -275,6 +286,12 @@ impl<T> Lane<T> {
     #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         (self.sent - self.answered) as usize
+    }
+
+    /// Requests published so far.
+    #[inline]
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Publishes a request; its index.
@@ -663,7 +680,7 @@ impl<T> Lane<T> {
         // The hint is bounded by `max_payload`, and what is not touched takes no memory; still a worker that lies must
         // not be able to make an allocation fail.
         let body = Body::with_room(element, (total as usize).min(TRUSTED_HINT_BYTES))?;
-        Ok(Incoming { start, at: start, body })
+        Ok(Incoming { start, at: start, values_end: OPEN_END, body })
     }
 
     /// Copies what a stream holds between `at` and `sent`, and gives the room back.
@@ -694,9 +711,9 @@ impl<T> Lane<T> {
         let cut = head.extra == Status::BatchCut as u16;
         if (cut || head.extra == Status::BatchDone as u16) && head.kind == Place::Stream as u8 {
             let slot = self.region.response(index);
-            let (start, len) = (slot.get(0), slot.get(1));
+            let (start, len, values_end) = (slot.get(0), slot.get(1), slot.get(2));
             let Some(end) = start.checked_add(len) else { return Err(Violation("a batch is too long")) };
-            self.deliver_records(index, start, end, sink)?;
+            self.deliver_results(index, start, end, values_end, sink)?;
             self.incoming = None;
             if cut {
                 self.cut_batch(index, sink);
@@ -729,11 +746,12 @@ impl<T> Lane<T> {
         }
     }
 
-    fn deliver_records(
+    fn deliver_results(
         &mut self,
         index: u64,
         start: u64,
         sent: u64,
+        values_end: u64,
         sink: &mut impl Sink<T>,
     ) -> Result<(), Violation> {
         let mut incoming = match self.incoming.take() {
@@ -743,21 +761,45 @@ impl<T> Lane<T> {
         let Some(mut entry) = self.entries[slot_of(index)].take() else {
             return Err(Violation("an entry is missing"));
         };
-        // Nobody reads the records here, so their number is unknown; but not how much an honest worker could send.
+        // Nobody reads the results here, so their number is unknown; but not how much an honest worker could send.
         let item_max = self.max_payload.max(TEXT_BYTES_MAX) as u64 + SIZED_HEADER_BYTES as u64;
         let batch_max = item_max.saturating_mul(entry.batch.map_or(1, NonZeroU32::get).into());
-        if sent.saturating_sub(incoming.start) > batch_max {
-            self.entries[slot_of(index)] = Some(entry);
-            return Err(TOO_LARGE);
-        }
-        let copied = self.copy_stream(&mut incoming.at, sent, |arena, at, len| {
-            if let Some(token) = &mut entry.token {
-                sink.records(token, arena, at, len);
-            }
-        });
+        let known = incoming.values_end;
+        let copied = if sent.saturating_sub(incoming.start) > batch_max {
+            Err(TOO_LARGE)
+        } else if known != values_end && (known != OPEN_END || values_end < incoming.at) {
+            Err(Violation("a batch's values end where they cannot"))
+        } else {
+            incoming.values_end = values_end;
+            self.copy_results(&mut entry, &mut incoming, sent, sink)
+        };
         self.entries[slot_of(index)] = Some(entry);
         self.incoming = Some(incoming);
         copied
+    }
+
+    /// The values that are new, then the records.
+    #[inline]
+    fn copy_results(
+        &mut self,
+        entry: &mut Entry<T>,
+        incoming: &mut Incoming,
+        sent: u64,
+        sink: &mut impl Sink<T>,
+    ) -> Result<(), Violation> {
+        let mut copy = |lane: &mut Self, at: &mut u64, form, to| {
+            lane.copy_stream(at, to, |arena, at, len| {
+                if let Some(token) = &mut entry.token {
+                    sink.results(token, form, arena, at, len);
+                }
+            })
+        };
+        let values_end = incoming.values_end;
+        if incoming.at < values_end {
+            // What lies behind `sent` is out of range, here as below.
+            copy(self, &mut incoming.at, Form::Values, sent.min(values_end))?;
+        }
+        if incoming.at == sent { Ok(()) } else { copy(self, &mut incoming.at, Form::Records, sent) }
     }
 
     /// Moves on whatever flows: a long request, an unfinished response, service calls and answers.
@@ -787,6 +829,8 @@ impl<T> Lane<T> {
         let (start, sent) = (out.start.load(Ordering::Relaxed), out.sent.load(Ordering::Acquire));
         let (total, element) =
             (out.total_bytes.load(Ordering::Relaxed), out.element_bytes.load(Ordering::Relaxed));
+        // After `sent`, which does not go beyond it before it is there.
+        let values_end = out.values_end.load(Ordering::Relaxed);
         // Edge OUT-OPEN: if the tag is still the same, the words belong to it. If not, this response is complete and
         // the next look finds it in its slot.
         fence(Ordering::Acquire);
@@ -794,7 +838,7 @@ impl<T> Lane<T> {
             return Ok(());
         }
         if self.entries[slot_of(index)].as_ref().is_some_and(|e| e.batch.is_some()) {
-            return self.deliver_records(index, start, sent, sink);
+            return self.deliver_results(index, start, sent, values_end, sink);
         }
         let mut incoming = match self.incoming.take() {
             Some(incoming) => incoming,

@@ -258,6 +258,7 @@ fn out_words() -> OutWords {
         sent: AtomicU64::new(0),
         total_bytes: AtomicU64::new(0),
         element_bytes: AtomicU64::new(0),
+        values_end: AtomicU64::new(0),
     }
 }
 

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "requests are read in place")]
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -18,11 +19,11 @@ use crate::ground::ring::{Head, RESPONSE_WORDS, RequestSlot};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::{SysError, clock, cores};
 use crate::memory::arena::place;
-use crate::memory::codec::{AlignedBytes, Elements, ElementsRef};
+use crate::memory::codec::{self, AlignedBytes, Elements, ElementsRef, Payload};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
 use crate::memory::region::WorkerRegion;
 use crate::protocol::code::CodeId;
-use crate::protocol::records::sized_header;
+use crate::protocol::records::{OPEN_END, sized_header, value_bytes};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
     RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
@@ -109,6 +110,8 @@ pub(crate) struct Port {
     in_received: u64,
     /// Position up to which an open stream has been published.
     stream: Option<u64>,
+    /// Where the bare values of the open batch end, if they have.
+    values_end: u64,
 }
 
 impl Port {
@@ -129,6 +132,7 @@ impl Port {
             answer_received: 0,
             in_received: 0,
             stream: None,
+            values_end: OPEN_END,
         }
     }
 
@@ -454,7 +458,7 @@ impl Port {
             if self.region.reserve(ARENA_BYTES).is_err() {
                 return self.answer_no_memory(index);
             }
-            let start = self.open_stream(index, bytes.len() as u64);
+            let start = self.open_stream(index, bytes.len() as u64, false);
             self.append(bytes);
             self.commit();
             self.stream = None;
@@ -491,7 +495,7 @@ impl Port {
             if self.reserve_stream(bytes.len()).is_err() {
                 return self.answer_no_memory(index);
             }
-            let start = self.open_elements(index, bytes.len() as u64, elements.size());
+            let start = self.open_elements(index, bytes.len() as u64, false, elements.size());
             for part in bytes.chunks(PART_BYTES) {
                 self.append(part);
                 self.commit();
@@ -537,13 +541,14 @@ impl Port {
         self.tail = self.tail.max(self.region.a().out_received.0.load(Ordering::Acquire)).min(self.head);
     }
 
-    /// Starts a response that flows: the items of a batch, or a result larger than the arena.
-    pub(crate) fn open_stream(&mut self, index: u64, total_bytes: u64) -> u64 {
-        self.open_elements(index, total_bytes, 0)
+    /// Starts a response that flows: the items of a batch, as bare `values` or as records, or a result larger than the
+    /// arena.
+    pub(crate) fn open_stream(&mut self, index: u64, total_bytes: u64, values: bool) -> u64 {
+        self.open_elements(index, total_bytes, values, 0)
     }
 
     /// As [`open_stream`](Self::open_stream), of numbers of so many bytes.
-    fn open_elements(&mut self, index: u64, total_bytes: u64, element_bytes: u8) -> u64 {
+    fn open_elements(&mut self, index: u64, total_bytes: u64, values: bool, element_bytes: u8) -> u64 {
         let start = self.stream_start();
         if self.head == self.tail {
             self.tail = start;
@@ -557,6 +562,8 @@ impl Port {
         out.sent.store(self.head, Ordering::Relaxed);
         out.total_bytes.store(total_bytes, Ordering::Relaxed);
         out.element_bytes.store(element_bytes.into(), Ordering::Relaxed);
+        self.values_end = if values { OPEN_END } else { self.head };
+        out.values_end.store(self.values_end, Ordering::Relaxed);
         point(Point::StreamUntagged);
         // Edge OUT-OPEN, second half: the words above before the tag that announces them.
         out.tag.store(index + 1, Ordering::Release);
@@ -612,62 +619,77 @@ impl Port {
         }
     }
 
-    /// One record of a batch without a length. In two writes: put together first, it would be read back in one piece
-    /// before its parts have left the store buffer, which costs 5 ns.
+    /// One result of a batch without a length: a bare value, which takes a byte at least, or a record. That in two writes:
+    /// put together first, it would be read back in one piece before its parts have left the store buffer, which costs
+    /// 5 ns.
     #[inline]
     pub(crate) fn append_value(&mut self, bytes: &[u8]) {
+        if self.values_end == OPEN_END {
+            return self.append(if bytes.is_empty() { &[0] } else { bytes });
+        }
         self.append(&[Status::Value as u8]);
         point(Point::RecordTorn);
         self.append(bytes);
     }
 
-    /// A piece of the open stream for up to `records` records of so many bytes, which is written without the port. `None`:
-    /// there is no room for one, or it would go around the end.
+    /// A piece of the open stream for up to `values` bare values, which is written without the port. `None`: there is no
+    /// room for one, or records have begun.
     ///
     /// Nothing else is appended until [`leave_window`](Self::leave_window).
-    pub(crate) fn window(
-        &mut self,
-        index: u64,
-        records: usize,
-        record_bytes: usize,
-    ) -> Option<Window<'static>> {
+    pub(crate) fn window<R: Payload>(&mut self, index: u64, values: usize) -> Option<Window<'static, R>> {
+        let value_bytes = value_bytes::<R>().filter(|_| self.values_end == OPEN_END)?;
         let room = |port: &Self| (port.tail + ARENA_BYTES as u64).saturating_sub(port.head) as usize;
-        if room(self) < record_bytes {
+        if room(self) / value_bytes < values {
             self.refresh_tail();
         }
-        let records = (room(self) / record_bytes).min(records);
-        let (next, bytes) = self.region.arena().piece(self.head, records * record_bytes);
-        let bytes = bytes / record_bytes * record_bytes;
+        // The arena's size is a multiple of a value's, so none goes around the end.
+        let values = (room(self) / value_bytes).min(values);
+        let (next, bytes) = self.region.arena().piece(self.head, values * value_bytes);
         let start = self.head as usize & (ARENA_BYTES - 1);
         if bytes == 0 || self.region.reserve(start + bytes).is_err() {
             return None;
         }
         let (sent, wake) = (&raw const self.region.b().out.0.sent, &raw const self.region.a().wake.0);
         let request = std::ptr::from_ref(self.region.request(index));
+        // SAFETY: WINDOW-2.
+        let request: &RequestSlot = unsafe { &*request };
+        // One that is marked already is looked at after the first value.
+        let head = request.word();
+        let head = if is_cancelled(request, index) { !head } else { head };
         Some(Window {
             next,
-            // SAFETY: `piece` says that there are so many bytes.
-            end: unsafe { next.add(bytes) },
+            left: bytes / value_bytes,
             position: self.head,
             // SAFETY: WINDOW-2.
             sent: unsafe { &*sent },
             // SAFETY: WINDOW-2.
             wake: unsafe { &*wake },
-            // SAFETY: WINDOW-2.
-            request: unsafe { &*request },
-            index,
+            request,
+            head,
             rung: self.rung,
+            light: barrier::Light::get(),
+            _values: PhantomData,
         })
     }
 
-    /// Goes on behind what was written into a window.
-    pub(crate) fn leave_window(&mut self, position: u64) {
-        debug_assert!(position >= self.head && position <= self.tail + ARENA_BYTES as u64);
-        self.head = position;
+    /// Goes on behind what was written into a window for `values` values; how many there are.
+    pub(crate) fn leave_window<R: Payload>(&mut self, values: usize) -> usize {
+        let value_bytes = value_bytes::<R>().unwrap_or(1) as u64;
+        // This side's own word, which nobody but a stray write has changed.
+        let sent = self.region.b().out.0.sent.load(Ordering::Relaxed);
+        let written = (sent.wrapping_sub(self.head) / value_bytes).min(values as u64);
+        self.head += written * value_bytes;
+        written as usize
     }
 
-    /// One record of a batch with a length in front.
+    /// One record of a batch with a length in front. Bare values end with the first one.
     pub(crate) fn append_sized(&mut self, status: Status, bytes: &[u8]) {
+        if self.values_end == OPEN_END {
+            self.values_end = self.head;
+            // Relaxed: before `sent` goes beyond it, which is edge OUT-SENT.
+            self.region.b().out.0.values_end.store(self.head, Ordering::Relaxed);
+            point(Point::ValuesEnded);
+        }
         self.append(&sized_header(status, bytes.len()));
         point(Point::RecordTorn);
         self.append(bytes);
@@ -688,6 +710,7 @@ impl Port {
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);
+        slot.set(2, self.values_end);
         point(Point::BatchUnpublished);
         slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
         point(Point::BatchPublished);
@@ -819,63 +842,51 @@ fn is_cancelled(slot: &RequestSlot, index: u64) -> bool {
     slot.poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
 }
 
-/// A contiguous piece of the open stream, free and backed by memory, for fixed-size records. It spares the loop over a
+/// A contiguous piece of the open stream, free and backed by memory, for bare values. It spares the loop over a
 /// batch's items everything that is the same for all of them.
 ///
-/// * WINDOW-1: `next .. end` lies in the arena of `B`, none of it has been published, and nobody else writes there.
+/// * WINDOW-1: from `next` on there are `left` times [`value_bytes`] bytes of the arena of `B`, none of which have been
+///   published, and nobody else writes there.
 /// * WINDOW-2: the words lie in the region, which is never unmapped in this process and consists there of atomics
 ///   (REGION-1, REGION-2).
 #[derive(Debug)]
-pub(crate) struct Window<'a> {
+pub(crate) struct Window<'a, R> {
     next: NonNull<u8>,
-    end: NonNull<u8>,
+    left: usize,
     position: u64,
     sent: &'a AtomicU64,
     wake: &'a AtomicU64,
     request: &'a RequestSlot,
-    index: u64,
+    /// The request's head while nobody marks it.
+    head: u64,
     rung: u64,
+    light: barrier::Light,
+    _values: PhantomData<fn(R)>,
 }
 
-impl Window<'_> {
-    /// Where in the stream it is.
-    pub(crate) fn position(&self) -> u64 {
-        self.position
-    }
-
-    fn room(&self) -> usize {
-        self.end.as_ptr().addr() - self.next.as_ptr().addr()
-    }
-
-    /// Whether there is no room for another record of so many bytes.
+impl<R: Payload> Window<'_, R> {
+    /// Writes and publishes a value. `false`: the window is full, somebody wants to be rung, or the request was cancelled.
     #[inline]
-    pub(crate) fn is_full(&self, record_bytes: usize) -> bool {
-        self.room() < record_bytes
-    }
-
-    /// Writes and publishes a record of the size that the window was asked for. `true`: somebody wants to be rung, or
-    /// the request was cancelled.
-    #[inline]
-    pub(crate) fn put(&mut self, value: &[u8]) -> bool {
-        let bytes = 1 + value.len();
-        assert!(bytes <= self.room(), "the window is full");
-        // SAFETY: WINDOW-1 and the assertion.
-        unsafe { self.next.write(Status::Value as u8) };
-        point(Point::RecordTorn);
-        // SAFETY: as above.
-        let to = unsafe { self.next.add(1) };
-        // SAFETY: as above; `value` is memory of this process alone.
-        unsafe { to.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
+    pub(crate) fn put(&mut self, value: &R) -> bool {
+        let (Some(value), Some(bytes)) = (codec::plain_bytes(value), value_bytes::<R>()) else {
+            return false;
+        };
+        assert!(self.left > 0 && value.len() <= bytes, "a window was given too much");
+        // SAFETY: WINDOW-1 and the assertion; `value` is memory of this process alone.
+        unsafe { self.next.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
         // SAFETY: as above.
         self.next = unsafe { self.next.add(bytes) };
+        prefetch::for_writing_behind(self.next.as_ptr());
+        self.left -= 1;
         self.position += bytes as u64;
         point(Point::RecordUncommitted);
         // Edge OUT-SENT: the bytes before the position behind them.
         self.sent.store(self.position, Ordering::Release);
         point(Point::Committed);
         // Edges SLEEP and CUT: the publication before the looks.
-        barrier::light();
-        self.wake.load(Ordering::Relaxed) != self.rung || is_cancelled(self.request, self.index)
+        self.light.barrier();
+        let news = self.wake.load(Ordering::Relaxed) != self.rung || self.request.word() != self.head;
+        self.left > 0 && !news
     }
 }
 

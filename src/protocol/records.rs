@@ -1,15 +1,35 @@
 //! The items of a batch on their way back, and what a panic looks like in bytes.
 //!
-//! A batch's results flow through the arena as one stream of records, in item order. A record is a status byte and
-//! then, for [`Status::Value`], the fixed-size archive of the result; for every other status, a length (8 bytes,
-//! little-endian) and that many bytes. Records are packed: a `u64` costs nine bytes.
+//! A batch's results flow through the arena as one stream, in item order. Results of a fixed size come as *bare values*,
+//! one after the other (one without bytes takes a byte), up to the first item that has no value. From there on, and
+//! from the beginning if the results have no fixed size, the stream consists of *records*: a status byte and then, for
+//! [`Status::Value`], the fixed-size archive of the result; for every other status, a length (8 bytes, little-endian)
+//! and that many bytes. Records are packed. Where they begin is one position beside the stream.
 
 use super::wire::Status;
+use crate::memory::codec::{self, Payload};
 
 /// The texts of errors and panics are cut off here by the worker; a longer one is no worker's.
 pub(crate) const TEXT_BYTES_MAX: usize = 1 << 20;
+/// The position where bare values end that have not ended.
+pub(crate) const OPEN_END: u64 = u64::MAX;
 /// The status and the length in front of a record's payload.
 pub(crate) const SIZED_HEADER_BYTES: usize = 9;
+
+/// Fixed-size results up to this many bytes travel without a length.
+pub(crate) const STRIDE_MAX: usize = 16;
+
+/// The size of a batch's results, if they travel without a length. Both ends ask here.
+#[inline]
+pub(crate) fn record_stride<R: Payload>() -> Option<usize> {
+    codec::plain_size::<R>().filter(|&bytes| bytes <= STRIDE_MAX)
+}
+
+/// What a bare value takes: a byte at least.
+#[inline]
+pub(crate) fn value_bytes<R: Payload>() -> Option<usize> {
+    record_stride::<R>().map(|bytes| bytes.max(1))
+}
 
 /// What [`parse`] found at the start of some bytes.
 #[derive(Debug, PartialEq, Eq)]

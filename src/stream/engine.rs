@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use super::records::{Arrivals, Records};
+use super::records::{Address, Arrivals, News, Note, Records, What};
 use super::stop::{Control, Message, call_off};
-use crate::context::{BatchBytes, Named, record_stride};
+use crate::context::{BatchBytes, Named};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
@@ -18,8 +18,8 @@ use crate::life::wait::Awaited;
 use crate::memory::codec::{self, AlignedBytes, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Parcel, Reply};
-use crate::protocol::records::{Parsed, parse};
+use crate::protocol::lane::{Batch, Form, Parcel, Reply};
+use crate::protocol::records::{Parsed, STRIDE_MAX, parse, record_stride, value_bytes};
 use crate::protocol::wire::Status;
 use crate::task;
 
@@ -61,7 +61,7 @@ struct Slot<R> {
     received: u32,
     /// Index of its first item in the stream.
     first: u64,
-    /// Bytes of records that have come and are not read.
+    /// Bytes of a record that is not whole.
     bytes: Vec<u8>,
     /// Results that wait for their turn, in an ordered stream.
     held: VecDeque<Item<R>>,
@@ -83,12 +83,15 @@ pub(super) struct Engine<R> {
     /// `None`: the pool's.
     terms: Option<Terms>,
     window: usize,
+    /// Where the last message went.
+    station: usize,
     slots: Vec<Slot<R>>,
     free: Vec<usize>,
     /// In an ordered stream, the slots in use, in the order of their items.
     order: VecDeque<usize>,
     arrivals: Arc<Arrivals>,
-    looked_at: Vec<usize>,
+    /// Empty between two collections.
+    news: News,
     /// Where a record's payload is decoded: records are packed, and views are aligned.
     aligned: AlignedBytes,
     filling: BatchBytes,
@@ -117,6 +120,7 @@ impl<R: Payload> Engine<R> {
             None => core.stations.len() * depth,
         };
         let max_payload = core.policy.max_payload;
+        let station = core.next_in_turn();
         let arrivals = control.arrivals.clone();
         Self {
             handle,
@@ -127,11 +131,12 @@ impl<R: Payload> Engine<R> {
             max_payload,
             terms,
             window,
+            station,
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
             arrivals,
-            looked_at: Vec::new(),
+            news: News::default(),
             aligned: AlignedBytes::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
@@ -216,18 +221,19 @@ impl<R: Payload> Engine<R> {
     /// Takes items of a plain type in, whose encoding is no user code, until the message is full and sent, something has
     /// come, or the stream is over. `false`: the source has ended.
     #[inline]
-    pub(super) fn fill<I: Payload, B: Borrow<I>>(
+    pub(super) fn fill<T: Iterator<Item = B>, I: Payload, B: Borrow<I>>(
         &mut self,
-        source: &mut impl Iterator<Item = B>,
+        source: &mut Option<T>,
         deliver: &mut impl Deliver<R>,
     ) -> bool {
         if self.filling.len() == 0 {
             self.filling_first = self.pulled;
         }
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
-        let (arrivals, control) = (&*self.arrivals, &*self.control);
-        let enough = || arrivals.any() || control.is_over();
-        let more = self.filling.fill::<I, B>(source, goal, &mut self.pulled, enough);
+        // The end of the stream or of its pool is an arrival, too.
+        let arrivals = &*self.arrivals;
+        let enough = || arrivals.any();
+        let more = self.filling.fill::<T, I, B>(source, goal, &mut self.pulled, enough);
         if self.filling.len() >= goal {
             self.flush(deliver);
         }
@@ -288,7 +294,8 @@ impl<R: Payload> Engine<R> {
     /// Takes a slot for a message of so many items.
     fn open(&mut self, first: u64, items: u32) -> usize {
         let at = self.free.pop().unwrap_or_else(|| {
-            let records = Arc::new(Records::new(self.slots.len(), self.arrivals.clone()));
+            let address = Address { slot: self.slots.len() as u32, epoch: 0 };
+            let records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
             let (bytes, held) = (Vec::new(), VecDeque::new());
             self.slots.push(Slot {
                 job: None,
@@ -339,7 +346,7 @@ impl<R: Payload> Engine<R> {
         if again {
             core.submit_again(held, parcel);
         } else {
-            core.submit(held, parcel);
+            self.station = core.submit_along(self.station, held, parcel);
         }
         if let Some(deadline) = deadline {
             core.set_deadline(deadline);
@@ -356,41 +363,54 @@ impl<R: Payload> Engine<R> {
 
     /// Reads what has arrived.
     pub(super) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
-        let mut slots = std::mem::take(&mut self.looked_at);
-        self.arrivals.take(&mut slots);
-        for at in slots.drain(..) {
-            self.look_at(at, deliver);
+        let mut news = std::mem::take(&mut self.news);
+        self.arrivals.take(&mut news);
+        let mut read = 0;
+        for &Note { address, what } in &news.notes {
+            let len = if let What::Results(_, len) = what { len } else { 0 };
+            let bytes = &news.bytes[read..read + len];
+            read += len;
+            self.accept(address, what, bytes, deliver);
         }
-        self.looked_at = slots;
+        news.clear();
+        self.news = news;
     }
 
-    fn look_at(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
+    /// Something has come for a message.
+    #[inline]
+    fn accept(&mut self, address: Address, what: What, bytes: &[u8], deliver: &mut impl Deliver<R>) {
+        let at = address.slot as usize;
         let slot = &mut self.slots[at];
-        // An announcement may come late, when the slot is free or serves another message: then there is nothing, or
-        // nothing yet.
-        slot.records.accept_news();
-        let Some(job) = slot.job else { return };
-        // Before the records are taken: when it is done, they are all there.
-        let done = job.is_done();
-        slot.records.take(&mut slot.bytes);
-        if !slot.bytes.is_empty() && !self.read_records(at, deliver) {
-            return self.abort(at, "a batch's results are damaged", deliver);
+        if slot.records.address != address {
+            // It was given up.
+            return;
         }
-        if done {
-            self.slots[at].job = None;
-            self.end(at, job.take(), deliver);
+        let valid = match what {
+            What::Results(Form::Values, _) => self.read_values(at, bytes, deliver),
+            What::Results(Form::Records, _) => self.read_records(at, bytes, deliver),
+            What::Ended => {
+                if let Some(job) = slot.job.take_if(|job| job.is_done()) {
+                    self.end(at, job.take(), deliver);
+                }
+                true
+            }
+        };
+        if !valid {
+            self.abort(at, "a batch's results are damaged", deliver);
         }
     }
 
     /// Reads whole records. `false`: they make no sense.
-    fn read_records(&mut self, at: usize, deliver: &mut impl Deliver<R>) -> bool {
+    fn read_records(&mut self, at: usize, new: &[u8], deliver: &mut impl Deliver<R>) -> bool {
         let stride = record_stride::<R>();
-        let mut bytes = std::mem::take(&mut self.slots[at].bytes);
+        let mut kept = std::mem::take(&mut self.slots[at].bytes);
+        let torn = !kept.is_empty();
+        if torn {
+            kept.extend_from_slice(new);
+        }
+        let bytes = if torn { &*kept } else { new };
         let mut read = 0;
         let valid = loop {
-            if let Some(stride) = stride {
-                read += self.read_values(at, &bytes[read..], stride, deliver);
-            }
             let (status, payload, len) = match parse(&bytes[read..], stride, self.max_payload) {
                 Parsed::Partial => break true,
                 Parsed::Invalid => break false,
@@ -411,47 +431,41 @@ impl<R: Payload> Engine<R> {
             read += len;
             self.settle(at, item, deliver);
         };
-        if read == bytes.len() {
-            bytes.clear();
+        if torn {
+            kept.drain(..read);
         } else {
-            bytes.drain(..read);
+            kept.extend_from_slice(&new[read..]);
         }
-        self.slots[at].bytes = bytes;
+        self.slots[at].bytes = kept;
         valid
     }
 
-    /// Settles a run of values without lengths, up to the first record that is something else; how many bytes it takes.
+    /// Settles a run of bare values. `false`: they make no sense.
     #[inline]
-    fn read_values(
-        &mut self,
-        at: usize,
-        bytes: &[u8],
-        stride: usize,
-        deliver: &mut impl Deliver<R>,
-    ) -> usize {
+    fn read_values(&mut self, at: usize, bytes: &[u8], deliver: &mut impl Deliver<R>) -> bool {
+        let (Some(stride), Some(width)) = (record_stride::<R>(), value_bytes::<R>()) else { return false };
+        let value = |bytes: &[u8]| codec::plain_value::<R>(&bytes[..stride]);
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
+        let count = bytes.len() / width;
+        if count * width != bytes.len() || count > (slot.items - slot.received) as usize {
+            return false;
+        }
         let first = slot.first + u64::from(slot.received);
-        let missing = (slot.items - slot.received) as usize;
-        let mut count = 0;
-        let values = bytes.chunks_exact(1 + stride).take(missing).map_while(|record| match record {
-            [status, value @ ..] if *status == Status::Value as u8 => {
-                let value = codec::decode::<R>(value).ok()?;
-                count += 1;
-                Some(value)
-            }
-            _ => None,
-        });
+        slot.received += count as u32;
+        slot.losses = 0;
         if front {
-            deliver.run(first, values);
+            for (first, bytes) in (first..).step_by(RUN).zip(bytes.chunks(RUN * width)) {
+                // On the stack, where nothing else can be, so that the caller's function keeps what it counts in registers.
+                let mut run = [0; RUN * STRIDE_MAX];
+                let run = &mut run[..bytes.len()];
+                run.copy_from_slice(bytes);
+                deliver.run(first, run.chunks_exact(width).map_while(value));
+            }
         } else {
-            slot.held.extend(values.map(Ok));
+            slot.held.extend(bytes.chunks_exact(width).map_while(value).map(Ok));
         }
-        if count > 0 {
-            slot.received += count;
-            slot.losses = 0;
-        }
-        count as usize * (1 + stride)
+        true
     }
 
     /// The next item of a message has this outcome.
@@ -536,9 +550,9 @@ impl<R: Payload> Engine<R> {
         }
         let slot = &mut self.slots[at];
         slot.bytes.clear();
-        // The old ones may still be written to, for as long as the worker goes on.
-        slot.records.close();
-        slot.records = Arc::new(Records::new(at, self.arrivals.clone()));
+        // For as long as the worker goes on, more may come.
+        let address = Address { epoch: slot.records.address.epoch.wrapping_add(1), ..slot.records.address };
+        slot.records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
         self.fail_rest(at, &damaged(why), deliver);
     }
 
@@ -569,6 +583,9 @@ impl<R: Payload> Engine<R> {
         }
     }
 }
+
+/// So many values are delivered in one go.
+const RUN: usize = 128;
 
 #[cold]
 fn damaged(why: &str) -> TaskError {
@@ -608,10 +625,10 @@ impl<R> Drop for Engine<R> {
         if !core.is_here() {
             return;
         }
+        self.arrivals.close();
         let mut messages = Vec::new();
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
-                slot.records.close();
                 // Once abandoned, the cell may be somebody else's.
                 let message = Message { first: slot.first, job, generation: job.generation() };
                 if job.abandon(false) {

@@ -56,14 +56,14 @@ pub struct Map<T, R> {
 }
 
 /// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
-/// is `false`. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
+/// is then let go. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
 /// each item would cost as much as the item. The number is that of results that wait to be asked for.
-pub(super) type Pull<T, R> = fn(&mut Engine<R>, &mut T, usize, &mut Sink<'_, R>) -> bool;
+pub(super) type Pull<T, R> = fn(&mut Engine<R>, &mut Option<T>, usize, &mut Sink<'_, R>);
 
 /// Where a pull leaves results that need no worker.
 pub(super) type Sink<'a, R> = dyn FnMut(u64, Item<R>) + 'a;
 
-fn pull<T, R, I, B>(engine: &mut Engine<R>, source: &mut T, waiting: usize, deliver: &mut Sink<'_, R>) -> bool
+fn pull<T, R, I, B>(engine: &mut Engine<R>, source: &mut Option<T>, waiting: usize, deliver: &mut Sink<'_, R>)
 where
     T: Iterator<Item = B>,
     R: Payload,
@@ -73,20 +73,24 @@ where
     if engine.fills::<I>() {
         return pull_plain::<T, R, I, B>(engine, source, waiting, deliver);
     }
-    pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
-        engine.push(item.borrow(), &mut deliver);
-    })
+    let more = source.as_mut().is_some_and(|source| {
+        pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
+            engine.push(item.borrow(), &mut deliver);
+        })
+    });
+    if !more {
+        *source = None;
+    }
 }
 
 /// As [`pull_into`], for items that are filled into a message in one loop.
 #[inline]
 fn pull_plain<T, R, I, B>(
     engine: &mut Engine<R>,
-    source: &mut T,
+    source: &mut Option<T>,
     waiting: usize,
     deliver: &mut Sink<'_, R>,
-) -> bool
-where
+) where
     T: Iterator<Item = B>,
     R: Payload,
     I: Payload,
@@ -99,18 +103,17 @@ where
         deliver(index, item);
     };
     while engine.wants_items(room) {
-        if !engine.fill::<I, B>(source, &mut deliver) {
-            engine.flush(&mut deliver);
-            return false;
+        if !engine.fill::<T, I, B>(source, &mut deliver) {
+            *source = None;
+            return engine.flush(&mut deliver);
         }
         if engine.has_news() || delivered.get() || engine.is_over() {
             break;
         }
     }
-    true
 }
 
-/// The loop of a [`Pull`], around what is to be done with an item.
+/// The loop of a [`Pull`], around what is to be done with an item. `false`: the source has ended.
 #[inline]
 pub(super) fn pull_into<T: Iterator, R: Payload>(
     engine: &mut Engine<R>,
@@ -324,7 +327,7 @@ impl<T, R: Payload> Map<T, R> {
     ///
     /// A granularity out of range.
     pub fn run<F: Flow>(self, mut g: impl FnMut(Result<R, TaskError>) -> F) -> Result<StreamSummary, Error> {
-        self.run_judged(|_, item| {
+        self.run_judged(move |_, item| {
             let failed = item.is_err();
             (failed, g(item))
         })
@@ -403,13 +406,13 @@ impl<T, R: Payload> Map<T, R> {
 
     /// Pulls items while so many results wait to be asked for, or gives the source up if the stream is over.
     fn refill(&mut self, waiting: usize, deliver: &mut impl FnMut(u64, Item<R>)) {
-        let (Some(engine), Some(source)) = (&mut self.engine, &mut self.source) else { return };
+        let Some(engine) = self.engine.as_mut().filter(|_| self.source.is_some()) else { return };
         if engine.is_over() {
             self.cut_short = true;
             self.source = None;
             engine.flush(deliver);
-        } else if !(self.pull)(engine, source, waiting, deliver) {
-            self.source = None;
+        } else {
+            (self.pull)(engine, &mut self.source, waiting, deliver);
         }
     }
 
@@ -453,47 +456,51 @@ struct Judged<G> {
 }
 
 impl<G> Judged<G> {
-    /// The outcomes of items that follow each other.
+    /// Calls the function for each of these, items that follow each other.
     #[inline]
-    fn each<R, F: Flow>(&mut self, first: u64, items: impl Iterator<Item = Item<R>>)
-    where
+    fn each<R, F: Flow, V>(
+        &mut self,
+        first: u64,
+        values: impl Iterator<Item = V>,
+        item: impl Fn(V) -> Item<R>,
+    ) where
         G: FnMut(u64, Item<R>) -> (bool, F),
     {
+        if self.broken {
+            return;
+        }
         // On the stack, where nothing points to it, what the function refers to can stay in registers, which is a third of
         // the price of a result. After a panic nobody calls it again.
         let Some(mut g) = self.g.take() else { return };
-        let (mut index, mut ok, mut failed) = (first, 0, 0);
-        items.for_each(|item| {
-            if self.broken {
-                return;
-            }
-            let (fails, flow) = g(index, item);
+        let (mut index, mut failed) = (first, 0);
+        for value in values {
+            // Made here: an iterator of outcomes would have each of them written to memory and read back.
+            let (fails, flow) = g(index, item(value));
             index += 1;
-            if fails {
-                failed += 1;
-            } else {
-                ok += 1;
-            }
+            failed += u64::from(fails);
             if flow.stops() {
                 self.broken = true;
-                self.control.stop();
+                break;
             }
-        });
-        self.ok += ok;
+        }
+        self.ok += index - first - failed;
         self.failed += failed;
         self.g = Some(g);
+        if self.broken {
+            self.control.stop();
+        }
     }
 }
 
 impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F)> Deliver<R> for Judged<G> {
     #[inline]
     fn one(&mut self, index: u64, item: Item<R>) {
-        self.each(index, std::iter::once(item));
+        self.each(index, std::iter::once(item), |item| item);
     }
 
     #[inline]
     fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
-        self.each(first, values.map(Ok));
+        self.each(first, values, Ok);
     }
 }
 

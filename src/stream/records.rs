@@ -1,4 +1,4 @@
-//! Where the results of a stream's batches arrive.
+//! Where the results of a stream's messages arrive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,24 +6,68 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
+use crate::life::core::Listener;
 use crate::life::job::BatchSink;
 use crate::memory::arena::ArenaReader;
+use crate::protocol::lane::Form;
 
-/// What a stream and the deliverers of its results share.
+/// The most memory that a buffer for results keeps between two uses.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
+/// What a stream and the deliverers of its results share: a mailbox, which the stream empties as a whole.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     state: Mutex<State>,
-    /// Whether `ready` has something, or the stream's owner was poked: a hint that costs a load.
+    /// Whether there is news, or the stream's owner was poked: a hint that costs a load.
     any: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Batches with records that nobody has looked at.
-    ready: Vec<usize>,
-    /// Whether there is something else to look at than batches.
+    news: News,
+    /// Whether there is something else to look at than news.
     poked: bool,
+    /// Whether nobody will look any more.
+    closed: bool,
     waker: Option<Waker>,
+}
+
+/// What has come, in its order.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) notes: Vec<Note>,
+    /// The results that the notes are about, one after the other.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Something that has come for a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note {
+    pub(super) address: Address,
+    pub(super) what: What,
+}
+
+/// A slot of the stream's window, and which of its uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) slot: u32,
+    pub(super) epoch: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// So many bytes of results.
+    Results(Form, usize),
+    /// The message's job is done, and all of its results were before this.
+    Ended,
+}
+
+impl News {
+    pub(super) fn clear(&mut self) {
+        self.notes.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+    }
 }
 
 impl Arrivals {
@@ -32,18 +76,18 @@ impl Arrivals {
         self.any.load(Ordering::Acquire)
     }
 
-    /// Takes the batches that have something to look at.
-    pub(super) fn take(&self, into: &mut Vec<usize>) {
+    /// Takes what has come; `news`, which is empty, is what comes next collected in.
+    pub(super) fn take(&self, news: &mut News) {
         let mut state = self.state.lock();
-        into.append(&mut state.ready);
+        std::mem::swap(&mut state.news, news);
         state.poked = false;
         self.any.store(false, Ordering::Release);
     }
 
-    /// Wants `waker` called when a batch has something, or at a poke. `Ready`: there is something.
+    /// Wants `waker` called when something comes, or at a poke. `Ready`: there is something.
     pub(super) fn register(&self, waker: &Waker) -> Poll<()> {
         let mut state = self.state.lock();
-        if !state.ready.is_empty() || state.poked {
+        if !state.news.notes.is_empty() || state.poked {
             return Poll::Ready(());
         }
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -65,73 +109,60 @@ impl Arrivals {
         }
     }
 
-    fn announce(&self, batch: usize) -> Option<Waker> {
+    /// Lets go of what has come, and of what will.
+    #[cold]
+    pub(super) fn close(&self) {
         let mut state = self.state.lock();
-        state.ready.push(batch);
-        self.any.store(true, Ordering::Release);
+        state.closed = true;
+        state.news = News::default();
+    }
+
+    #[inline]
+    fn announce(&self, address: Address, what: What, add: impl FnOnce(&mut Vec<u8>)) -> Option<Waker> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.closed {
+            return None;
+        }
+        add(&mut state.news.bytes);
+        let notes = &mut state.news.notes;
+        match (notes.last_mut(), what) {
+            (
+                Some(Note { address: last, what: What::Results(form, len) }),
+                What::Results(more_form, more),
+            ) if *last == address && *form == more_form => {
+                *len += more;
+            }
+            (None, _) => {
+                notes.push(Note { address, what });
+                self.any.store(true, Ordering::Release);
+            }
+            _ => notes.push(Note { address, what }),
+        }
         state.waker.take()
     }
 }
 
-/// The records of one batch, from the lane that receives them to the stream that reads them.
-#[derive(Debug)]
-pub(super) struct Records {
-    /// Number of the batch in the stream's window.
-    batch: usize,
-    arrivals: Arc<Arrivals>,
-    bytes: Mutex<Vec<u8>>,
-    /// Whether nobody will read what comes.
-    closed: AtomicBool,
-    announced: AtomicBool,
+impl Listener for Arrivals {
+    fn pool_closes(&self) {
+        self.poke();
+    }
 }
 
-impl Records {
-    pub(super) fn new(batch: usize, arrivals: Arc<Arrivals>) -> Self {
-        let (closed, announced) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { batch, arrivals, bytes: Mutex::new(Vec::new()), closed, announced }
-    }
-
-    /// What comes from here on is announced again. To be called before looking: news that come in between are then
-    /// announced once too often rather than not at all.
-    pub(super) fn accept_news(&self) {
-        self.announced.store(false, Ordering::SeqCst);
-    }
-
-    /// Takes what has come, adding it to `into`.
-    pub(super) fn take(&self, into: &mut Vec<u8>) {
-        let mut bytes = self.bytes.lock();
-        if into.is_empty() {
-            std::mem::swap(into, &mut bytes);
-        } else {
-            into.append(&mut bytes);
-        }
-    }
-
-    /// Lets go of what has come, and of what will.
-    pub(super) fn close(&self) {
-        let mut bytes = self.bytes.lock();
-        self.closed.store(true, Ordering::Relaxed);
-        *bytes = Vec::new();
-    }
-
-    fn announce(&self) -> Option<Waker> {
-        if self.announced.swap(true, Ordering::SeqCst) { None } else { self.arrivals.announce(self.batch) }
-    }
+/// The way of one message's results, from the lane that receives them to the stream that reads them.
+#[derive(Debug)]
+pub(super) struct Records {
+    pub(super) address: Address,
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 impl BatchSink for Records {
-    fn append(&self, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
-        let mut bytes = self.bytes.lock();
-        // Relaxed: under the lock.
-        if self.closed.load(Ordering::Relaxed) {
-            return None;
-        }
-        arena.append_to(position, len, &mut *bytes);
-        drop(bytes);
-        self.announce()
+    fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
+        self.arrivals
+            .announce(self.address, What::Results(form, len), |bytes| arena.append_to(position, len, bytes))
     }
 
     fn ended(&self) -> Option<Waker> {
-        self.announce()
+        self.arrivals.announce(self.address, What::Ended, |_| {})
     }
 }

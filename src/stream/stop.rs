@@ -98,9 +98,11 @@ impl fmt::Debug for Control {
 
 impl Control {
     pub(super) fn new(core: Arc<Core>) -> Self {
+        let arrivals = Arc::<Arrivals>::default();
+        core.listen(arrivals.clone());
         Self {
             core,
-            arrivals: Arc::default(),
+            arrivals,
             stopped: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             messages: Mutex::new(Vec::new()),
@@ -156,6 +158,8 @@ impl Control {
             }
             std::mem::take(&mut *messages)
         };
+        // Whoever pulls from the source looks for arrivals only.
+        self.arrivals.poke();
         call_off(&self.core, messages.into_iter().flatten().collect());
         self.arrivals.poke();
     }

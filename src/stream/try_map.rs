@@ -58,23 +58,25 @@ impl<T, R, X> fmt::Debug for TryMap<T, R, X> {
 
 fn pull<T, R, I, X>(
     engine: &mut Engine<R>,
-    source: &mut Fallible<T, X>,
+    source: &mut Option<Fallible<T, X>>,
     waiting: usize,
     deliver: &mut Sink<'_, R>,
-) -> bool
-where
+) where
     T: Iterator<Item = Result<I, X>>,
     R: Payload,
     I: Payload,
 {
-    let Fallible { source, errors } = source;
-    pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| match item {
+    let Some(Fallible { source: items, errors }) = source else { return };
+    let more = pull_into(engine, items, waiting, deliver, |engine, item, mut deliver| match item {
         Ok(item) => engine.push(&item, &mut deliver),
         Err(error) => {
             errors.0.lock().push_back((engine.pulled, error));
             engine.hold_place(&mut deliver);
         }
-    })
+    });
+    if !more {
+        *source = None;
+    }
 }
 
 impl<E, S, W> Pool<E, S, W> {
@@ -149,7 +151,7 @@ impl<T, R: Payload, X> TryMap<T, R, X> {
         mut g: impl FnMut(Result<Result<R, TaskError>, X>) -> F,
     ) -> Result<StreamSummary, Error> {
         let Self { map, errors } = self;
-        map.run_judged(|index, item| {
+        map.run_judged(move |index, item| {
             let result = errors.at(index, item);
             let failed = !matches!(result, Ok(Ok(_)));
             (failed, g(result))

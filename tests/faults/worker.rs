@@ -240,6 +240,7 @@ crate::kill_points! {
 
     record_torn => under_load(RecordTorn, Blame::Started);
     record_uncommitted => under_load(RecordUncommitted, Blame::Started);
+    values_ended => under_load(ValuesEnded, Blame::Started);
     record_done => under_load(RecordDone, Blame::Whoever);
     batch_unpublished => under_load(BatchUnpublished, Blame::Nobody);
     batch_published => under_load(BatchPublished, Blame::Nobody);

@@ -38,5 +38,5 @@ pub(crate) use access::{decode, from_view, view, view_align};
 pub(crate) use bytes::{AlignedBytes, Filler};
 pub(crate) use elements::{Elements, ElementsRef, element_size, elements};
 pub(crate) use encode::{encode, encode_into};
-pub(crate) use plain::{plain_bytes, plain_size, plain_words};
+pub(crate) use plain::{plain_bytes, plain_size, plain_value, plain_words};
 pub(crate) use sink::{EncodeError, Encoded, INLINE_MAX};

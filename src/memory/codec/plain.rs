@@ -97,6 +97,16 @@ pub(crate) fn plain_words<T: ?Sized>(value: &T) -> Option<(u8, [u64; 2])> {
     Some((bytes.len() as u8, [u64::from_le_bytes(low), u64::from_le_bytes(high)]))
 }
 
+/// The number that `bytes` are, if `R` is plain and of that size.
+#[inline]
+pub(crate) fn plain_value<R: 'static>(bytes: &[u8]) -> Option<R> {
+    if plain_size::<R>() != Some(bytes.len()) || size_of::<R>() != bytes.len() {
+        return None;
+    }
+    // SAFETY: `R` is a number or `()` of that size, every bit pattern of which is a value.
+    Some(unsafe { bytes.as_ptr().cast::<R>().read_unaligned() })
+}
+
 /// The number that `bytes` are, if `R` is a plain scalar.
 #[inline]
 pub(super) fn decode_scalar<R: 'static>(bytes: &[u8]) -> Option<Result<R, CodecError>> {

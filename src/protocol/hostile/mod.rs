@@ -18,7 +18,7 @@ use std::sync::Arc;
 use self::source::Source;
 use self::target::{
     ANSWER_RECEIVED, CALL_NUMBER, CALL_SENT, CALL_TOTAL, CLAIM, IN_RECEIVED, OUT_SENT, OUT_START, OUT_TAG,
-    OUT_TOTAL, Peer,
+    OUT_TOTAL, OUT_VALUES_END, Peer,
 };
 use crate::ground::doorbell::Doorbell;
 use crate::memory::arena::ArenaReader;
@@ -26,7 +26,7 @@ use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::lane::{Batch, Form, Lane, Parcel, Refusal, Reply, Sink, Violation};
 use crate::protocol::port::Request;
 use crate::protocol::records::{Parsed, TEXT_BYTES_MAX, parse};
 use crate::protocol::wire::{
@@ -100,6 +100,8 @@ struct Sent {
     /// Whether its token has come out.
     out: bool,
     records: Vec<u8>,
+    /// Whether records have come, after which no bare values do.
+    in_records: bool,
 }
 
 /// Takes what a lane delivers, and checks what must hold whatever the worker does.
@@ -163,9 +165,11 @@ impl Sink<u64> for Log {
         self.back(token, &parcel);
     }
 
-    fn records(&mut self, token: &mut u64, from: ArenaReader<'_>, position: u64, len: usize) {
+    fn results(&mut self, token: &mut u64, form: Form, from: ArenaReader<'_>, position: u64, len: usize) {
         let sent = &mut self.sent[*token as usize];
         assert!(!sent.out && sent.batch.is_some());
+        assert!(form == Form::Records || !sent.in_records, "values came after a record");
+        sent.in_records |= form == Form::Records;
         if self.hostile {
             // Nobody looks at them.
             sent.records.clear();
@@ -335,7 +339,13 @@ impl<'a> Scenario<'a> {
                 assert_eq!(index, self.indices.len() as u64);
                 self.indices.push(token);
                 let input = elements.to_archive().to_vec();
-                self.log.sent.push(Sent { input, batch: None, out: false, records: Vec::new() });
+                self.log.sent.push(Sent {
+                    input,
+                    batch: None,
+                    out: false,
+                    records: Vec::new(),
+                    in_records: false,
+                });
                 self.lane.ring_if_asleep();
             }
             Err(back) => assert_eq!(back, token),
@@ -358,7 +368,7 @@ impl<'a> Scenario<'a> {
             Ok(index) => {
                 assert_eq!(index, self.indices.len() as u64);
                 self.indices.push(token);
-                self.log.sent.push(Sent { input, batch, out: false, records: Vec::new() });
+                self.log.sent.push(Sent { input, batch, out: false, records: Vec::new(), in_records: false });
                 self.lane.ring_if_asleep();
             }
             Err((back, parcel, refusal)) => {
@@ -477,7 +487,7 @@ impl<'a> Scenario<'a> {
                 _ => port.answer(index, Status::Value, &result),
             };
         };
-        let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0), batch.done));
+        let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0, false), batch.done));
         if item == batch.items {
             return port.close_stream(index, start, Status::BatchDone);
         }
@@ -569,6 +579,7 @@ impl<'a> Scenario<'a> {
                 target.store(OUT_START, start);
                 target.store(OUT_TOTAL, source.damaged(self.log.max_payload as u64));
                 target.store(OUT_SENT, start.wrapping_add(source.below(100) as u64));
+                target.store(OUT_VALUES_END, source.choose(&[start, start.wrapping_add(50), u64::MAX, 0]));
                 target.store(OUT_TAG, some_index + 1);
             }
             8 => {

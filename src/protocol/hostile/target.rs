@@ -34,12 +34,13 @@ pub(super) const OUT_START: usize = OUT + offset_of!(OutWords, start);
 pub(super) const OUT_SENT: usize = OUT + offset_of!(OutWords, sent);
 pub(super) const OUT_TOTAL: usize = OUT + offset_of!(OutWords, total_bytes);
 pub(super) const OUT_ELEMENT: usize = OUT + offset_of!(OutWords, element_bytes);
+pub(super) const OUT_VALUES_END: usize = OUT + offset_of!(OutWords, values_end);
 pub(super) const CALL_NUMBER: usize = CALL + offset_of!(Transfer, number);
 pub(super) const CALL_TOTAL: usize = CALL + offset_of!(Transfer, total_bytes);
 pub(super) const CALL_SENT: usize = CALL + offset_of!(Transfer, sent);
 
 /// Every word of the header.
-const HEADER: [usize; 14] = [
+const HEADER: [usize; 15] = [
     CLAIM,
     offset_of!(SideB, sleeping),
     STATE + offset_of!(StateWords, state),
@@ -50,6 +51,7 @@ const HEADER: [usize; 14] = [
     OUT_SENT,
     OUT_TOTAL,
     OUT_ELEMENT,
+    OUT_VALUES_END,
     CALL_NUMBER,
     CALL_TOTAL,
     CALL_SENT,
@@ -116,6 +118,7 @@ impl Target {
         let start = self.load(OUT_START);
         self.store(Self::response(index, 1), start);
         self.store(Self::response(index, 2), self.load(OUT_SENT).wrapping_sub(start));
+        self.store(Self::response(index, 3), self.load(OUT_VALUES_END));
         let head = u64::from((index as u32).wrapping_add(1)) | (Place::Stream as u64) << 32;
         self.store(Self::response(index, 0), head | (Status::BatchDone as u64) << 48);
     }

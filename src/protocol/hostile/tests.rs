@@ -88,7 +88,7 @@ fn any_bytes_are_values_or_errors() {
 fn claimed(bytes: usize) -> (Lane<u64>, Peer, Log) {
     let (region, fds) = Region::create().unwrap();
     let mut lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
-    let sent = Sent { input: Vec::new(), batch: None, out: false, records: Vec::new() };
+    let sent = Sent { input: Vec::new(), batch: None, out: false, records: Vec::new(), in_records: false };
     let log = Log { sent: vec![sent], max_payload: 64 << 20, hostile: true, calls: 0, call: None };
     let input = Encoded::Heap(AlignedBytes::from(&*vec![0; bytes]));
     lane.push(0, Parcel { code: code(0), batch: None, input }).unwrap();
@@ -198,7 +198,13 @@ fn rows_of_numbers_travel_both_ways() {
         let row: Vec<u16> = (0..count).map(|i| (i * 7) as u16).collect();
         let elements = codec::elements(&row).unwrap();
         let index = scenario.lane.push_elements(scenario.log.sent.len() as u64, code(0), &elements).unwrap();
-        scenario.log.sent.push(Sent { input: Vec::new(), batch: None, out: false, records: Vec::new() });
+        scenario.log.sent.push(Sent {
+            input: Vec::new(),
+            batch: None,
+            out: false,
+            records: Vec::new(),
+            in_records: false,
+        });
         let port = scenario.peer.port().unwrap();
         let request = port.try_next_request().unwrap();
         assert_eq!(request.flows(), elements.bytes().len() >= FLOW_MIN_BYTES);
@@ -262,6 +268,6 @@ impl Sink<u64> for Last {
     }
 
     fn cut(&mut self, _: u64, _: Parcel) {}
-    fn records(&mut self, _: &mut u64, _: ArenaReader<'_>, _: u64, _: usize) {}
+    fn results(&mut self, _: &mut u64, _: Form, _: ArenaReader<'_>, _: u64, _: usize) {}
     fn call(&mut self, _: u64, _: AlignedBytes) {}
 }
