@@ -214,6 +214,8 @@ impl<R: Payload> Task<R> {
         if let Some(job) = self.job() {
             job.core().wait(&job, None);
             if let Some(result) = self.take_small() {
+                // Nothing is left to drop.
+                std::mem::forget(self);
                 return result;
             }
         }

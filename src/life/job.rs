@@ -456,6 +456,14 @@ impl JobRef {
         unsafe { &*self.0.batch.get() }.as_ref()
     }
 
+    fn take_batch(&self) -> Option<Arc<dyn BatchSink>> {
+        if self.0.state.load(Ordering::Relaxed) & EXTRA == 0 {
+            return None;
+        }
+        // SAFETY: JOB-1: changed only by whoever holds the job.
+        unsafe { (*self.0.batch.get()).take() }
+    }
+
     fn special(&self) -> Option<&Special> {
         if self.0.state.load(Ordering::Relaxed) & EXTRA == 0 {
             return None;
@@ -540,8 +548,7 @@ impl JobRef {
     #[inline]
     pub(crate) fn finish(self, outcome: Outcome, after: &mut Vec<After>) {
         // The cell is not this side's any more once it is settled.
-        // SAFETY: JOB-1.
-        match unsafe { (*self.0.batch.get()).take() } {
+        match self.take_batch() {
             None => {
                 self.give_place_back(after);
                 after.extend(self.settle(outcome));

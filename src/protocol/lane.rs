@@ -240,7 +240,7 @@ struct Calls {
 pub(crate) struct Lane<T> {
     region: Region,
     bell: Arc<Doorbell>,
-    entries: Box<[Option<Entry<T>>]>,
+    entries: Box<[Option<Entry<T>>; RING_SLOTS]>,
     /// Requests published, and requests that are answered or retired.
     sent: u64,
     answered: u64,
@@ -259,13 +259,19 @@ pub(crate) struct Lane<T> {
     calls: Calls,
 }
 
+/// Made on the heap, where it stays.
+fn empty_ring<T>() -> Box<[Option<T>; RING_SLOTS]> {
+    let entries: Box<[Option<T>]> = (0..RING_SLOTS).map(|_| None).collect();
+    entries.try_into().unwrap_or_else(|_| unreachable!("there are RING_SLOTS of them"))
+}
+
 impl<T> Lane<T> {
     /// `bell` is the one that the worker sleeps on.
     pub(crate) fn new(region: Region, bell: Arc<Doorbell>, max_payload: usize) -> Self {
         Self {
             region,
             bell,
-            entries: (0..RING_SLOTS).map(|_| None).collect(),
+            entries: empty_ring(),
             sent: 0,
             answered: 0,
             claimed: 0,
