@@ -34,7 +34,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake as TaskWake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::{Backoff, CachePadded};
 
@@ -150,6 +150,8 @@ pub(crate) struct Inner {
     pub(crate) request_bell: Option<Arc<Doorbell>>,
     /// Who sleeps on `response_bell`.
     pub(crate) seat: Seat,
+    /// When somebody last rose from it.
+    pub(crate) last_sat: Option<Instant>,
     pub(crate) tasks_done: u64,
     pub(crate) verdict: Option<Verdict>,
     /// What ran on the driver's last look, while there is anything with a time limit.
@@ -184,6 +186,7 @@ impl Station {
                 response_bell: Some(response_bell),
                 request_bell: Some(request_bell),
                 seat: Seat::Free,
+                last_sat: None,
                 tasks_done: 0,
                 verdict: None,
                 seen: None,
@@ -213,16 +216,19 @@ impl Station {
         won.then(|| Owned { station: self, core, quiet: false, round: false, puts_off: false })
     }
 
-    /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual; if
-    /// somebody has, he is not disturbed.
+    /// The driver is on its round. If somebody has been here since the last one, he is not disturbed; if nobody has, the driver
+    /// looks itself, and if nothing has come either, the worker is armed as usual.
     pub(crate) fn make_round(&self, core: &Core) {
         let visits = self.visits.load(Ordering::Relaxed);
         if self.visits_seen.swap(visits, Ordering::Relaxed) == visits {
             let mut owned = self.own(core);
-            owned.round = true;
+            let done = owned.tasks_done;
             owned.disarm();
             owned.poll();
-            owned.leave_watch();
+            if owned.tasks_done == done {
+                owned.round = true;
+                owned.leave_watch();
+            }
         }
     }
 
