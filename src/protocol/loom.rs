@@ -13,7 +13,7 @@
 
 use loom::cell::UnsafeCell;
 use loom::model::Builder;
-use loom::sync::{Arc, Notify};
+use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 
 use crate::ground::barrier;
@@ -215,6 +215,76 @@ fn a_lane_that_is_armed_before_it_is_used_needs_no_second_look() {
             }
         }
         worker.join().expect("the worker ends");
+    });
+}
+
+/// `Owned::arm_seat`: whoever sits down takes over what was armed for the driver, without a fence. A response that does not
+/// see him rings the driver, who owns the station afterwards and calls him (STATION-3, STATION-4).
+#[test]
+fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
+    model_with_preemptions(4, || {
+        // Responses, the wake word, the bells of driver and seat, and the station: whether the seat is taken.
+        let shared = Arc::new((
+            slots::<2>(),
+            AtomicU64::new(Wake::Driver.word(1)),
+            [Bell::new(), Bell::new()],
+            Mutex::new(false),
+        ));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (responses, wake, [driver, seat], _) = &*shared;
+                let mut rung = 0;
+                for (index, slot) in (0..).zip(responses) {
+                    slot.publish(index, HEAD);
+                    barrier::light();
+                    let word = wake.load(Ordering::Relaxed);
+                    if std::mem::replace(&mut rung, word) != word {
+                        match Wake::of(word) {
+                            Wake::Driver => driver.notify(),
+                            Wake::Waiter => seat.notify(),
+                            Wake::Nobody => {}
+                        }
+                    }
+                }
+            }
+        });
+        let pool = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (responses, wake, [driver, seat], station) = &*shared;
+                driver.wait();
+                let is_taken = station.lock().expect("the station");
+                // It is armed again when it is let go, with a fence and another look.
+                wake.store(Wake::Nobody.word(0), Ordering::Release);
+                let whom = if *is_taken { Wake::Waiter } else { Wake::Driver };
+                wake.store(whom.word(3), Ordering::Release);
+                barrier::heavy();
+                if *is_taken && responses[1].poll(1).is_some() {
+                    seat.notify();
+                }
+            }
+        });
+        let (responses, wake, [driver, seat], station) = &*shared;
+        let sits = {
+            let mut is_taken = station.lock().expect("the station");
+            // The driver may have been here; then what is armed is armed anew, which is for another model.
+            *is_taken =
+                responses[1].poll(1).is_none() && Wake::of(wake.load(Ordering::Relaxed)) == Wake::Driver;
+            if *is_taken {
+                wake.store(Wake::Waiter.word(4), Ordering::Release);
+            }
+            *is_taken
+        };
+        if sits {
+            while responses[1].poll(1).is_none() {
+                seat.wait();
+            }
+        }
+        worker.join().expect("the worker ends");
+        // The driver's thread of this model waits for one ring.
+        driver.notify();
+        pool.join().expect("the driver ends");
     });
 }
 

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "requests are read in place")]
 
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::faults::{Point, point};
 use crate::ground::barrier;
@@ -81,6 +81,8 @@ pub(crate) struct Port {
     region: &'static mut WorkerRegion,
     bells: Bells,
     spin: SpinBudget,
+    /// How long to look for the next request.
+    patience: SpinBudget,
     /// The request to look at next.
     next: u64,
     /// End of the youngest bytes in the arena of `B`, and a lower bound of the oldest that are still in use.
@@ -111,6 +113,7 @@ impl Port {
             region,
             bells,
             spin,
+            patience: spin,
             next: 0,
             head: 0,
             tail: 0,
@@ -154,7 +157,7 @@ impl Port {
     pub(crate) fn next_request(&mut self) -> Option<Request> {
         self.stamp();
         loop {
-            let spin = self.spin;
+            let spin = self.patience;
             let found = spin.spin(|| self.look());
             if spin.is_endless() {
                 self.stamp();
@@ -685,7 +688,9 @@ impl Port {
         if found.is_none() {
             point(Point::Drowsy);
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
+            let asleep_since = Instant::now();
             self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));
+            self.patience = self.spin.after_sleep(asleep_since.elapsed());
             self.has_woken = true;
             point(Point::Woken);
         }
