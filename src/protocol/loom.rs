@@ -222,13 +222,13 @@ fn a_lane_that_is_armed_before_it_is_used_needs_no_second_look() {
 /// see him rings the driver, who owns the station afterwards and calls him (STATION-3, STATION-4).
 #[test]
 fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
-    model_with_preemptions(4, || {
-        // Responses, the wake word, the bells of driver and seat, and the station: whether the seat is taken.
+    model_with_preemptions(2, || {
+        // Responses, the wake word, the bells of driver and seat, and what a station's owner may touch.
         let shared = Arc::new((
             slots::<2>(),
             AtomicU64::new(Wake::Driver.word(1)),
             [Bell::new(), Bell::new()],
-            Mutex::new(false),
+            Mutex::new(Armed { whom: Wake::Driver, epoch: 1, seat: false, over: false }),
         ));
         let worker = thread::spawn({
             let shared = shared.clone();
@@ -253,39 +253,60 @@ fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
             let shared = shared.clone();
             move || {
                 let (responses, wake, [driver, seat], station) = &*shared;
-                driver.wait();
-                let is_taken = station.lock().expect("the station");
-                // It is armed again when it is let go, with a fence and another look.
-                wake.store(Wake::Nobody.word(0), Ordering::Release);
-                let whom = if *is_taken { Wake::Waiter } else { Wake::Driver };
-                wake.store(whom.word(3), Ordering::Release);
-                barrier::heavy();
-                if *is_taken && responses[1].poll(1).is_some() {
-                    seat.notify();
+                loop {
+                    driver.wait();
+                    let mut owned = station.lock().expect("the station");
+                    if owned.over {
+                        break;
+                    }
+                    // `Owned::attend`, then `settle`: armed anew, with a fence and another look.
+                    owned.arm(wake, Wake::Nobody);
+                    if responses[1].poll(1).is_none() {
+                        let whom = if owned.seat { Wake::Waiter } else { Wake::Driver };
+                        owned.arm(wake, whom);
+                        barrier::heavy();
+                    }
+                    if owned.seat && responses[1].poll(1).is_some() {
+                        seat.notify();
+                    }
                 }
             }
         });
         let (responses, wake, [driver, seat], station) = &*shared;
         let sits = {
-            let mut is_taken = station.lock().expect("the station");
-            // The driver may have been here; then what is armed is armed anew, which is for another model.
-            *is_taken =
-                responses[1].poll(1).is_none() && Wake::of(wake.load(Ordering::Relaxed)) == Wake::Driver;
-            if *is_taken {
-                wake.store(Wake::Waiter.word(4), Ordering::Release);
+            let mut owned = station.lock().expect("the station");
+            // Where nobody is armed the driver has seen the last response, so it is here.
+            owned.seat = responses[1].poll(1).is_none();
+            if owned.seat {
+                assert_eq!(owned.whom, Wake::Driver);
+                owned.arm(wake, Wake::Waiter);
             }
-            *is_taken
+            owned.seat
         };
-        if sits {
-            while responses[1].poll(1).is_none() {
-                seat.wait();
-            }
+        while sits && responses[1].poll(1).is_none() {
+            seat.wait();
         }
         worker.join().expect("the worker ends");
-        // The driver's thread of this model waits for one ring.
+        station.lock().expect("the station").over = true;
         driver.notify();
         pool.join().expect("the driver ends");
     });
+}
+
+/// What a station's owner knows of the wake word, and whether the seat is taken.
+struct Armed {
+    whom: Wake,
+    epoch: u64,
+    seat: bool,
+    over: bool,
+}
+
+impl Armed {
+    fn arm(&mut self, wake: &AtomicU64, whom: Wake) {
+        self.whom = whom;
+        self.epoch += 1;
+        wake.store(whom.word(self.epoch), Ordering::Release);
+    }
 }
 
 /// A batch that is cancelled while it runs. The worker commits an item, fences lightly, and looks for the mark before
