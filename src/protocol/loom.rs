@@ -273,18 +273,30 @@ fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
             }
         });
         let (responses, wake, [driver, seat], station) = &*shared;
-        let sits = {
+        let mut has_slept = false;
+        loop {
             let mut owned = station.lock().expect("the station");
-            // Where nobody is armed the driver has seen the last response, so it is here.
-            owned.seat = responses[1].poll(1).is_none();
-            if owned.seat {
-                assert_eq!(owned.whom, Wake::Driver);
-                owned.arm(wake, Wake::Waiter);
+            owned.seat = false;
+            if has_slept {
+                // It may have been rung for an earlier response.
+                owned.arm(wake, Wake::Nobody);
             }
-            owned.seat
-        };
-        while sits && responses[1].poll(1).is_none() {
+            if responses[1].poll(1).is_some() {
+                break;
+            }
+            let takes_over = owned.whom == Wake::Driver;
+            assert!(takes_over || has_slept, "where nobody is armed the driver has seen the last response");
+            owned.arm(wake, Wake::Waiter);
+            if !takes_over {
+                barrier::heavy();
+                if responses[1].poll(1).is_some() {
+                    break;
+                }
+            }
+            owned.seat = true;
+            drop(owned);
             seat.wait();
+            has_slept = true;
         }
         worker.join().expect("the worker ends");
         station.lock().expect("the station").over = true;
