@@ -108,6 +108,11 @@ impl Doorbell {
         }
     }
 
+    /// As [`Doorbell::wait`], but leaves it rung: it has to be [cleared](Doorbell::clear) before the next wait, at leisure.
+    pub(crate) fn await_ring(&self, timeout: Option<Duration>) -> bool {
+        wait_readable(&[self.wait_fd()], timeout).is_ok_and(|ready| ready != 0)
+    }
+
     /// Forgets rings so far, without blocking. To be called **before** looking at what the ring was about.
     pub(crate) fn clear(&self) {
         self.drain();

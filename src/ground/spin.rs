@@ -52,6 +52,16 @@ impl SpinBudget {
         self.limit == Some(Duration::ZERO)
     }
 
+    /// The budget for the next wait, after a sleep of this length. Where cores are scarce, one that was over before a roomy budget
+    /// would have been says that spinning is the cheaper way after all: of all those processes few have something to do. The
+    /// time that a sleeper waits for a core is part of his sleep, so it is not said where many do.
+    pub(crate) fn after_sleep(self, slept: Duration) -> Self {
+        match self.limit {
+            Some(limit) if limit == CROWDED_SPIN && slept < ROOMY_SPIN => Self { limit: Some(ROOMY_SPIN) },
+            _ => self,
+        }
+    }
+
     /// Looks until `look` finds something or the budget is used up.
     #[inline]
     pub(crate) fn spin<T>(self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
@@ -75,5 +85,25 @@ impl SpinBudget {
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_sleep_on_a_crowded_machine_makes_patient_once() {
+        let short = ROOMY_SPIN / 2;
+        let crowded = SpinBudget::new(WaitPolicy::Adaptive, 64, 2);
+        assert_eq!(crowded.limit, Some(CROWDED_SPIN));
+        assert_eq!(crowded.after_sleep(short).limit, Some(ROOMY_SPIN));
+        assert_eq!(crowded.after_sleep(ROOMY_SPIN).limit, Some(CROWDED_SPIN));
+        for other in [WaitPolicy::Spin, WaitPolicy::Park] {
+            let budget = SpinBudget::new(other, 64, 2);
+            assert_eq!(budget.after_sleep(short).limit, budget.limit);
+        }
+        let roomy = SpinBudget::new(WaitPolicy::Adaptive, 1, 2);
+        assert_eq!(roomy.after_sleep(short).limit, Some(ROOMY_SPIN));
     }
 }

@@ -13,6 +13,8 @@
 //! * STATION-3: while requests are in flight and nobody owns the station, either the worker is armed to ring the driver
 //!   or the thread in the seat, and has not rung since, or the one it rang is on its way and will own the station; or
 //!   the station is *watched*: the driver comes by from time to time, and nobody sleeps for one of its results.
+//! * STATION-4: while the seat waits for a job, the job is neither over nor another station's once nobody owns this
+//!   one; or the seat's bell has been rung.
 
 #![allow(unsafe_code, reason = "a cell that is guarded by an ownership flag; an intrusive list")]
 
@@ -22,8 +24,8 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake as TaskWake;
-use std::time::Duration;
+use std::task::{Wake as TaskWake, Waker};
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 
@@ -116,6 +118,28 @@ pub(crate) enum Stage {
     Ending,
 }
 
+/// Who sleeps in a station until its bell rings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seat {
+    Free,
+    /// A thread that waits for this job, which it holds. It is no sleeper to the rest of the pool: whoever ends its job, or
+    /// takes it elsewhere, owns this station, and calls the thread when he lets go (STATION-4).
+    Waits(&'static Job),
+    /// A thread that is woken by somebody else too, or has been called.
+    Taken,
+}
+
+impl PartialEq for Seat {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Waits(one), Self::Waits(other)) => std::ptr::eq(*one, *other),
+            (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
+        }
+    }
+}
+
+impl Eq for Seat {}
+
 /// What a station's owner may touch.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -132,8 +156,10 @@ pub(crate) struct Inner {
     pub(crate) calls: Vec<Request>,
     pub(crate) response_bell: Option<Arc<Bell>>,
     pub(crate) request_bell: Option<Arc<Doorbell>>,
-    /// Whether a thread sleeps on `response_bell`.
-    pub(crate) seat: bool,
+    /// Who sleeps on `response_bell`.
+    pub(crate) seat: Seat,
+    /// When somebody last rose from it.
+    pub(crate) last_sat: Option<Instant>,
     pub(crate) tasks_done: u64,
     pub(crate) verdict: Option<Verdict>,
     /// What ran on the driver's last look, while there is anything with a time limit.
@@ -175,7 +201,8 @@ impl Station {
                 calls: Vec::new(),
                 response_bell: Some(response_bell),
                 request_bell: Some(request_bell),
-                seat: false,
+                seat: Seat::Free,
+                last_sat: None,
                 tasks_done: 0,
                 verdict: None,
                 seen: None,
@@ -210,16 +237,19 @@ impl Station {
         self.ownership.try_own(me).map(|grip| Owned::new(self, core, me, grip))
     }
 
-    /// The driver is on its round. If nobody has been here since the last one, the worker is armed as usual; if
-    /// somebody has, he is not disturbed.
+    /// The driver is on its round. If somebody has been here since the last one, he is not disturbed; if nobody has, the driver
+    /// looks itself, and if nothing has come either, the worker is armed as usual.
     pub(crate) fn make_round(&self, core: &Core) {
         let visits = self.visits.load(Ordering::Relaxed);
         if self.visits_seen.swap(visits, Ordering::Relaxed) == visits {
             let mut owned = self.own(core);
-            owned.round = true;
+            let done = owned.tasks_done;
             owned.disarm();
             owned.poll();
-            owned.leave_watch();
+            if owned.tasks_done == done {
+                owned.round = true;
+                owned.leave_watch();
+            }
         }
     }
 
@@ -726,6 +756,11 @@ impl<'a> Owned<'a> {
         if self.wake == Wake::Nobody && self.in_flight() > 0 && (is_closing || !self.is_watched()) {
             self.watch_or_arm();
         }
+        if let Seat::Waits(job) = self.seat
+            && (job.is_done() || job.place().station != self.station.id)
+        {
+            self.call_seat();
+        }
         if is_closing && self.is_empty() && !driver::is_this_thread() {
             // The driver waits for the last task.
             self.core.ring_driver();
@@ -736,7 +771,7 @@ impl<'a> Owned<'a> {
     /// Whether the driver comes by, so that nobody needs to be rung.
     #[inline]
     fn is_watched(&self) -> bool {
-        self.watched && !self.seat && !self.round
+        self.watched && self.seat == Seat::Free && !self.round
     }
 
     /// Makes sure that somebody learns of what is in flight.
@@ -744,7 +779,7 @@ impl<'a> Owned<'a> {
     fn watch_or_arm(&mut self) {
         let mut looks = 0;
         loop {
-            let is_watched = !self.round && !self.seat && self.core.may_watch() && self.watch();
+            let is_watched = !self.round && self.seat == Seat::Free && self.core.may_watch() && self.watch();
             let inner = &mut **self;
             let Some(lane) = &mut inner.lane else { return };
             if inner.wake != Wake::Nobody || inner.violation.is_some() || inner.stage == Stage::Vacant {
@@ -753,7 +788,7 @@ impl<'a> Owned<'a> {
             if lane.in_flight() == 0 || is_watched {
                 return;
             }
-            inner.wake = if inner.seat { Wake::Waiter } else { Wake::Driver };
+            inner.wake = if inner.seat == Seat::Free { Wake::Driver } else { Wake::Waiter };
             lane.arm(inner.wake);
             if !lane.fence_and_ready() {
                 return;
@@ -818,16 +853,30 @@ impl<'a> Owned<'a> {
         }
     }
 
+    /// The thread in the seat waits for what does not come from this worker any more (STATION-4).
+    #[cold]
+    fn call_seat(&mut self) {
+        let inner = &mut **self;
+        inner.seat = Seat::Taken;
+        let bell = inner.response_bell.clone();
+        inner.after.extend(bell.map(|bell| After::Wake(Waker::from(bell))));
+    }
+
     /// Makes the worker ring the seat's bell. `false`: something has come already, look again instead of sleeping.
+    ///
+    /// To be called after [`poll`](Self::poll). If the worker was to ring the driver, and has not been looked at in vain since,
+    /// that is changed without a fence (edge SLEEP): a response that comes before the worker can see the change rings the
+    /// driver, who calls the seat (STATION-4).
     pub(crate) fn arm_seat(&mut self) -> bool {
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return true };
         if inner.violation.is_some() {
             return true;
         }
+        let takes_over = inner.wake == Wake::Driver;
         inner.wake = Wake::Waiter;
         lane.arm(Wake::Waiter);
-        if lane.fence_and_ready() {
+        if !takes_over && lane.fence_and_ready() {
             self.disarm();
             return false;
         }

@@ -2,7 +2,8 @@
 //! wakes it directly.
 //!
 //! A wait is a loop of three steps. *Look*: own the station of the task and poll it for as long as the spin budget
-//! says, letting go as soon as somebody else wants it. Not while the worker is about to wake up on this very CPU. *Sit*: take the station's seat, arm the worker to ring the
+//! says, letting go as soon as somebody else wants it. While the worker is only about to wake up there is nothing to see,
+//! and it may need this very CPU for it: then one look is all. *Sit*: take the station's seat, arm the worker to ring the
 //! seat's bell, look once more, sleep. There is one seat; who finds it taken *parks* and is woken through the task's
 //! waker by whoever delivers its result: the thread in the seat, a submitter, or the driver.
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::job::Job;
-use super::station::Station;
+use super::station::{Seat, Station};
 use crate::error::TaskError;
 use crate::protocol::lane::Lane;
 
@@ -78,6 +79,8 @@ pub(crate) trait Awaited {
     fn is_done(&self) -> bool;
     /// The station whose worker is expected to bring it.
     fn station(&self) -> usize;
+    /// What it is, if it is one job, which stays the caller's for as long as he waits.
+    fn job(&self) -> Option<&'static Job>;
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
     /// Whether it may come from any station.
@@ -94,6 +97,10 @@ impl Awaited for &'static Job {
 
     fn station(&self) -> usize {
         self.place().station
+    }
+
+    fn job(&self) -> Option<&'static Job> {
+        Some(self)
     }
 
     fn register(&self, waker: &Waker) -> Poll<()> {
@@ -115,6 +122,10 @@ const LOOKS_PER_POLL: u32 = 64;
 /// With many tasks before the worker, their responses are waited for together: each look takes a line away from the worker that
 /// it is about to write the next response to.
 const LOOKS_PER_PEEK: u32 = 16;
+/// Who sits again so soon after the last time, and finds the worker asleep all the same, shares one core with it. He looks for
+/// as long as he may: the scheduler sees that both want to run, and moves one of them. If he slept at once they would take
+/// turns there for ever, 13 µs each.
+const AT_ONCE: Duration = Duration::from_micros(20);
 
 /// What a look at a station ended with.
 enum Looked {
@@ -157,11 +168,13 @@ impl Core {
             let found = self.spin.spin(|| job.is_done().then_some(()));
             return if found.is_some() { Looked::Done } else { Looked::Nothing };
         };
-        owned.disarm();
-        if owned.lane.as_ref().is_some_and(Lane::waits_for_this_cpu) {
+        let asleep = owned.lane.as_ref().is_some_and(Lane::is_asleep);
+        if asleep && !self.spin.is_endless() && owned.last_sat.is_none_or(|at| at.elapsed() > AT_ONCE) {
+            // What is armed stays so: the seat can take it over.
             owned.poll();
             return if job.is_done() { Looked::Done } else { Looked::Nothing };
         }
+        owned.disarm();
         let mut looks = 0_u32;
         let found = self.spin.spin(|| {
             looks += 1;
@@ -192,28 +205,32 @@ impl Core {
             if job.is_done() || job.station() != station.id {
                 return true;
             }
-            let Some(bell) = owned.response_bell.clone().filter(|_| !owned.seat) else { return false };
+            let is_free = owned.seat == Seat::Free;
+            let Some(bell) = owned.response_bell.clone().filter(|_| is_free) else { return false };
             if !owned.arm_seat() {
                 return true;
             }
-            owned.seat = true;
+            owned.seat = job.job().map_or(Seat::Taken, Seat::Waits);
             bell
         };
-        // From another station, or from the driver after a death, the result comes with a wake-up.
-        if job.register(&Waker::from(bell.clone())) == Poll::Pending {
+        let limit = deadline.map(|deadline| left(deadline).unwrap_or_default());
+        if job.job().is_some() {
+            bell.0.wait(limit);
+        } else if job.register(&Waker::from(bell.clone())) == Poll::Pending {
             // A stream has results to come from everywhere.
             let everywhere = job.is_everywhere() && self.stations.len() > 1;
             if everywhere {
                 self.add_sleeper();
                 self.stop_watching();
             }
-            bell.0.wait(deadline.map(|deadline| left(deadline).unwrap_or_default()));
+            bell.0.wait(limit);
             if everywhere {
                 self.remove_sleeper();
             }
         }
         let mut owned = station.own(self);
-        owned.seat = false;
+        owned.seat = Seat::Free;
+        owned.last_sat = Some(Instant::now());
         owned.disarm();
         owned.poll();
         true

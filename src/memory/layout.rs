@@ -49,8 +49,8 @@ pub(crate) struct SideA {
 pub(crate) struct SideB {
     /// Moved by both sides: see [`crate::ground::claim`].
     pub(crate) claim: Line<ClaimWord>,
-    /// Whether the worker sleeps, and where. Hints.
-    pub(crate) sleeping: Line<SleepWords>,
+    /// Odd while the worker sleeps on its doorbell or is about to; counts up with each nap. A hint.
+    pub(crate) sleeping: Line<AtomicU64>,
     /// How far the worker has come: see [`crate::protocol::wire::WorkerState`].
     pub(crate) state: Line<StateWords>,
     /// Position up to which the worker has copied the request being streamed out of the arena of `A`.
@@ -63,16 +63,6 @@ pub(crate) struct SideB {
     pub(crate) answer_received: Line<AtomicU64>,
     /// When the worker last had nothing in hand, in nanoseconds of [`coarse_now`](crate::ground::sys::clock::coarse_now).
     pub(crate) free_at_ns: Line<AtomicU64>,
-}
-
-/// A worker's sleep.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct SleepWords {
-    /// Odd while the worker sleeps on its doorbell or is about to; counts up with each nap.
-    pub(crate) naps: AtomicU64,
-    /// The CPU that it went to sleep on.
-    pub(crate) cpu: AtomicU64,
 }
 
 /// A worker's state and what explains it: the length of a message, which starts the arena of `B`, or a number.

@@ -15,7 +15,7 @@ use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::prefetch::{self, SLOTS_AHEAD as AHEAD};
 use crate::ground::ring::{Head, RESPONSE_WORDS};
-use crate::ground::sys::{SysError, clock, cores};
+use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::{ArenaReader, place};
 use crate::memory::codec::{AlignedBytes, Elements, ElementsRef, Encoded};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES, slot_of};
@@ -465,19 +465,16 @@ impl<T> Lane<T> {
         // Edge BELL: the publication, a fence, this look; the worker sets the word, fences, and looks again. An odd
         // number is a nap, and one ring is enough for each, however long it takes until the worker runs.
         barrier::light();
-        let nap = self.region.b().sleeping.0.naps.load(Ordering::Relaxed);
+        let nap = self.region.b().sleeping.0.load(Ordering::Relaxed);
         if nap % 2 == 1 && nap != self.rung_nap {
             self.rung_nap = nap;
             self.bell.ring();
         }
     }
 
-    /// Whether the worker has been rung, is not awake yet, and may be waiting for the CPU that this thread is on: then there is
-    /// no use in looking.
-    pub(crate) fn waits_for_this_cpu(&self) -> bool {
-        let sleeping = &self.region.b().sleeping.0;
-        sleeping.naps.load(Ordering::Relaxed) % 2 == 1
-            && sleeping.cpu.load(Ordering::Relaxed) == cores::current()
+    /// Whether the worker sleeps, or has been rung and is not awake yet: an answer is several microseconds away.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.region.b().sleeping.0.load(Ordering::Relaxed) % 2 == 1
     }
 
     /// Whether the ring has room for another request.

@@ -13,7 +13,7 @@
 
 use loom::cell::UnsafeCell;
 use loom::model::Builder;
-use loom::sync::{Arc, Notify};
+use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 
 use crate::ground::barrier;
@@ -216,6 +216,109 @@ fn a_lane_that_is_armed_before_it_is_used_needs_no_second_look() {
         }
         worker.join().expect("the worker ends");
     });
+}
+
+/// `Owned::arm_seat`: whoever sits down takes over what was armed for the driver, without a fence. A response that does not
+/// see him rings the driver, who owns the station afterwards and calls him (STATION-3, STATION-4).
+#[test]
+fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
+    model_with_preemptions(2, || {
+        // Responses, the wake word, the bells of driver and seat, and what a station's owner may touch.
+        let shared = Arc::new((
+            slots::<2>(),
+            AtomicU64::new(Wake::Driver.word(1)),
+            [Bell::new(), Bell::new()],
+            Mutex::new(Armed { whom: Wake::Driver, epoch: 1, seat: false, over: false }),
+        ));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (responses, wake, [driver, seat], _) = &*shared;
+                let mut rung = 0;
+                for (index, slot) in (0..).zip(responses) {
+                    slot.publish(index, HEAD);
+                    barrier::light();
+                    let word = wake.load(Ordering::Relaxed);
+                    if std::mem::replace(&mut rung, word) != word {
+                        match Wake::of(word) {
+                            Wake::Driver => driver.notify(),
+                            Wake::Waiter => seat.notify(),
+                            Wake::Nobody => {}
+                        }
+                    }
+                }
+            }
+        });
+        let pool = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (responses, wake, [driver, seat], station) = &*shared;
+                loop {
+                    driver.wait();
+                    let mut owned = station.lock().expect("the station");
+                    if owned.over {
+                        break;
+                    }
+                    // `Owned::attend`, then `settle`: armed anew, with a fence and another look.
+                    owned.arm(wake, Wake::Nobody);
+                    if responses[1].poll(1).is_none() {
+                        let whom = if owned.seat { Wake::Waiter } else { Wake::Driver };
+                        owned.arm(wake, whom);
+                        barrier::heavy();
+                    }
+                    if owned.seat && responses[1].poll(1).is_some() {
+                        seat.notify();
+                    }
+                }
+            }
+        });
+        let (responses, wake, [driver, seat], station) = &*shared;
+        let mut has_slept = false;
+        loop {
+            let mut owned = station.lock().expect("the station");
+            owned.seat = false;
+            if has_slept {
+                // It may have been rung for an earlier response.
+                owned.arm(wake, Wake::Nobody);
+            }
+            if responses[1].poll(1).is_some() {
+                break;
+            }
+            let takes_over = owned.whom == Wake::Driver;
+            assert!(takes_over || has_slept, "where nobody is armed the driver has seen the last response");
+            owned.arm(wake, Wake::Waiter);
+            if !takes_over {
+                barrier::heavy();
+                if responses[1].poll(1).is_some() {
+                    break;
+                }
+            }
+            owned.seat = true;
+            drop(owned);
+            seat.wait();
+            has_slept = true;
+        }
+        worker.join().expect("the worker ends");
+        station.lock().expect("the station").over = true;
+        driver.notify();
+        pool.join().expect("the driver ends");
+    });
+}
+
+/// What a station's owner knows of the wake word, and whether the seat is taken.
+struct Armed {
+    whom: Wake,
+    epoch: u64,
+    seat: bool,
+    over: bool,
+}
+
+impl Armed {
+    fn arm(&mut self, wake: &AtomicU64, whom: Wake) {
+        self.whom = whom;
+        self.epoch += 1;
+        wake.store(whom.word(self.epoch), Ordering::Release);
+    }
 }
 
 /// A batch that is cancelled while it runs. The worker commits an item, fences lightly, and looks for the mark before

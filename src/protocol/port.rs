@@ -8,7 +8,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::faults::{Point, point};
 use crate::ground::barrier;
@@ -17,7 +17,7 @@ use crate::ground::doorbell::Doorbell;
 use crate::ground::prefetch;
 use crate::ground::ring::{Head, RESPONSE_WORDS, RequestSlot};
 use crate::ground::spin::SpinBudget;
-use crate::ground::sys::{SysError, clock, cores};
+use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::place;
 use crate::memory::codec::{self, AlignedBytes, Elements, ElementsRef, Payload};
 use crate::memory::layout::{ARENA_BYTES, RING_SLOTS, SPAN_ALIGN, WINDOW_BYTES};
@@ -90,6 +90,8 @@ pub(crate) struct Port {
     region: &'static mut WorkerRegion,
     bells: Bells,
     spin: SpinBudget,
+    /// How long to look for the next request.
+    patience: SpinBudget,
     /// The request to look at next.
     next: u64,
     /// How many requests in a row were there already when they were looked for.
@@ -99,8 +101,12 @@ pub(crate) struct Port {
     tail: u64,
     /// How often it has gone to sleep.
     naps: u64,
+    /// Whether its doorbell was rung and not cleared since.
+    bell_rings: bool,
     /// The wake word that was last obeyed.
     rung: u64,
+    /// Whether it has slept since it last rang.
+    has_woken: bool,
     /// Whether the master was asked to look at the claim word since the last request.
     complained: bool,
     /// Bytes of the calls made so far, and of the answers received.
@@ -120,12 +126,15 @@ impl Port {
             region,
             bells,
             spin,
+            patience: spin,
             next: 0,
             run: 0,
             head: 0,
             tail: 0,
             naps: 0,
+            bell_rings: false,
             rung: 0,
+            has_woken: false,
             complained: false,
             calls: 0,
             call_sent: 0,
@@ -188,7 +197,7 @@ impl Port {
             self.stamp();
         }
         loop {
-            let spin = self.spin;
+            let spin = self.patience;
             if spin.spin(|| self.has_news().then_some(())).is_some() {
                 if spin.is_endless() {
                     self.stamp();
@@ -725,16 +734,30 @@ impl Port {
         barrier::light();
         let wake = self.region.a().wake.0.load(Ordering::Relaxed);
         if wake != self.rung {
-            self.rung = wake;
-            match Wake::of(wake) {
-                Wake::Nobody => {}
-                Wake::Driver => {
-                    point(Point::RingingDriver);
-                    self.bells.driver.ring();
-                }
-                Wake::Waiter => {
-                    point(Point::RingingWaiter);
-                    self.bells.response.ring();
+            self.ring(wake);
+        }
+    }
+
+    fn ring(&mut self, mut wake: u64) {
+        // Whoever woke this worker may be waiting for the CPU that it woke up on.
+        let has_woken = std::mem::take(&mut self.has_woken);
+        if has_woken && Wake::of(wake) == Wake::Driver {
+            // He may be about to look for himself, which spares two wake-ups. Edge SLEEP holds for this later look too.
+            std::thread::yield_now();
+            wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        }
+        self.rung = wake;
+        match Wake::of(wake) {
+            Wake::Nobody => {}
+            Wake::Driver => {
+                point(Point::RingingDriver);
+                self.bells.driver.ring();
+            }
+            Wake::Waiter => {
+                point(Point::RingingWaiter);
+                self.bells.response.ring();
+                if has_woken {
+                    std::thread::yield_now();
                 }
             }
         }
@@ -820,19 +843,25 @@ impl Port {
     fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
         self.naps += 1;
+        // A ring for this nap cannot come before the flag; earlier ones are forgotten where nobody waits for it.
+        if std::mem::take(&mut self.bell_rings) {
+            self.bells.request.clear();
+        }
         let sleeping = &self.region.b().sleeping.0;
-        sleeping.cpu.store(cores::current(), Ordering::Relaxed);
-        sleeping.naps.store(2 * self.naps - 1, Ordering::Relaxed);
+        sleeping.store(2 * self.naps - 1, Ordering::Relaxed);
         point(Point::SleepStored);
         let fenced = barrier::heavy();
         let found = look(self);
         if found.is_none() {
             point(Point::Drowsy);
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
-            self.bells.request.wait((!fenced).then_some(UNFENCED_SLEEP));
+            let asleep_since = Instant::now();
+            self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));
+            self.patience = self.spin.after_sleep(asleep_since.elapsed());
+            self.has_woken = true;
             point(Point::Woken);
         }
-        self.region.b().sleeping.0.naps.store(2 * self.naps, Ordering::Relaxed);
+        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
         found
     }
 }

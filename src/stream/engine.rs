@@ -603,6 +603,10 @@ impl<R: Payload> Awaited for Engine<R> {
         oldest.map_or(0, |job| job.place().station)
     }
 
+    fn job(&self) -> Option<&'static Job> {
+        None
+    }
+
     fn register(&self, waker: &Waker) -> Poll<()> {
         self.arrivals.register(waker)
     }

@@ -11,13 +11,14 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use forkring::{Pool, Task, View, Worker};
+use forkring::{Pool, Task, TaskError, View, Worker};
 use futures::FutureExt;
 use futures::executor::block_on;
 use futures::future::{join_all, select};
 
 use crate::support::{
-    BOUND, Gate, cell, children, count_fds, counter, gate, meet, outcome, rss_kib, scenario,
+    BOUND, Gate, cell, children, count_fds, counter, eventually, gate, meet, outcome, process, rss_kib,
+    scenario,
 };
 
 /// Starts a task that runs until the gate opens; returns when it runs. It counts itself in counter 0.
@@ -431,6 +432,63 @@ fn b_13_a_short_task_does_not_wait_behind_a_long_one_while_a_worker_idles() {
             gate(2 * round).open();
             assert!(outcome(long).is_ok() && outcome(other).is_ok());
         }
+    });
+}
+
+/// A thread that waits for a task behind one that runs, seen asleep. It gives what the task ended with.
+fn seated(task: Task<u32>) -> std::thread::JoinHandle<Result<u32, TaskError>> {
+    let (said, heard) = mpsc::channel();
+    let waits = std::thread::spawn(move || {
+        said.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+        task.wait()
+    });
+    let thread = heard.recv_timeout(BOUND).unwrap();
+    eventually("the waiter sleeps", || process(thread).is_some_and(|thread| thread.state == 'S'));
+    waits
+}
+
+#[test]
+fn who_sleeps_for_a_task_learns_of_it_when_another_worker_runs_it() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let (first, second) = (held(&pool, 0), held(&pool, 1));
+        // One behind each of those that run, so one of them has to move, whoever is free first.
+        let behind = [0, 1].map(|_| seated(pool.submit(|_: ()| std::process::id(), &())));
+        gate(1).open();
+        let free = outcome(second).unwrap();
+        for waits in behind {
+            assert_eq!(waits.join().unwrap().unwrap(), free);
+        }
+        assert!(!first.is_finished());
+        gate(0).open();
+        outcome(first).unwrap();
+    });
+}
+
+#[test]
+fn who_sleeps_for_a_task_learns_of_it_when_others_call_it_off_or_end_it() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let first = held(&pool, 0);
+        let task = pool.submit(|_: ()| 7, &());
+        let handle = task.handle();
+        let waits = seated(task);
+        assert!(handle.cancel());
+        assert!(waits.join().unwrap().unwrap_err().is_cancelled());
+        let task = pool.submit(|_: ()| 7, &());
+        let waits = seated(task);
+        // Its worker is lost with the task in front of it; a successor runs it.
+        first.kill();
+        assert_eq!(waits.join().unwrap().unwrap(), 7);
+        assert!(outcome(first).unwrap_err().is_cancelled());
+        let running = held(&pool, 1);
+        let handle = running.handle();
+        let waits = seated(running);
+        handle.kill();
+        assert!(waits.join().unwrap().unwrap_err().is_cancelled());
+        let waits = seated(held(&pool, 1));
+        pool.terminate();
+        assert!(matches!(waits.join().unwrap(), Err(TaskError::Terminated)));
     });
 }
 

@@ -109,11 +109,6 @@ fn parse_cfs(quota: &str, period: &str) -> Option<usize> {
 }
 
 /// L-12, from the text that the kernel shows to the number of workers.
-/// The CPU that this thread runs on, at the moment. Any number where it cannot be known.
-pub(crate) fn current() -> u64 {
-    nix::sched::sched_getcpu().map_or(u64::MAX, |cpu| cpu as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
