@@ -54,6 +54,9 @@ const KEEP_AFTER_MAX: u32 = 1 << 16;
 
 const _: () = assert!(align_of::<Job>() >= NODE_ALIGN, "a job's address names it in an inbox");
 
+/// A submitter whose tasks go into the queue looks after so many whether the ring can be emptied.
+const QUEUED_PER_LOOK: usize = 16;
+
 /// With so many tasks in its ring a worker is busy for longer than a message takes.
 const MANY: usize = 32;
 
@@ -409,6 +412,11 @@ impl Inner {
         self.in_flight() >= MANY
     }
 
+    /// Whether the worker sleeps, or has been rung and is not awake yet.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.lane.as_ref().is_some_and(Lane::is_asleep)
+    }
+
     /// Whether the station holds no task.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.in_flight() == 0
@@ -715,13 +723,24 @@ impl<'a> Owned<'a> {
         self.signal(nix::libc::SIGKILL);
     }
 
+    /// For an owner that looks around in a loop: the worker gets what waits in the queue before it runs dry.
+    #[inline]
+    pub(crate) fn keep_busy(&mut self) {
+        if !self.queue.is_empty() && self.lane.as_ref().is_some_and(Lane::has_room) {
+            self.refill();
+        }
+    }
+
     /// Moves jobs from the queue to the ring while they fit. A submitter who keeps the ring full also empties it, half a
     /// lap at a time.
     fn refill(&mut self) {
         while !self.queue.is_empty() && self.can_send() {
             match &self.lane {
                 Some(lane) if lane.has_room() => {}
-                Some(lane) if lane.half_is_ready() => self.poll(),
+                // The worker is writing thereabouts, so not at every task.
+                Some(lane) if self.queue.len().is_multiple_of(QUEUED_PER_LOOK) && lane.half_is_ready() => {
+                    self.poll();
+                }
                 _ => return,
             }
             let Some(mut job) = self.queue.pop_front() else { return };

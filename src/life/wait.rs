@@ -18,7 +18,6 @@ use super::core::Core;
 use super::job::Job;
 use super::station::{Seat, Station};
 use crate::error::TaskError;
-use crate::protocol::lane::Lane;
 
 /// A thread that can be woken as a task is.
 #[derive(Debug)]
@@ -168,7 +167,8 @@ impl Core {
             let found = self.spin.spin(|| job.is_done().then_some(()));
             return if found.is_some() { Looked::Done } else { Looked::Nothing };
         };
-        let asleep = owned.lane.as_ref().is_some_and(Lane::is_asleep);
+        // With many tasks before it the worker has been rung for another one, and has more to tell than this answer.
+        let asleep = !owned.has_many() && owned.is_asleep();
         if asleep && !self.spin.is_endless() && owned.last_sat.is_none_or(|at| at.elapsed() > AT_ONCE) {
             // What is armed stays so: the seat can take it over.
             owned.poll();
@@ -180,8 +180,13 @@ impl Core {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
                 owned.poll();
+                if owned.has_many() && owned.is_asleep() {
+                    // It may be waiting for this very CPU.
+                    std::thread::yield_now();
+                }
             } else if looks == 1 || !owned.has_many() || looks.is_multiple_of(LOOKS_PER_PEEK) {
                 owned.peek();
+                owned.keep_busy();
             }
             if job.is_done() {
                 Some(Looked::Done)
