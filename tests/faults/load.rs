@@ -134,6 +134,18 @@ fn panicking(w: &Here, id: &View<u64>) -> u64 {
     panic!("as it should")
 }
 
+/// Whether [`mixed`] panics.
+fn is_odd_one(id: usize) -> bool {
+    id % 5 == 3
+}
+
+/// Some values, some panics: bare values end in the middle of a batch.
+fn mixed(w: &Here, id: &View<u64>) -> u64 {
+    begin(w, id.to_native() as usize);
+    assert!(!is_odd_one(id.to_native() as usize), "as it should");
+    id.to_native() * 3
+}
+
 fn echo(w: &Here, input: &View<Bytes>) -> Bytes {
     begin(w, id_of(input));
     input.to_vec()
@@ -192,7 +204,7 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     let long_calls = asking(ids(2), LONG_CALL_BYTES);
     let panics: Vec<_> = ids(2).map(|id| (id, pool.submit_with(panicking, &(id as u64)))).collect();
 
-    let (numbers, records, bulky) = (ids(60), ids(40), ids(6));
+    let (numbers, odd, records, bulky) = (ids(60), ids(40), ids(40), ids(6));
     let awaited: Vec<_> = ids(8).map(|id| (id, pool.submit_with(small, &(id as u64)))).collect();
     let mut outcomes: Vec<Option<Result<(), TaskError>>> = (0..next).map(|_| None).collect();
     let mut settle = |id: usize, outcome| {
@@ -205,6 +217,11 @@ pub(crate) fn run(pool: &Tested) -> Outcomes {
     for (index, result) in stream {
         let id = first + index as usize;
         settle(id, check(result, &(id as u64 * 3)));
+    }
+    let first = odd.start;
+    for (index, result) in pool.map_with(odd.map(|id| id as u64), mixed).granularity(batch).indexed() {
+        let id = first + index as usize;
+        settle(id, if is_odd_one(id) { panicked(result) } else { check(result, &(id as u64 * 3)) });
     }
     let mut of_bytes = |ids: std::ops::Range<usize>, bytes, batch| {
         let first = ids.start;

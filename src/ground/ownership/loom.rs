@@ -136,7 +136,7 @@ fn three_submitters_lose_nothing() {
 #[test]
 fn one_who_waits_gets_it_and_disturbs_no_submitter() {
     race::<2>(
-        3,
+        2,
         &[
             |station, me| station.submit(me, 1, false),
             |station, me| station.submit(me, 2, false),
