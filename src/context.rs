@@ -268,7 +268,6 @@ impl<'a> Call<'a> {
         if self.request.flows() && !self.receive() {
             return;
         }
-        self.core.state_used.set(false);
         match self.request.batch {
             None => self.run_one(f),
             Some((items, done)) => self.run_batch::<I, R>(items as usize, done as usize, f),
@@ -293,6 +292,7 @@ impl<'a> Call<'a> {
     #[inline]
     fn run_one<R: Payload>(&mut self, f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>) {
         let core = self.core;
+        core.state_used.set(false);
         if codec::element_size::<R>().is_some() {
             return self.run_elements(f);
         }
@@ -518,6 +518,7 @@ impl<'a> Call<'a> {
         f: impl Fn(&'static WorkerCore, &[u8]) -> Result<R, CodecError>,
     ) {
         let (core, index) = (self.core, self.request.index);
+        core.state_used.set(false);
         let Some(batch) = Items::new::<I>(self.input, items) else {
             return core.port.borrow_mut().answer(index, Status::Decode, b"a batch's table is damaged");
         };

@@ -149,7 +149,8 @@ impl Ownership {
             // It is inside of something else, and has but one word.
             _ => return self.revoke(word),
         }
-        inside.store(self.address(), Ordering::Relaxed);
+        // Release: whoever finds this thread here, and looks for it elsewhere, sees that it has left there.
+        inside.store(self.address(), Ordering::Release);
         // Edge KEEP.
         barrier::light();
         if self.word.load(Ordering::Relaxed) == word {

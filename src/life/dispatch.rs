@@ -41,7 +41,10 @@ fn turn() -> u32 {
 
 /// The turn ends early: somebody else is at that station.
 fn end_turn() {
-    TASKS.set(TASKS.get().map(|tasks| tasks.next_multiple_of(RUN)));
+    TASKS.set(TASKS.get().map(|tasks| match tasks % RUN {
+        0 => tasks,
+        begun => tasks.wrapping_add(RUN - begun),
+    }));
 }
 
 impl Core {

@@ -279,6 +279,10 @@ impl Job {
                 Ok(()) => return Poll::Pending,
                 Err(seen) => {
                     self.core().remove_sleeper();
+                    if seen & DONE != 0 {
+                        // Whoever frees the cell would not know of it.
+                        *slot = None;
+                    }
                     state = seen;
                 }
             }

@@ -90,7 +90,7 @@ impl TaskWake for Bell {
 pub(crate) struct Station {
     pub(crate) id: usize,
     ownership: CachePadded<Ownership>,
-    /// How often the station was owned by others than the driver on its rounds: written by owners, read by anyone.
+    /// How often others than the driver on its rounds have looked here for responses: written by owners, read by anyone.
     visits: AtomicUsize,
     /// The driver's: what it read there on its last round.
     visits_seen: AtomicUsize,
@@ -249,6 +249,8 @@ impl Station {
             let done = owned.tasks_done;
             owned.disarm();
             owned.poll();
+            // That was the driver's own look.
+            owned.has_looked = false;
             if owned.tasks_done == done {
                 owned.round = true;
                 owned.leave_watch();
@@ -321,6 +323,8 @@ pub(crate) struct Owned<'a> {
     quiet: bool,
     /// Whether this is the driver on its round, which is no sign of life.
     round: bool,
+    /// Whether it has looked for responses.
+    has_looked: bool,
     /// Whether wakers and reports are left to the next owner.
     puts_off: bool,
 }
@@ -437,7 +441,7 @@ impl Inner {
 impl<'a> Owned<'a> {
     #[inline]
     fn new(station: &'a Station, core: &'a Core, me: ThreadNumber, grip: Grip) -> Self {
-        Self { station, core, me, grip, quiet: false, round: false, puts_off: false }
+        Self { station, core, me, grip, quiet: false, round: false, has_looked: false, puts_off: false }
     }
 
     /// Whether the thread that lets go may keep the station.
@@ -448,7 +452,7 @@ impl<'a> Owned<'a> {
         }
         let (me, grip) = (self.me, self.grip);
         let inner = &mut **self;
-        if grip == Grip::Revoked {
+        if grip == Grip::Revoked && !driver::is_this_thread() {
             inner.keep_after = (inner.keep_after * 4).min(KEEP_AFTER_MAX);
         }
         inner.streak = if inner.last_owner == me { inner.streak.saturating_add(1) } else { 0 };
@@ -487,6 +491,12 @@ impl<'a> Owned<'a> {
     /// Leaves user code to the next owner: this thread holds jobs that the code may want to call off.
     pub(crate) fn put_off(&mut self) {
         self.puts_off = true;
+    }
+
+    /// Whether there is something to do that has to wait until the station is let go.
+    #[inline]
+    pub(crate) fn owes(&self) -> bool {
+        !self.after.is_empty() || !self.calls.is_empty()
     }
 
     /// Whether an owner that only looks for responses should let go: somebody waits, or has left a job.
@@ -683,6 +693,7 @@ impl<'a> Owned<'a> {
     /// would take the worker's line away from it time and again.
     #[inline]
     pub(crate) fn peek(&mut self) {
+        self.has_looked = true;
         if self.lane.as_ref().is_some_and(Lane::ready) {
             self.poll_with(false);
         }
@@ -690,6 +701,7 @@ impl<'a> Owned<'a> {
 
     #[inline]
     fn poll_with(&mut self, streams: bool) {
+        self.has_looked = true;
         let id = self.station.id;
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return };
@@ -760,13 +772,17 @@ impl<'a> Owned<'a> {
         if !self.queue.is_empty() {
             self.refill();
         }
-        let at_a_run = |lane: &Lane<JobRef>| lane.in_flight() > RUN && lane.sent().is_multiple_of(RUN as u64);
-        if self.streams_only && self.lane.as_ref().is_some_and(at_a_run) {
-            // A stream looks for results while it sends, so that its worker has something to do meanwhile, and what is
-            // answered is no surplus.
+        let is_time = |lane: &Lane<JobRef>| match lane.in_flight() {
+            0 | 1 => false,
+            2..=RUN => true,
+            _ => lane.sent().is_multiple_of(RUN as u64),
+        };
+        if self.streams_only && self.lane.as_ref().is_some_and(is_time) {
+            // A stream looks for results while it sends, so that its worker has something to do meanwhile, what is there is
+            // delivered before the next item is pulled, and what is answered is no surplus.
             self.peek();
         }
-        if !self.round {
+        if self.has_looked && !self.round {
             // Only the owner writes it.
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);

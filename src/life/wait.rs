@@ -115,6 +115,9 @@ impl Awaited for &'static Job {
     }
 }
 
+/// Who looks at somebody else's looking tries to own the station again after so many.
+const LOOKS_MAX: u32 = 1 << 14;
+
 /// One look in so many also asks how far unfinished responses are.
 const LOOKS_PER_POLL: u32 = 64;
 
@@ -141,7 +144,7 @@ impl Core {
                 return true;
             }
             let station = &self.stations[job.station()];
-            match self.look(station, job) {
+            match self.look(station, job, deadline) {
                 Looked::Done => return true,
                 Looked::Again => {}
                 Looked::Nothing => {
@@ -161,11 +164,20 @@ impl Core {
     }
 
     #[inline]
-    fn look(&self, station: &Station, job: &impl Awaited) -> Looked {
+    fn look(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> Looked {
+        let mut looks = 0_u32;
         let Some(mut owned) = station.try_own(self) else {
             // Whoever owns it will deliver; a moment's patience saves a sleep.
-            let found = self.spin.spin(|| job.is_done().then_some(()));
-            return if found.is_some() { Looked::Done } else { Looked::Nothing };
+            let found = self.spin.spin(|| {
+                looks += 1;
+                if job.is_done() {
+                    Some(Looked::Done)
+                } else {
+                    // One that does not end by itself has to see when the station is free, or the time over.
+                    looks.is_multiple_of(LOOKS_MAX).then_some(Looked::Again)
+                }
+            });
+            return found.unwrap_or(Looked::Nothing);
         };
         // With many tasks before it the worker has been rung for another one, and has more to tell than this answer.
         let asleep = !owned.has_many() && owned.is_asleep();
@@ -175,7 +187,6 @@ impl Core {
             return if job.is_done() { Looked::Done } else { Looked::Nothing };
         }
         owned.disarm();
-        let mut looks = 0_u32;
         let found = self.spin.spin(|| {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
@@ -190,8 +201,12 @@ impl Core {
             }
             if job.is_done() {
                 Some(Looked::Done)
-            } else if owned.contended() || job.station() != station.id {
+            } else if owned.contended() || owned.owes() || job.station() != station.id {
                 Some(Looked::Again)
+            } else if looks.is_multiple_of(LOOKS_PER_POLL)
+                && deadline.is_some_and(|deadline| left(deadline).is_none())
+            {
+                Some(Looked::Nothing)
             } else {
                 None
             }

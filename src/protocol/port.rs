@@ -171,9 +171,7 @@ impl Port {
     /// Blocks until there is a request to run. `None`: the worker is to leave.
     #[inline]
     pub(crate) fn next_request(&mut self) -> Option<Request> {
-        if self.run.is_multiple_of(RUN_PER_STAMP) {
-            self.stamp();
-        }
+        self.stamp();
         match self.look() {
             Some(Look::Start(request)) => {
                 self.run = self.run.saturating_add(1);
@@ -192,10 +190,7 @@ impl Port {
             // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
         }
-        if self.run > 0 {
-            self.run = 0;
-            self.stamp();
-        }
+        self.run = 0;
         loop {
             let spin = self.patience;
             if spin.spin(|| self.has_news().then_some(())).is_some() {
@@ -634,7 +629,9 @@ impl Port {
     #[inline]
     pub(crate) fn append_value(&mut self, bytes: &[u8]) {
         if self.values_end == OPEN_END {
-            return self.append(if bytes.is_empty() { &[0] } else { bytes });
+            let value = if bytes.is_empty() { &[0] } else { bytes };
+            self.await_room(value.len());
+            return self.append(value);
         }
         self.append(&[Status::Value as u8]);
         point(Point::RecordTorn);
@@ -689,6 +686,19 @@ impl Port {
         let written = (sent.wrapping_sub(self.head) / value_bytes).min(values as u64);
         self.head += written * value_bytes;
         written as usize
+    }
+
+    /// Waits until so many bytes fit in one piece of the ring: a bare value that went in two could be seen half.
+    fn await_room(&mut self, bytes: usize) {
+        let fits = |port: &Self| (port.tail + ARENA_BYTES as u64).saturating_sub(port.head) >= bytes as u64;
+        if !fits(self) {
+            self.commit();
+            point(Point::PartCommitted);
+            self.wait_for(|port| {
+                port.refresh_tail();
+                fits(port).then_some(())
+            });
+        }
     }
 
     /// One record of a batch with a length in front. Bare values end with the first one.
@@ -921,8 +931,6 @@ impl<R: Payload> Window<'_, R> {
 
 /// After so many requests in a row the next one is no answer to a response.
 const LONG_RUN: u32 = 8;
-/// In a run the clock (8 ns) is read after so many requests only.
-const RUN_PER_STAMP: u32 = 8;
 /// How long the next one is given: some tenths of a microsecond.
 const LULL_PAUSES: u32 = 16;
 

@@ -31,3 +31,4 @@ mod signals;
 mod start_worker;
 mod stream_control;
 mod streams;
+mod waits;

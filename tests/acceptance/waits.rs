@@ -1,0 +1,153 @@
+//! Blocking waits under every policy, and what is left in a task's cell.
+
+#![allow(unsafe_code, reason = "a waker whose clone takes its time")]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::time::{Duration, Instant};
+
+use forkring::{Granularity, Pool, Service, TaskHandle, View, WaitPolicy, Worker};
+
+use crate::support::{BOUND, eventually, gate, outcome, scenario};
+
+fn spinning() -> forkring::Builder {
+    Pool::builder().workers(1).wait_policy(WaitPolicy::Spin)
+}
+
+#[test]
+fn l_01_a_task_that_a_spinning_thread_waits_for_may_ask_the_service() {
+    scenario(|| {
+        let pool = spinning().service(|n: u64| n * 2).build().unwrap();
+        let ask = |w: &Worker<(), Service<u64, u64>>, n: &View<u64>| w.call(&n.to_native()).unwrap();
+        for n in 0..50_u64 {
+            assert_eq!(outcome(pool.submit_with(ask, &n)).unwrap(), 2 * n);
+        }
+    });
+}
+
+#[test]
+fn a_spinning_thread_that_waits_for_the_last_of_many_gets_it() {
+    scenario(|| {
+        let pool = spinning().build().unwrap();
+        // More than a ring.
+        let mut tasks: Vec<_> = (0..6000_u64).map(|n| pool.submit(|n: u64| n + 1, &n)).collect();
+        assert_eq!(outcome(tasks.pop().unwrap()).unwrap(), 6000);
+        for (n, task) in (1..).zip(tasks) {
+            assert_eq!(outcome(task).unwrap(), n);
+        }
+    });
+}
+
+#[test]
+fn e_07_a_spinning_wait_ends_when_its_time_is_over() {
+    scenario(|| {
+        let pool = spinning().build().unwrap();
+        let mut held = pool.submit(
+            |n: u64| {
+                gate(0).wait();
+                n
+            },
+            &7,
+        );
+        let limit = Duration::from_millis(50);
+        for _ in 0..3 {
+            let start = Instant::now();
+            assert!(held.wait_timeout(limit).is_none());
+            assert!(start.elapsed() >= limit && start.elapsed() < BOUND);
+        }
+        gate(0).open();
+        assert_eq!(outcome(held).unwrap(), 7);
+    });
+}
+
+/// A waker whose clone comes when the task is over, and which counts its clones.
+struct Late {
+    clones: AtomicUsize,
+    task: TaskHandle,
+}
+
+fn late(data: *const ()) -> &'static Late {
+    // SAFETY: made from a leaked `Late`, in the one test that uses it.
+    unsafe { &*data.cast::<Late>() }
+}
+
+static LATE: RawWakerVTable = RawWakerVTable::new(
+    |data| {
+        eventually("the task's end", || late(data).task.is_finished());
+        late(data).clones.fetch_add(1, SeqCst);
+        RawWaker::new(data, &LATE)
+    },
+    |data| _ = late(data).clones.fetch_sub(1, SeqCst),
+    |_| (),
+    |data| _ = late(data).clones.fetch_sub(1, SeqCst),
+);
+
+#[test]
+fn b_11_a_waker_that_comes_too_late_is_not_kept() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let mut task = pool.submit(|n: u64| n + 1, &1);
+        let waker: &'static Late =
+            Box::leak(Box::new(Late { clones: AtomicUsize::new(1), task: task.handle() }));
+        {
+            // SAFETY: the functions of `LATE` expect a `Late`.
+            let waker = unsafe { Waker::new(std::ptr::from_ref(waker).cast(), &LATE) };
+            let poll = Pin::new(&mut task).poll(&mut Context::from_waker(&waker));
+            assert!(matches!(poll, Poll::Ready(Ok(2))));
+        }
+        assert_eq!(waker.clones.load(SeqCst), 0, "a waker was left in the task's cell");
+    });
+}
+
+#[test]
+fn a_panic_of_a_task_with_a_large_row_leaves_a_state_alone_that_it_did_not_use() {
+    scenario(|| {
+        let pool = Pool::builder().workers(1).state(|_, ()| Ok(5_u64)).build().unwrap();
+        type Here = Worker<(), forkring::NoService, u64>;
+        for len in [1000_usize, 200 << 10] {
+            let bump = pool.submit_with(
+                |w: &Here, (): &View<()>| {
+                    *w.state() += 1;
+                    *w.state()
+                },
+                &(),
+            );
+            let before = outcome(bump).unwrap();
+            let panicked = pool.submit(|row: Vec<u8>| assert!(row.is_empty()), &vec![1; len]);
+            assert!(outcome(panicked).unwrap_err().is_panicked());
+            let after = pool.submit_with(|w: &Here, (): &View<()>| *w.state(), &());
+            assert_eq!(outcome(after).unwrap(), before, "{len}");
+        }
+    });
+}
+
+#[test]
+fn f_09_values_behind_a_panic_arrive_whole_also_when_the_arena_is_full() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let items = 1_500_000_u32;
+        let is_odd_one = |n: u32| n % 200_000 == 30_077;
+        let (mut values, mut panics) = (0_u64, 0_u64);
+        let stream = pool.map(0..items, |n: u32| -> u128 {
+            assert!(n % 200_000 != 30_077, "{}", "x".repeat((n / 200_000 % 7) as usize));
+            n.into()
+        });
+        for (index, result) in
+            stream.unordered().granularity(Granularity::Fixed(50_000)).window(2_000_000).indexed()
+        {
+            match result {
+                Ok(value) => {
+                    assert_eq!(value, u128::from(index));
+                    values += 1;
+                }
+                Err(error) => {
+                    assert!(error.is_panicked() && is_odd_one(index as u32), "{index}: {error}");
+                    panics += 1;
+                }
+            }
+        }
+        assert_eq!((values + panics, panics), (items.into(), 8));
+    });
+}
