@@ -87,7 +87,7 @@ impl ThreadNumber {
 
     #[inline]
     fn kept(self) -> usize {
-        self.0 * NODE_ALIGN | KEPT
+        (self.0 * NODE_ALIGN) | KEPT
     }
 
     #[inline]
@@ -206,7 +206,7 @@ impl Ownership {
                 continue;
             }
             link(word & !FLAGS);
-            let left = node | word & FLAGS;
+            let left = node | (word & FLAGS);
             if self.word.compare_exchange(word, left, Ordering::Release, Ordering::Relaxed).is_ok() {
                 return None;
             }
