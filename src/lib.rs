@@ -194,7 +194,9 @@ pub use nix::sys::signal::Signal;
 pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use remote_error::RemoteError;
-pub use stream::{Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Stopper, StreamSummary, TryIndexed, TryMap};
+pub use stream::{
+    Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Stopper, StreamSummary, TryIndexed, TryMap,
+};
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};
 pub use task_fn::TaskFn;
