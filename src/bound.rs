@@ -4,13 +4,15 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use futures_core::Stream;
+
 use crate::builder::NoService;
 use crate::context::Named;
 use crate::error::TrySubmitError;
 use crate::memory::codec::Payload;
 use crate::overload::{self, SubmitAsync};
 use crate::pool::{Close, CloseWithin, Closed, Pool};
-use crate::stream::Map;
+use crate::stream::{Map, MapStream};
 use crate::task::Task;
 
 /// A pool that runs one closure, which it was forked around: see [`Builder::bind`](crate::Builder::bind).
@@ -63,6 +65,11 @@ impl<I: Payload, R: Payload> Bound<I, R> {
     /// Runs the closure on each item. As [`Pool::map`].
     pub fn map<T: IntoIterator<Item = I>>(&self, items: T) -> Map<T::IntoIter, R> {
         self.pool.map_named(items, self.named)
+    }
+
+    /// Runs the closure on each item of an asynchronous source. As [`Pool::map_stream`].
+    pub fn map_stream<T: Stream<Item = I>>(&self, items: T) -> MapStream<T, R> {
+        self.pool.map_stream_named(items, self.named)
     }
 
     /// As [`Pool::close`].

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! * [`Pool::submit`], [`Pool::submit_with`]: one task; [`Task`] is a future and can be waited for.
-//! * [`Pool::map`], [`Pool::iter_stream`]: many items, in batches if wanted.
+//! * [`Pool::map`], [`Pool::iter_stream`]: many items, in batches if wanted; [`Pool::map_stream`] for async code.
 //! * [`Builder`]: workers, environment, state, service, and the rest.
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
 //! * [`Payload`](trait@Payload): what travels, with [`derive(Payload)`](derive@Payload) for types of one's own, and
@@ -194,7 +194,9 @@ pub use nix::sys::signal::Signal;
 pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use remote_error::RemoteError;
-pub use stream::{Flow, Granularity, Indexed, Map, Stopper, StreamSummary, TryIndexed, TryMap};
+pub use stream::{
+    Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Stopper, StreamSummary, TryIndexed, TryMap,
+};
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};
 pub use task_fn::TaskFn;

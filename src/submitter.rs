@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use futures_core::Stream;
+
 use crate::builder::NoService;
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError, TrySubmitError};
@@ -10,7 +12,7 @@ use crate::life::terms::Terms;
 use crate::memory::codec::{Input, Payload, View};
 use crate::overload::{self, SubmitAsync};
 use crate::pool::{self, Pool};
-use crate::stream::{Flow, Map, StreamSummary, TryMap};
+use crate::stream::{Flow, Map, MapStream, StreamSummary, TryMap};
 use crate::task::Task;
 use crate::task_fn::TaskFn;
 
@@ -207,6 +209,30 @@ impl<E, S, W> Submitter<E, S, W> {
         T: IntoIterator<Item = &'a I>,
     {
         self.pool.map_ref(items, f).on_terms(self.terms)
+    }
+
+    /// As [`Pool::map_stream`].
+    pub fn map_stream<I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> MapStream<T, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: Stream<Item = I>,
+    {
+        self.pool.map_stream(items, f).on_terms(self.terms)
+    }
+
+    /// As [`Pool::map_stream_with`].
+    pub fn map_stream_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
+    ) -> MapStream<T, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: Stream<Item = I>,
+    {
+        self.pool.map_stream_with(items, f).on_terms(self.terms)
     }
 
     /// As [`Pool::iter_stream`].

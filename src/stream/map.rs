@@ -505,7 +505,7 @@ impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F)> Deliver<R> for Judged<G> {
 }
 
 /// Where an iterator's results wait to be asked for.
-struct Waiting<'a, R>(&'a mut VecDeque<(u64, Item<R>)>);
+pub(super) struct Waiting<'a, R>(pub(super) &'a mut VecDeque<(u64, Item<R>)>);
 
 impl<R> Deliver<R> for Waiting<'_, R> {
     #[inline]

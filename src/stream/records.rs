@@ -91,7 +91,10 @@ impl Arrivals {
             return Poll::Ready(());
         }
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            state.waker = Some(waker.clone());
+            let former = state.waker.replace(waker.clone());
+            // Without the lock: it may be all that is left of a task that has a stopper of this stream.
+            drop(state);
+            drop(former);
         }
         Poll::Pending
     }
@@ -112,9 +115,14 @@ impl Arrivals {
     /// Lets go of what has come, and of what will.
     #[cold]
     pub(super) fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        state.news = News::default();
+        let waker = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.news = News::default();
+            state.waker.take()
+        };
+        // Whoever still has the mailbox keeps no task alive.
+        drop(waker);
     }
 
     #[inline]

@@ -13,6 +13,7 @@ mod shutdown;
 mod submit;
 mod types;
 
+mod async_streams;
 mod chaos;
 mod closing;
 mod combinations;

@@ -1,0 +1,376 @@
+//! [`MapStream`]: a stream over an asynchronous source, for async code.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use futures_core::stream::FusedStream;
+
+use super::Granularity;
+use super::engine::{Engine, Item};
+use super::map::Waiting;
+use super::stop::{Control, Stopper};
+use crate::context::{self, Named, Worker};
+use crate::error::TaskError;
+use crate::life::service::nested_poll;
+use crate::life::terms::Terms;
+use crate::life::wait::Awaited;
+use crate::limits::check_granularity;
+use crate::memory::codec::{Payload, View};
+use crate::pool::{Handle, Pool};
+use crate::task_fn::TaskFn;
+
+/// So many items are pulled in one poll at most: a source that always has another one must not keep the executor's
+/// other tasks waiting for as long as filling a large window takes.
+const PULLS_MAX: usize = 1024;
+
+/// The results of a function on the items of an asynchronous source: a [`Stream`] of `Result<R, TaskError>`, on any
+/// runtime or on none.
+///
+/// As [`Map`](super::Map), of which it has the options, but nothing blocks. Results of earlier items come while the
+/// source is pending; what has been pulled of a message is sent then, whatever the granularity. The source is polled
+/// only while the window has room, so a consumer that is slow slows the source down. It is dropped as soon as it has
+/// ended.
+///
+/// Cancellation-safe: a future of the next result that is abandoned loses nothing. The task that polled last is woken.
+/// Dropping the stream calls off what has not started; what is running can see that it is cancelled
+/// ([`Worker::cancelled`]), and is not waited for.
+///
+/// ```
+/// use futures::StreamExt;
+///
+/// let pool = forkring::Pool::new(2)?;
+/// let source = futures::stream::iter(0..5_u64);
+/// let squares = pool.map_stream(source, |n: u64| n * n).map(Result::unwrap).collect::<Vec<_>>();
+/// assert_eq!(futures::executor::block_on(squares), [0, 1, 4, 9, 16]);
+/// # Ok::<(), forkring::Error>(())
+/// ```
+#[must_use = "a MapStream is lazy: poll it"]
+pub struct MapStream<T, R> {
+    /// `None`: it has ended or was given up. In a box, so that the stream is `Unpin` and the source goes when it ends.
+    source: Option<Pin<Box<T>>>,
+    named: Named,
+    terms: Option<Terms>,
+    granularity: Granularity,
+    window: Option<usize>,
+    ordered: bool,
+    control: Arc<Control>,
+    /// Made at the first poll, when the options are final.
+    engine: Option<Engine<R>>,
+    /// Results that have not been asked for.
+    out: VecDeque<(u64, Item<R>)>,
+    /// While fewer of them wait, there is something to do before the next one goes out.
+    low_mark: usize,
+    sleeper: Sleeper,
+    ended: bool,
+}
+
+impl<T, R> fmt::Debug for MapStream<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapStream")
+            .field("granularity", &self.granularity)
+            .field("ordered", &self.ordered)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A stream that waits counts as a sleeper of its pool until it is polled again or dropped.
+struct Sleeper {
+    handle: Handle,
+    counted: bool,
+}
+
+impl Sleeper {
+    fn sleep(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            self.handle.core().add_sleeper();
+        }
+        self.handle.core().stop_watching();
+    }
+
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.handle.core().remove_sleeper();
+        }
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+impl<E, S, W> Pool<E, S, W> {
+    /// Applies `f` to each item of an asynchronous source. See [`MapStream`].
+    ///
+    /// ```
+    /// use futures::{SinkExt, StreamExt};
+    ///
+    /// let pool = forkring::Pool::new(2)?;
+    /// let (mut lines, source) = futures::channel::mpsc::channel::<String>(10);
+    /// let mut lengths = pool.map_stream(source, |line: String| line.len());
+    /// futures::executor::block_on(async {
+    ///     lines.send("a line".into()).await?;
+    ///     // The source has no more for the moment, and the result comes.
+    ///     assert_eq!(lengths.next().await.unwrap()?, 6);
+    ///     drop(lines);
+    ///     assert!(lengths.next().await.is_none());
+    ///     Ok::<(), Box<dyn std::error::Error>>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map_stream<I, R, T>(&self, items: T, f: impl Fn(I) -> R + TaskFn) -> MapStream<T, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: Stream<Item = I>,
+    {
+        self.map_stream_named(items, context::plain_task(&f))
+    }
+
+    /// As [`map_stream`](Self::map_stream), with the worker and the item in place.
+    pub fn map_stream_with<I, R, T>(
+        &self,
+        items: T,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
+    ) -> MapStream<T, R>
+    where
+        I: Payload,
+        R: Payload,
+        T: Stream<Item = I>,
+    {
+        self.map_stream_named(items, context::context_task::<_, E, S, W, I, R>(&f))
+    }
+
+    pub(crate) fn map_stream_named<R: Payload, T: Stream>(&self, items: T, named: Named) -> MapStream<T, R> {
+        MapStream {
+            source: Some(Box::pin(items)),
+            control: Arc::new(Control::new(self.handle().core().clone())),
+            sleeper: Sleeper { handle: self.handle().clone(), counted: false },
+            named,
+            terms: None,
+            granularity: self.granularity(),
+            window: None,
+            ordered: true,
+            engine: None,
+            out: VecDeque::new(),
+            low_mark: 0,
+            ended: false,
+        }
+    }
+}
+
+impl<T, R: Payload> MapStream<T, R> {
+    pub(crate) fn on_terms(mut self, terms: Terms) -> Self {
+        self.terms = Some(terms);
+        self
+    }
+
+    /// Results as they come, instead of in the order of the items. As are all options, to be said before the first poll.
+    pub fn unordered(mut self) -> Self {
+        self.ordered = false;
+        self
+    }
+
+    /// How many items share a message. Fewer do when the source is pending.
+    ///
+    /// # Panics
+    ///
+    /// Polling panics if the granularity is out of range.
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
+        self
+    }
+
+    /// As [`Map::window`](super::Map::window).
+    pub fn window(mut self, items: usize) -> Self {
+        self.window = Some(items);
+        self
+    }
+
+    /// Results together with the positions of their items.
+    pub fn indexed(self) -> IndexedStream<T, R> {
+        IndexedStream(self)
+    }
+
+    /// Something that stops this stream, from any thread or task. See [`Stopper::stop`].
+    pub fn stopper(&self) -> Stopper {
+        self.control.watch();
+        if let Some(engine) = &self.engine {
+            engine.be_watched();
+        }
+        Stopper::new(self.control.clone())
+    }
+}
+
+/// What pulling ended with.
+enum Pulled {
+    /// There are results, or something to read.
+    News,
+    /// The window is full, the source is pending or it has ended: there is nothing to do but wait.
+    Nothing,
+    /// There is more to pull, after others had their turn.
+    Enough,
+}
+
+impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
+    fn make_engine(&mut self) -> Engine<R> {
+        let granularity = check_granularity(self.granularity).unwrap_or_else(|error| panic!("{error}"));
+        let (handle, control) = (self.sleeper.handle.clone(), self.control.clone());
+        Engine::new(handle, control, self.named, granularity, self.window, self.ordered, self.terms)
+    }
+
+    /// Pulls items until the window is full, something has come, or the source has none for the moment.
+    fn pull(
+        engine: &mut Engine<R>,
+        source: &mut Option<Pin<Box<T>>>,
+        out: &mut VecDeque<(u64, Item<R>)>,
+        budget: &mut usize,
+        context: &mut Context<'_>,
+    ) -> Pulled {
+        let waiting = out.len();
+        let room = engine.room(waiting);
+        while let Some(items) = source {
+            if engine.is_over() {
+                *source = None;
+                engine.flush(&mut Waiting(out));
+                break;
+            }
+            if !engine.wants_items(room) {
+                break;
+            }
+            if *budget == 0 {
+                return Pulled::Enough;
+            }
+            match items.as_mut().poll_next(context) {
+                Poll::Ready(Some(item)) => engine.push(&item, &mut Waiting(out)),
+                Poll::Ready(None) => {
+                    *source = None;
+                    engine.flush(&mut Waiting(out));
+                }
+                Poll::Pending => {
+                    // Nobody knows when there will be another one.
+                    engine.flush(&mut Waiting(out));
+                    break;
+                }
+            }
+            *budget -= 1;
+            if engine.has_news() || out.len() > waiting {
+                return Pulled::News;
+            }
+        }
+        if engine.has_news() || !out.is_empty() { Pulled::News } else { Pulled::Nothing }
+    }
+
+    fn poll_result(&mut self, context: &mut Context<'_>) -> Poll<Option<(u64, Item<R>)>> {
+        if self.out.len() < self.low_mark.max(1) {
+            if self.engine.is_none() {
+                self.engine = Some(self.make_engine());
+            }
+            if self.fetch(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        let result = self.out.pop_front();
+        self.ended = result.is_none();
+        Poll::Ready(result)
+    }
+
+    /// Has results wait in `out`, if any are to come. A consumer that works through many must not let the workers run dry.
+    fn fetch(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self { engine: Some(engine), source, out, sleeper, .. } = self else { return Poll::Ready(()) };
+        if !engine.is_here() {
+            *source = None;
+            engine.disown(&mut Waiting(out));
+            return Poll::Ready(());
+        }
+        sleeper.wake();
+        let mut budget = PULLS_MAX;
+        // What is there already goes out first, unless the workers need more than it.
+        let refill = !out.is_empty();
+        loop {
+            let news = engine.has_news();
+            if news {
+                engine.collect(&mut Waiting(out));
+            }
+            if news && !out.is_empty() && !refill {
+                break;
+            }
+            let pulled = Self::pull(engine, source, out, &mut budget, context);
+            if !out.is_empty() {
+                break;
+            }
+            match pulled {
+                Pulled::News => {}
+                Pulled::Enough => {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Pulled::Nothing if source.is_none() && engine.is_empty() => break,
+                Pulled::Nothing => {
+                    if engine.register(context.waker()).is_pending() {
+                        // In this order: what comes in between rings the driver, which wakes.
+                        sleeper.sleep();
+                        nested_poll(sleeper.handle.core(), engine);
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+        self.low_mark = if source.is_some() { engine.low_mark() } else { 0 };
+        Poll::Ready(())
+    }
+}
+
+impl<T: Stream<Item: Payload>, R: Payload> Stream for MapStream<T, R> {
+    type Item = Result<R, TaskError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().poll_result(context).map(|result| result.map(|(_, item)| item))
+    }
+}
+
+/// Nothing but the source is ever pinned, and that is in a box.
+impl<T, R> Unpin for MapStream<T, R> {}
+
+impl<T: Stream<Item: Payload>, R: Payload> FusedStream for MapStream<T, R> {
+    fn is_terminated(&self) -> bool {
+        self.ended
+    }
+}
+
+/// A [`MapStream`] whose results carry the positions of their items.
+///
+/// ```
+/// use futures::StreamExt;
+///
+/// let pool = forkring::Pool::new(2)?;
+/// let mut stream = pool.map_stream(futures::stream::iter(10..20), |n: u64| n).unordered().indexed();
+/// futures::executor::block_on(async {
+///     while let Some((index, result)) = stream.next().await {
+///         assert_eq!(result.unwrap(), index + 10);
+///     }
+/// });
+/// # Ok::<(), forkring::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "it is lazy: poll it"]
+pub struct IndexedStream<T, R>(MapStream<T, R>);
+
+impl<T: Stream<Item: Payload>, R: Payload> Stream for IndexedStream<T, R> {
+    type Item = (u64, Result<R, TaskError>);
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().0.poll_result(context)
+    }
+}
+
+impl<T: Stream<Item: Payload>, R: Payload> FusedStream for IndexedStream<T, R> {
+    fn is_terminated(&self) -> bool {
+        self.0.ended
+    }
+}
