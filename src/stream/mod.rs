@@ -1,10 +1,12 @@
 //! Streams: a function applied to many items, in batches, with a bounded window.
 //!
 //! [`Map`] is the iterator that users see, [`TryMap`] the one over a source that may fail; [`engine`] keeps the window of
-//! batches, [`records`] collects their results, [`stop`] ends a stream before its source does.
+//! batches, [`records`] collects their results, [`stop`] ends a stream before its source does,
+//! [`progress`] tells how far it is.
 
 mod engine;
 mod map;
+mod progress;
 mod records;
 mod stop;
 mod try_map;
@@ -12,6 +14,7 @@ mod try_map;
 use std::time::Duration;
 
 pub use map::{Indexed, Map};
+pub use progress::{Metered, Progress, Watch};
 pub use stop::{Flow, Stopper};
 pub use try_map::{TryIndexed, TryMap};
 

@@ -29,5 +29,6 @@ mod recycling;
 mod services;
 mod signals;
 mod start_worker;
+mod stats;
 mod stream_control;
 mod streams;
