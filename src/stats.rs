@@ -168,12 +168,12 @@ mod tests {
         let workers =
             vec![worker(0, Some(4711), WorkerState::Busy, 10), worker(1, None, WorkerState::Missing, 5)];
         let stats = Stats::of(workers);
-        assert_eq!((stats.submitted, stats.queued, stats.done, stats.timed_out), (31, 4, 15, 2));
+        assert_eq!((stats.submitted, stats.queued, stats.done, stats.timed_out), (29, 4, 15, 2));
         let expected = "
   worker      pid    state restarts    queued   running      done    failed cancelled      lost
        0     4711     busy        1         2         1        10         1         0         3
        1        -  missing        1         2         1         5         1         0         3
-     all                           2         4         2        15         2         0         6";
+     all                          2         4         2        15         2         0         6";
         assert_eq!(format!("\n{stats}"), expected);
     }
 }
