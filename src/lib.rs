@@ -165,6 +165,7 @@ mod overload;
 mod panics;
 mod pool;
 mod remote_error;
+mod stats;
 mod stream;
 mod submitter;
 mod task;
@@ -194,8 +195,10 @@ pub use nix::sys::signal::Signal;
 pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use remote_error::RemoteError;
+pub use stats::{Stats, WorkerState, WorkerStats};
 pub use stream::{
-    Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Stopper, StreamSummary, TryIndexed, TryMap,
+    Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Metered, Progress, Stopper, StreamSummary,
+    TryIndexed, TryMap, Watch,
 };
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};

@@ -19,6 +19,7 @@ use crate::life::terms::Terms;
 use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, INLINE_MAX, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Parcel, SmallRequest};
+use crate::stats::Stats;
 use crate::stream::Granularity;
 use crate::submitter::Submitter;
 use crate::task::Task;
@@ -281,9 +282,55 @@ impl<E, S, W> Pool<E, S, W> {
         f: impl Fn(&Worker<E, S, W>) -> R + TaskFn,
     ) -> Vec<Result<R, TaskError>> {
         let named = context::broadcast_task::<_, E, S, W, R>(&f);
+        self.to_all(named, || Encoded::inline(&[]))
+    }
+
+    /// As [`broadcast`](Self::broadcast), with an input, which each worker reads in place.
+    ///
+    /// ```
+    /// use forkring::{Pool, View, Worker};
+    ///
+    /// let pool = Pool::new(2)?;
+    /// let sizes = pool.broadcast_with(|w: &Worker, words: &View<[u32]>| (w.id(), words.len()), &[5, 6, 7][..]);
+    /// let sizes: Vec<_> = sizes.into_iter().map(Result::unwrap).collect();
+    /// assert_eq!(sizes, [(0, 3), (1, 3)]);
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    ///
+    /// An input that cannot be encoded or is too large gives that error once for each worker.
+    ///
+    /// # Panics
+    ///
+    /// If the input's own serializer panics.
+    pub fn broadcast_with<I, R>(
+        &self,
+        f: impl Fn(&Worker<E, S, W>, &View<I>) -> R + TaskFn,
+        input: &I,
+    ) -> Vec<Result<R, TaskError>>
+    where
+        I: Input + ?Sized,
+        R: Payload,
+    {
+        let named = context::context_task::<_, E, S, W, I, R>(&f);
         let core = self.core();
-        let tasks: Vec<Task<R>> =
-            (0..core.stations.len()).map(|station| start_at(core, named, station)).collect();
+        if !core.is_here() {
+            return core.stations.iter().map(|_| Err(TaskError::NotInThisProcess)).collect();
+        }
+        // Once, since the serializer may be slow, or give something else each time.
+        match codec::encode(input, core.policy.max_payload) {
+            Ok(input) => self.to_all(named, || input.copy()),
+            Err(error) => {
+                let error = encode_error(error);
+                core.stations.iter().map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+
+    /// Runs this once in every worker.
+    fn to_all<R: Payload>(&self, named: Named, input: impl Fn() -> Encoded) -> Vec<Result<R, TaskError>> {
+        let core = self.core();
+        let stations = 0..core.stations.len();
+        let tasks: Vec<Task<R>> = stations.map(|station| start_at(core, named, station, input())).collect();
         tasks.into_iter().map(Task::wait).collect()
     }
 
@@ -340,6 +387,31 @@ impl<E, S, W> Pool<E, S, W> {
     /// A future that ends when the pool has closed, for whatever reason: no process, descriptor or memory of it is left.
     pub fn closed(&self) -> Closed {
         Closed { core: self.core().clone() }
+    }
+
+    /// How many tasks wait, run and have ended, and how; for each worker too. Also of a pool that has closed. In another
+    /// process than the pool's all of it is empty.
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::new(2)?;
+    /// let good = pool.submit(|n: u32| n + 1, &1);
+    /// let bad = pool.submit(|_: u32| -> u32 { std::process::abort() }, &1);
+    /// assert!(good.wait().is_ok() && bad.wait().is_err());
+    ///
+    /// let stats = pool.stats();
+    /// assert_eq!((stats.submitted, stats.done, stats.lost), (2, 1, 1));
+    /// assert_eq!(stats.workers.iter().map(|w| w.done).sum::<u64>(), 1);
+    /// println!("{stats}"); // a table
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    ///
+    /// Costs a task nothing: most of it is derived from what the pool knows anyway. The workers are looked at one after the
+    /// other, each for a moment in which nobody else submits to it or takes from it; so their figures are of different
+    /// moments, a few microseconds apart. What moves between them meanwhile is counted once all the same, see [`Stats`].
+    pub fn stats(&self) -> Stats {
+        if self.core().is_here() { self.core().stats() } else { Stats::default() }
     }
 
     /// How many workers the pool has.
@@ -490,18 +562,14 @@ fn hand_over_by<R>(
     }
 }
 
-fn start_at<R>(core: &Arc<Core>, named: Named, station: usize) -> Task<R> {
+fn start_at<R>(core: &Arc<Core>, named: Named, station: usize, input: Encoded) -> Task<R> {
     if !core.is_here() {
         return Task::failed(TaskError::NotInThisProcess);
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (held, job) = Job::allocate(core);
     held.pin();
-    core.submit_at(
-        station,
-        held,
-        Parcel { code, batch: None, input: Encoded::Inline { len: 0, bytes: [0; 32] } },
-    );
+    core.submit_at(station, held, Parcel { code, batch: None, input });
     Task::submitted(job)
 }
 

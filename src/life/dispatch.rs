@@ -173,6 +173,7 @@ impl Core {
             let Some(poor) = self.idle.take() else {
                 let mut owned = self.stations[rich].own(self);
                 owned.keep_quiet();
+                owned.tally.moved_in += jobs.len() as u64;
                 owned.give_back(jobs);
                 drop(owned);
                 // The second look of edge BALANCE: somebody may have become idle while this station looked poor.
@@ -181,6 +182,7 @@ impl Core {
             let mut poor = self.stations[poor].own(self);
             poor.keep_quiet();
             poor.leave_idle();
+            poor.tally.moved_in += jobs.len() as u64;
             for (job, parcel) in jobs {
                 poor.accept_moved(job, parcel);
             }
@@ -286,6 +288,7 @@ impl Owned<'_> {
         if spare.is_empty() {
             self.no_surplus();
         }
+        self.tally.moved_out += spare.len() as u64;
         for (job, _) in &spare {
             job.set_place(Place { station: self.station.id, spot: Spot::Moving });
         }
@@ -332,7 +335,7 @@ impl Owned<'_> {
         if self.stage != Stage::Vacant {
             self.stage = Stage::Ending;
         }
-        if let Some(lane) = self.lane.take() {
+        if let Some(lane) = self.take_lane() {
             let remains = lane.remains();
             let started = remains.started.into_iter().map(|(_, job, parcel)| (job, parcel));
             for (job, _) in started.chain(remains.unstarted) {

@@ -469,7 +469,7 @@ impl Driver {
             End { max_rss_kib, violation, verdict, tasks_done, hint, ..End::new(who, pid, status, stage) };
         let mut failed_text = None;
         let mut unwinding = false;
-        if let Some(lane) = owned.lane.take() {
+        if let Some(lane) = owned.take_lane() {
             end.parting = lane.parting();
             if let Ok((state, text)) = lane.worker_state() {
                 failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);

@@ -2,7 +2,7 @@
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
 //! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
-//! [`end`], [`oom`], [`service`]. In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
+//! [`end`], [`oom`], [`service`], [`tally`] (what there was). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
 
 pub(crate) mod core;
 pub(crate) mod dispatch;
@@ -19,6 +19,7 @@ pub(crate) mod seed;
 pub(crate) mod service;
 pub(crate) mod setup;
 pub(crate) mod station;
+pub(crate) mod tally;
 pub(crate) mod terms;
 pub(crate) mod threads;
 pub(crate) mod timers;

@@ -34,6 +34,7 @@ use super::driver;
 use super::events;
 use super::job::{After, Job, JobRef, Outcome, Place, Spot};
 use super::service::Request;
+use super::tally::Tally;
 use super::verdict::{Seen, Verdict, Why};
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
@@ -164,6 +165,7 @@ pub(crate) struct Inner {
     /// When somebody last rose from it.
     pub(crate) last_sat: Option<Instant>,
     pub(crate) tasks_done: u64,
+    pub(crate) tally: Tally,
     pub(crate) verdict: Option<Verdict>,
     /// What ran on the driver's last look, while there is anything with a time limit.
     pub(crate) seen: Option<Seen>,
@@ -207,6 +209,7 @@ impl Station {
                 seat: Seat::Free,
                 last_sat: None,
                 tasks_done: 0,
+                tally: Tally::default(),
                 verdict: None,
                 seen: None,
                 look_every: None,
@@ -488,6 +491,13 @@ impl<'a> Owned<'a> {
         self.quiet = true;
     }
 
+    /// This is a look from outside, which tells nothing of how the station is used: whoever kept it is to keep it again.
+    pub(crate) fn only_look(&mut self) {
+        if self.grip == Grip::Revoked {
+            self.grip = Grip::Owned;
+        }
+    }
+
     /// Leaves user code to the next owner: this thread holds jobs that the code may want to call off.
     pub(crate) fn put_off(&mut self) {
         self.puts_off = true;
@@ -528,8 +538,9 @@ impl<'a> Owned<'a> {
     #[inline]
     pub(crate) fn accept(&mut self, job: JobRef, parcel: Parcel) {
         if let Some(refusal) = &self.refusal {
-            let refusal = refusal.clone();
-            return self.finish(job, Outcome::Failed(refusal));
+            // No task of the pool's, so nobody counts it.
+            let outcome = Outcome::Failed(refusal.clone());
+            return job.finish(outcome, &mut self.after);
         }
         if self.queue.is_empty() && self.can_send() {
             if let Some((job, parcel)) = self.send(job, parcel) {
@@ -549,12 +560,17 @@ impl<'a> Owned<'a> {
 
     /// Takes a job that another station had taken. One that was submitted in time is not too late here.
     pub(crate) fn accept_moved(&mut self, job: JobRef, parcel: Parcel) {
-        match self.refusal.take_if(|refusal| refusal.is_closed()) {
-            None => self.accept(job, parcel),
-            Some(closed) => {
-                self.accept(job, parcel);
-                self.refusal = Some(closed);
+        let closed = self.refusal.take_if(|refusal| refusal.is_closed());
+        match &self.refusal {
+            // The pool has ended since, and the job with it.
+            Some(error) => {
+                let outcome = Outcome::Failed(error.clone());
+                self.finish(job, outcome);
             }
+            None => self.accept(job, parcel),
+        }
+        if closed.is_some() {
+            self.refusal = closed;
         }
     }
 
@@ -680,7 +696,16 @@ impl<'a> Owned<'a> {
     /// Ends a job; its waker is called after the station is released.
     #[inline]
     pub(crate) fn finish(&mut self, job: JobRef, outcome: Outcome) {
-        job.finish(outcome, &mut self.after);
+        let inner = &mut **self;
+        inner.tally.note(&outcome);
+        job.finish(outcome, &mut inner.after);
+    }
+
+    /// The lane of a process that is over, or is not to be heard any more.
+    pub(crate) fn take_lane(&mut self) -> Option<Lane<JobRef>> {
+        let lane = self.lane.take()?;
+        self.tally.note_lane(&lane.census());
+        Some(lane)
     }
 
     /// Delivers what the worker has published. A violation ends the worker.
@@ -711,6 +736,7 @@ impl<'a> Owned<'a> {
         let mut delivery = Delivery {
             after: &mut inner.after,
             calls: &mut inner.calls,
+            tally: &mut inner.tally,
             station: id,
             generation: inner.generation,
         };
@@ -925,6 +951,7 @@ impl<'a> Owned<'a> {
         self.verdict = None;
         self.seen = None;
         self.tasks_done = 0;
+        self.tally.note_start();
     }
 
     #[inline]
@@ -984,6 +1011,7 @@ impl<'a> Owned<'a> {
 struct Delivery<'a> {
     after: &'a mut Vec<After>,
     calls: &'a mut Vec<Request>,
+    tally: &'a mut Tally,
     station: usize,
     generation: u64,
 }
@@ -996,6 +1024,7 @@ impl Sink<JobRef> for Delivery<'_> {
 
     #[inline]
     fn reply(&mut self, job: JobRef, reply: Reply) {
+        self.tally.note_reply(reply.status);
         let outcome = match reply.status {
             Status::Skipped => Outcome::Failed(TaskError::Cancelled),
             _ => Outcome::Reply(reply),
@@ -1005,8 +1034,8 @@ impl Sink<JobRef> for Delivery<'_> {
 
     #[inline]
     fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
-        if reply.status == Status::Skipped {
-            return job.finish(Outcome::Failed(TaskError::Cancelled), self.after);
+        if reply.status != Status::Value {
+            return self.reply(job, reply.into());
         }
         job.finish_small(reply, self.after);
     }

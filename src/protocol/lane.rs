@@ -247,6 +247,8 @@ pub(crate) struct Lane<T> {
     /// The highest count seen in the claim word, which never goes back, and whether this side has sealed it.
     claimed: u64,
     sealed: bool,
+    /// How many entries have lost their tokens before they were retired: cancelled, or taken back.
+    emptied: u64,
     head: u64,
     tail: u64,
     out_tail: u64,
@@ -276,6 +278,7 @@ impl<T> Lane<T> {
             answered: 0,
             claimed: 0,
             sealed: false,
+            emptied: 0,
             head: 0,
             tail: 0,
             out_tail: 0,
@@ -1065,6 +1068,7 @@ impl<T> Lane<T> {
         let entry = self.entries[slot_of(index)].as_mut()?;
         entry.taken = true;
         let token = entry.token.take()?;
+        self.emptied += 1;
         Some((token, self.parcel(index)))
     }
 
@@ -1164,7 +1168,27 @@ impl<T> Lane<T> {
         if self.region.b().claim.0.load().count > index {
             return None;
         }
-        self.entries[slot_of(index)].as_mut()?.token.take()
+        let token = self.entries[slot_of(index)].as_mut()?.token.take()?;
+        self.emptied += 1;
+        Some(token)
+    }
+
+    /// Where its requests are. Goes over all that are in flight.
+    pub(crate) fn census(&self) -> Census {
+        // Where the word is nonsense, what it was when it made sense last.
+        let claimed = self.seen_claim().unwrap_or(self.claimed);
+        let (mut unclaimed, mut running, mut empty) = (0, 0, 0);
+        for index in self.answered..self.sent {
+            let wanted = self.entries[slot_of(index)].as_ref().is_some_and(|entry| entry.token.is_some());
+            *match wanted {
+                false => &mut empty,
+                true if index < claimed => &mut running,
+                true => &mut unclaimed,
+            } += 1;
+        }
+        // All others that are empty have been retired, without a delivery.
+        let dropped = self.emptied.saturating_sub(empty);
+        Census { unclaimed, running, delivered: self.answered.saturating_sub(dropped) }
     }
 
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
@@ -1230,6 +1254,16 @@ pub(crate) struct Running<'a, T> {
     pub(crate) progress: u64,
     /// `None`: nobody wants the response.
     pub(crate) token: Option<&'a T>,
+}
+
+/// Requests of a lane that have, or had, somebody who wants their responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Census {
+    pub(crate) unclaimed: u64,
+    /// Claimed, and the response has not been delivered.
+    pub(crate) running: u64,
+    /// Since the lane was made.
+    pub(crate) delivered: u64,
 }
 
 /// What a dead worker leaves.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Deliver, Engine, Item};
+use super::progress::{Metered, Progress, Watch};
 use super::stop::{Control, Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context::{self, Named, Worker};
@@ -34,8 +35,16 @@ use crate::task_fn::TaskFn;
 /// assert_eq!(squares, [0, 1, 4, 9, 16]);
 /// # Ok::<(), forkring::Error>(())
 /// ```
+///
+/// `P` is who is told of its [progress](Self::on_progress): nobody, unless asked.
 #[must_use = "a Map is lazy: iterate over it, or call .run(g)"]
-pub struct Map<T, R> {
+pub struct Map<T, R, P = ()> {
+    feed: Feed<T, R>,
+    watch: P,
+}
+
+/// What a [`Map`] is but for whom it tells of its progress.
+struct Feed<T, R> {
     source: Option<T>,
     handle: Handle,
     named: Named,
@@ -53,6 +62,15 @@ pub struct Map<T, R> {
     /// While fewer of them wait, there is something to do before the next one goes out.
     low_mark: usize,
     pull: Pull<T, R>,
+    length: Length<T>,
+}
+
+/// How many items a source has, if it says so exactly.
+pub(super) type Length<T> = fn(&T) -> Option<u64>;
+
+pub(super) fn length<T: Iterator>(source: &T) -> Option<u64> {
+    let (least, most) = source.size_hint();
+    most.filter(|&most| most == least).map(|most| most as u64)
 }
 
 /// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
@@ -141,11 +159,11 @@ pub(super) fn pull_into<T: Iterator, R: Payload>(
     true
 }
 
-impl<T, R> fmt::Debug for Map<T, R> {
+impl<T, R, P> fmt::Debug for Map<T, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Map")
-            .field("granularity", &self.granularity)
-            .field("ordered", &self.ordered)
+            .field("granularity", &self.feed.granularity)
+            .field("ordered", &self.feed.ordered)
             .finish_non_exhaustive()
     }
 }
@@ -190,7 +208,7 @@ impl<E, S, W> Pool<E, S, W> {
         R: Payload,
         T: IntoIterator<Item = &'a I>,
     {
-        Map::new(self, items.into_iter(), context::plain_task(&f), pull::<_, R, I, &I>)
+        Map::new(self, items.into_iter(), context::plain_task(&f), pull::<_, R, I, &I>, length)
     }
 
     /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
@@ -241,13 +259,19 @@ impl<E, S, W> Pool<E, S, W> {
         items: T,
         named: Named,
     ) -> Map<T::IntoIter, R> {
-        Map::new(self, items.into_iter(), named, pull::<_, R, I, I>)
+        Map::new(self, items.into_iter(), named, pull::<_, R, I, I>, length)
     }
 }
 
 impl<T, R: Payload> Map<T, R> {
-    pub(super) fn new<E, S, W>(pool: &Pool<E, S, W>, source: T, named: Named, pull: Pull<T, R>) -> Self {
-        Self {
+    pub(super) fn new<E, S, W>(
+        pool: &Pool<E, S, W>,
+        source: T,
+        named: Named,
+        pull: Pull<T, R>,
+        length: Length<T>,
+    ) -> Self {
+        let feed = Feed {
             control: Arc::new(Control::new(pool.handle().core().clone())),
             cut_short: false,
             source: Some(source),
@@ -261,17 +285,43 @@ impl<T, R: Payload> Map<T, R> {
             out: VecDeque::new(),
             low_mark: 0,
             pull,
-        }
+            length,
+        };
+        Self { feed, watch: () }
     }
 
+    /// Has `f` told how far the stream is, while its results are delivered: before one goes out of the iterator, after `g` of
+    /// [`run`](Self::run) has had it.
+    ///
+    /// Called here, between two results, whenever 100 ms have passed since the last time or a hundredth of the total has
+    /// come, and once at the end. A stream that is dropped before its end has no last call. Nothing is pulled from the
+    /// source for it: it counts what has been delivered. The total is what the source's `size_hint` says, if that is exact.
+    /// It costs a look at the clock for each result. What [`iter_stream`](Pool::iter_stream) does is
+    /// `map(items, f).unordered().on_progress(tell).run(g)`, and [`Bound::map`](crate::Bound::map) takes closures that capture.
+    ///
+    /// ```
+    /// let pool = forkring::Pool::new(2)?;
+    /// let mut seen = Vec::new();
+    /// let squares = pool.map(0..500_u64, |n: u64| n * n).on_progress(|p| seen.push((p.done, p.total)));
+    /// assert_eq!(squares.map(Result::unwrap).sum::<u64>(), 41_541_750);
+    /// assert_eq!(seen.last(), Some(&(500, Some(500))));
+    /// assert!(seen.len() > 100);
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn on_progress<F: FnMut(Progress)>(self, f: F) -> Map<T, R, Metered<F>> {
+        Map { feed: self.feed, watch: Metered::new(f) }
+    }
+}
+
+impl<T, R: Payload, P: Watch> Map<T, R, P> {
     pub(crate) fn on_terms(mut self, terms: Terms) -> Self {
-        self.terms = Some(terms);
+        self.feed.terms = Some(terms);
         self
     }
 
     /// Results as they come, instead of in the order of the items.
     pub fn unordered(mut self) -> Self {
-        self.ordered = false;
+        self.feed.ordered = false;
         self
     }
 
@@ -281,19 +331,19 @@ impl<T, R: Payload> Map<T, R> {
     ///
     /// `next` panics if the granularity is out of range.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
-        self.granularity = granularity;
+        self.feed.granularity = granularity;
         self
     }
 
     /// At most about this many items are on their way, or wait for their turn, at a time; rounded up to whole
     /// messages. Default: a few messages for each worker.
     pub fn window(mut self, items: usize) -> Self {
-        self.window = Some(items);
+        self.feed.window = Some(items);
         self
     }
 
     /// Results together with the positions of their items.
-    pub fn indexed(self) -> Indexed<T, R> {
+    pub fn indexed(self) -> Indexed<T, R, P> {
         Indexed(self)
     }
 
@@ -310,11 +360,11 @@ impl<T, R: Payload> Map<T, R> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn stopper(&self) -> Stopper {
-        self.control.watch();
-        if let Some(engine) = &self.engine {
+        self.feed.control.watch();
+        if let Some(engine) = &self.feed.engine {
             engine.be_watched();
         }
-        Stopper::new(self.control.clone())
+        Stopper::new(self.feed.control.clone())
     }
 
     /// Hands every result to `g`, here.
@@ -335,23 +385,55 @@ impl<T, R: Payload> Map<T, R> {
 
     /// As [`run`](Self::run). `g` also says whether its item failed.
     pub(super) fn run_judged<F: Flow>(
-        mut self,
+        self,
         g: impl FnMut(u64, Item<R>) -> (bool, F),
     ) -> Result<StreamSummary, Error> {
+        let Self { mut feed, mut watch } = self;
         let start = Instant::now();
-        self.open()?;
-        let control = self.control.clone();
-        let mut judged = Judged { g: Some(g), control, ok: 0, failed: 0, broken: false };
+        feed.open()?;
+        watch.begin(|| feed.length());
+        let control = feed.control.clone();
+        let mut judged = Judged { g: Some((g, watch)), control, ok: 0, failed: 0, broken: false };
         // Whatever is there goes out before the source is pulled, which may block.
-        while self.step(true, &mut judged) && !judged.broken {}
-        let Judged { ok, failed, .. } = judged;
-        let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
-        let stopped = self.cut_short || self.control.is_stopped();
+        while feed.step(true, &mut judged) && !judged.broken {}
+        let Judged { g, ok, failed, .. } = judged;
+        if let Some((_, mut watch)) = g {
+            watch.end();
+        }
+        let (items, batches) = feed.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
+        let stopped = feed.cut_short || feed.control.is_stopped();
         Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped })
     }
 
+    /// The next result, which the watch is still to be told of.
     #[inline]
-    pub(super) fn open(&mut self) -> Result<(), Error> {
+    pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
+        if let Err(error) = self.feed.open() {
+            panic!("{error}");
+        }
+        let feed = &self.feed;
+        self.watch.begin(|| feed.length());
+        let next = self.feed.advance();
+        if next.is_none() {
+            self.watch.end();
+        }
+        next
+    }
+
+    /// A result goes out.
+    #[inline]
+    pub(super) fn note(&mut self, failed: bool) {
+        self.watch.note(failed);
+    }
+}
+
+impl<T, R: Payload> Feed<T, R> {
+    fn length(&self) -> Option<u64> {
+        self.source.as_ref().and_then(self.length)
+    }
+
+    #[inline]
+    fn open(&mut self) -> Result<(), Error> {
         if self.engine.is_none() { self.make_engine() } else { Ok(()) }
     }
 
@@ -418,7 +500,7 @@ impl<T, R: Payload> Map<T, R> {
 
     /// The next result.
     #[inline]
-    pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
+    fn advance(&mut self) -> Option<(u64, Item<R>)> {
         if self.out.len() < self.low_mark.max(1) {
             self.fetch();
         }
@@ -445,9 +527,9 @@ impl<T, R: Payload> Map<T, R> {
 }
 
 /// Hands results to a function, and counts them.
-struct Judged<G> {
-    /// There, but while it is being called.
-    g: Option<G>,
+struct Judged<G, P> {
+    /// There, but while it is being called; with who is told of it.
+    g: Option<(G, P)>,
     control: Arc<Control>,
     ok: u64,
     failed: u64,
@@ -455,7 +537,7 @@ struct Judged<G> {
     broken: bool,
 }
 
-impl<G> Judged<G> {
+impl<G, P: Watch> Judged<G, P> {
     /// Calls the function for each of these, items that follow each other.
     #[inline]
     fn each<R, F: Flow, V>(
@@ -471,13 +553,14 @@ impl<G> Judged<G> {
         }
         // On the stack, where nothing points to it, what the function refers to can stay in registers, which is a third of
         // the price of a result. After a panic nobody calls it again.
-        let Some(mut g) = self.g.take() else { return };
+        let Some((mut g, mut watch)) = self.g.take() else { return };
         let (mut index, mut failed) = (first, 0);
         for value in values {
             // Made here: an iterator of outcomes would have each of them written to memory and read back.
             let (fails, flow) = g(index, item(value));
             index += 1;
             failed += u64::from(fails);
+            watch.note(fails);
             if flow.stops() {
                 self.broken = true;
                 break;
@@ -485,14 +568,14 @@ impl<G> Judged<G> {
         }
         self.ok += index - first - failed;
         self.failed += failed;
-        self.g = Some(g);
+        self.g = Some((g, watch));
         if self.broken {
             self.control.stop();
         }
     }
 }
 
-impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F)> Deliver<R> for Judged<G> {
+impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F), P: Watch> Deliver<R> for Judged<G, P> {
     #[inline]
     fn one(&mut self, index: u64, item: Item<R>) {
         self.each(index, std::iter::once(item), |item| item);
@@ -519,19 +602,18 @@ impl<R> Deliver<R> for Waiting<'_, R> {
     }
 }
 
-impl<T, R: Payload> Iterator for Map<T, R> {
+impl<T, R: Payload, P: Watch> Iterator for Map<T, R, P> {
     type Item = Result<R, TaskError>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        if let Err(error) = self.open() {
-            panic!("{error}");
-        }
-        self.advance().map(|(_, item)| item)
+        let (_, item) = self.advance()?;
+        self.note(item.is_err());
+        Some(item)
     }
 }
 
-impl<T, R: Payload> FusedIterator for Map<T, R> {}
+impl<T, R: Payload, P: Watch> FusedIterator for Map<T, R, P> {}
 
 /// A [`Map`] whose results carry the positions of their items.
 ///
@@ -544,17 +626,16 @@ impl<T, R: Payload> FusedIterator for Map<T, R> {}
 /// ```
 #[derive(Debug)]
 #[must_use = "it is lazy: iterate over it"]
-pub struct Indexed<T, R>(Map<T, R>);
+pub struct Indexed<T, R, P = ()>(Map<T, R, P>);
 
-impl<T, R: Payload> Iterator for Indexed<T, R> {
+impl<T, R: Payload, P: Watch> Iterator for Indexed<T, R, P> {
     type Item = (u64, Result<R, TaskError>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Err(error) = self.0.open() {
-            panic!("{error}");
-        }
-        self.0.advance()
+        let (index, item) = self.0.advance()?;
+        self.0.note(item.is_err());
+        Some((index, item))
     }
 }
 
-impl<T, R: Payload> FusedIterator for Indexed<T, R> {}
+impl<T, R: Payload, P: Watch> FusedIterator for Indexed<T, R, P> {}

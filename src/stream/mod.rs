@@ -1,12 +1,13 @@
 //! Streams: a function applied to many items, in batches, with a bounded window.
 //!
 //! [`Map`] is the iterator that users see, [`MapStream`] its counterpart for async code, [`TryMap`] the one over a source that may
-//! fail; [`engine`] keeps the window of
-//! batches, [`records`] collects their results, [`stop`] ends a stream before its source does.
+//! fail; [`engine`] keeps the window of batches, [`records`] collects their results, [`stop`] ends a stream before its source
+//! does, [`progress`] tells how far it is.
 
 mod engine;
 mod map;
 mod map_stream;
+mod progress;
 mod records;
 mod stop;
 mod try_map;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use map::{Indexed, Map};
 pub use map_stream::{IndexedStream, MapStream};
+pub use progress::{Metered, Progress, Watch};
 pub use stop::{Flow, Stopper};
 pub use try_map::{TryIndexed, TryMap};
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::engine::{Engine, Item};
-use super::map::{Map, Sink, pull_into};
+use super::map::{Map, Sink, length, pull_into};
+use super::progress::{Metered, Progress, Watch};
 use super::stop::{Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context;
@@ -24,8 +25,8 @@ use crate::task_fn::TaskFn;
 /// An error of the source comes in its place; of [`unordered`](Self::unordered) results, as soon as it is pulled. It
 /// ends nothing: the stream goes on for as long as the source does. Otherwise as [`Map`]. See [`Pool::try_map`].
 #[must_use = "a TryMap is lazy: iterate over it, or call .run(g)"]
-pub struct TryMap<T, R, X> {
-    map: Map<Fallible<T, X>, R>,
+pub struct TryMap<T, R, X, P = ()> {
+    map: Map<Fallible<T, X>, R, P>,
     errors: Arc<Errors<X>>,
 }
 
@@ -50,7 +51,7 @@ impl<X> Errors<X> {
     }
 }
 
-impl<T, R, X> fmt::Debug for TryMap<T, R, X> {
+impl<T, R, X, P> fmt::Debug for TryMap<T, R, X, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("TryMap").field(&self.map).finish()
     }
@@ -99,13 +100,24 @@ impl<E, S, W> Pool<E, S, W> {
     {
         let errors = Arc::new(Errors(Mutex::default()));
         let source = Fallible { source: items.into_iter(), errors: errors.clone() };
-        TryMap { map: Map::new(self, source, context::plain_task(&f), pull::<_, R, I, X>), errors }
+        let length = |source: &Fallible<T::IntoIter, X>| length(&source.source);
+        TryMap { map: Map::new(self, source, context::plain_task(&f), pull::<_, R, I, X>, length), errors }
     }
 }
 
 impl<T, R: Payload, X> TryMap<T, R, X> {
-    fn with(self, option: impl FnOnce(Map<Fallible<T, X>, R>) -> Map<Fallible<T, X>, R>) -> Self {
-        Self { map: option(self.map), errors: self.errors }
+    /// As [`Map::on_progress`]. An error of the source counts as an item that failed.
+    pub fn on_progress<F: FnMut(Progress)>(self, f: F) -> TryMap<T, R, X, Metered<F>> {
+        self.with(|map| map.on_progress(f))
+    }
+}
+
+impl<T, R: Payload, X, P: Watch> TryMap<T, R, X, P> {
+    fn with<Q>(
+        self,
+        option: impl FnOnce(Map<Fallible<T, X>, R, P>) -> Map<Fallible<T, X>, R, Q>,
+    ) -> TryMap<T, R, X, Q> {
+        TryMap { map: option(self.map), errors: self.errors }
     }
 
     pub(crate) fn on_terms(self, terms: Terms) -> Self {
@@ -132,7 +144,7 @@ impl<T, R: Payload, X> TryMap<T, R, X> {
     }
 
     /// As [`Map::indexed`]. Positions are those in the source, its errors included.
-    pub fn indexed(self) -> TryIndexed<T, R, X> {
+    pub fn indexed(self) -> TryIndexed<T, R, X, P> {
         TryIndexed(self)
     }
 
@@ -159,15 +171,14 @@ impl<T, R: Payload, X> TryMap<T, R, X> {
     }
 
     fn advance(&mut self) -> Option<(u64, Result<Item<R>, X>)> {
-        if let Err(error) = self.map.open() {
-            panic!("{error}");
-        }
         let (index, item) = self.map.advance()?;
-        Some((index, self.errors.at(index, item)))
+        let result = self.errors.at(index, item);
+        self.map.note(!matches!(result, Ok(Ok(_))));
+        Some((index, result))
     }
 }
 
-impl<T, R: Payload, X> Iterator for TryMap<T, R, X> {
+impl<T, R: Payload, X, P: Watch> Iterator for TryMap<T, R, X, P> {
     type Item = Result<Result<R, TaskError>, X>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -175,14 +186,14 @@ impl<T, R: Payload, X> Iterator for TryMap<T, R, X> {
     }
 }
 
-impl<T, R: Payload, X> FusedIterator for TryMap<T, R, X> {}
+impl<T, R: Payload, X, P: Watch> FusedIterator for TryMap<T, R, X, P> {}
 
 /// A [`TryMap`] whose results carry the positions of their items in the source.
 #[derive(Debug)]
 #[must_use = "it is lazy: iterate over it"]
-pub struct TryIndexed<T, R, X>(TryMap<T, R, X>);
+pub struct TryIndexed<T, R, X, P = ()>(TryMap<T, R, X, P>);
 
-impl<T, R: Payload, X> Iterator for TryIndexed<T, R, X> {
+impl<T, R: Payload, X, P: Watch> Iterator for TryIndexed<T, R, X, P> {
     type Item = (u64, Result<Result<R, TaskError>, X>);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -190,4 +201,4 @@ impl<T, R: Payload, X> Iterator for TryIndexed<T, R, X> {
     }
 }
 
-impl<T, R: Payload, X> FusedIterator for TryIndexed<T, R, X> {}
+impl<T, R: Payload, X, P: Watch> FusedIterator for TryIndexed<T, R, X, P> {}

@@ -632,6 +632,26 @@ fn a_broadcast_runs_once_in_every_worker() {
 }
 
 #[test]
+fn a_broadcast_brings_its_input_to_every_worker() {
+    scenario(|| {
+        let pool = Pool::builder().workers(3).max_payload(4 << 20).build().unwrap();
+        let read = |w: &Worker, text: &View<str>| (w.id(), text.len());
+        for len in [0, 5, 100, 1 << 20] {
+            let all = pool.broadcast_with(read, &*"x".repeat(len));
+            let all: Vec<_> = all.into_iter().map(Result::unwrap).collect();
+            assert_eq!(all, [(0, len), (1, len), (2, len)]);
+        }
+        let numbers: Vec<u64> = (0..100_000).collect();
+        let sum = |_: &Worker, v: &View<Vec<u64>>| v.iter().map(|n| n.to_native()).sum::<u64>();
+        assert!(pool.broadcast_with(sum, &numbers).into_iter().all(|one| one.unwrap() == 4_999_950_000));
+        let nothing = pool.broadcast_with(read, &*"x".repeat(5 << 20));
+        assert_eq!(nothing.into_iter().filter(|one| one.as_ref().unwrap_err().is_too_large()).count(), 3);
+        pool.close().wait();
+        assert!(pool.broadcast_with(read, "x").into_iter().all(|one| one.unwrap_err().is_closed()));
+    });
+}
+
+#[test]
 fn a_broadcast_waits_for_a_busy_worker_and_leaves_the_others_to_work() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();

@@ -30,6 +30,7 @@ mod recycling;
 mod services;
 mod signals;
 mod start_worker;
+mod stats;
 mod stream_control;
 mod streams;
 mod waits;

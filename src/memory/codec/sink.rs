@@ -43,6 +43,15 @@ impl Encoded {
         }
     }
 
+    /// The same once more.
+    pub(crate) fn copy(&self) -> Self {
+        match self {
+            Self::Inline { len, bytes } => Self::Inline { len: *len, bytes: *bytes },
+            Self::Heap(bytes) => Self::Heap(AlignedBytes::from(&**bytes)),
+            Self::Elements(elements) => Self::Heap(elements.to_archive()),
+        }
+    }
+
     #[inline]
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

@@ -26,7 +26,7 @@ use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
 use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Form, Lane, Parcel, Refusal, Reply, Sink, Violation};
+use crate::protocol::lane::{Batch, Census, Form, Lane, Parcel, Refusal, Reply, Sink, Violation};
 use crate::protocol::port::Request;
 use crate::protocol::records::{Parsed, TEXT_BYTES_MAX, parse};
 use crate::protocol::wire::{
@@ -109,6 +109,8 @@ struct Sent {
 struct Log {
     /// By token.
     sent: Vec<Sent>,
+    /// Tokens that came out with responses.
+    delivered: u64,
     max_payload: usize,
     hostile: bool,
     calls: u64,
@@ -136,6 +138,7 @@ impl Log {
 impl Sink<u64> for Log {
     fn reply(&mut self, token: u64, reply: Reply) {
         self.out(token);
+        self.delivered += 1;
         let limit = match reply.status {
             Status::Value => self.max_payload.max(RESPONSE_INLINE_BYTES),
             _ => TEXT_BYTES_MAX,
@@ -163,6 +166,7 @@ impl Sink<u64> for Log {
 
     fn cut(&mut self, token: u64, parcel: Parcel) {
         self.back(token, &parcel);
+        self.delivered += 1;
     }
 
     fn results(&mut self, token: &mut u64, form: Form, from: ArenaReader<'_>, position: u64, len: usize) {
@@ -266,7 +270,7 @@ impl<'a> Scenario<'a> {
         let (region, fds) = Region::create().expect("memory for a region");
         let peer = Peer::new(&fds);
         let bell = Arc::new(Doorbell::new().expect("a doorbell"));
-        let log = Log { sent: Vec::new(), max_payload, hostile: false, calls: 0, call: None };
+        let log = Log { sent: Vec::new(), delivered: 0, max_payload, hostile: false, calls: 0, call: None };
         let lane = Lane::new(region, bell, max_payload);
         Self { source, lane, peer, log, indices: Vec::new(), held: None, violation: None, theme }
     }
@@ -630,6 +634,9 @@ impl<'a> Scenario<'a> {
             }
         }
         let _ = self.lane.worker_state();
+        let Census { unclaimed, running, delivered } = self.lane.census();
+        let held = self.log.sent.iter().filter(|sent| !sent.out).count() as u64;
+        assert_eq!((unclaimed + running, delivered), (held, self.log.delivered));
         let remains = self.lane.remains();
         assert!(self.log.hostile || (remains.valid && remains.started.len() <= 1));
         let started = remains.started.into_iter().map(|(_, token, parcel)| (token, parcel));

@@ -89,7 +89,8 @@ fn claimed(bytes: usize) -> (Lane<u64>, Peer, Log) {
     let (region, fds) = Region::create().unwrap();
     let mut lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
     let sent = Sent { input: Vec::new(), batch: None, out: false, records: Vec::new(), in_records: false };
-    let log = Log { sent: vec![sent], max_payload: 64 << 20, hostile: true, calls: 0, call: None };
+    let log =
+        Log { sent: vec![sent], delivered: 0, max_payload: 64 << 20, hostile: true, calls: 0, call: None };
     let input = Encoded::Heap(AlignedBytes::from(&*vec![0; bytes]));
     lane.push(0, Parcel { code: code(0), batch: None, input }).unwrap();
     let peer = Peer::new(&fds);

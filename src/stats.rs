@@ -1,0 +1,179 @@
+//! [`Stats`]: how many tasks a pool has, and what became of those that it had.
+
+use std::fmt;
+
+/// What [`Pool::stats`](crate::Pool::stats) tells: where the pool's tasks are at the moment, and how those have ended that
+/// it had.
+///
+/// Each task is in one of the counters, so `submitted` is `queued + running + done + failed + cancelled + lost` whenever
+/// one looks, and never goes back.
+///
+/// A message of a stream counts as one task, whatever its granularity. It is `done` if a worker came to its end, however its
+/// items ended; if not, it counts as the item that was running, and what was left of it is another message.
+///
+/// What was refused is no task of the pool's and is not counted: what was submitted to a pool that takes nothing more, or could
+/// not be encoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// All tasks that the pool has, or had: the sum of those below.
+    pub submitted: u64,
+    /// Tasks that have not started.
+    pub queued: u64,
+    /// Tasks that have started, and whose outcomes have not come.
+    pub running: u64,
+    /// Tasks that have given a result. Whether it can be decoded is found by who takes it.
+    pub done: u64,
+    /// Tasks that have panicked, took too long, or could not be run.
+    pub failed: u64,
+    /// Of those that have failed: tasks that took too long.
+    pub timed_out: u64,
+    /// Tasks that nobody wanted any more: cancelled, killed, or not ended when the pool was.
+    pub cancelled: u64,
+    /// Tasks that ended with [`TaskError::WorkerLost`](crate::TaskError::WorkerLost).
+    pub lost: u64,
+    /// Each worker's share, in the order of their ids. A task counts where it is, or where it ended; tasks that move from one
+    /// worker to another while one looks are in none's queue, or in two.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// A worker's share of [`Stats`]. It stays what it was when the worker's process is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// The worker's id, `0 .. workers`.
+    pub id: usize,
+    /// The generation of its process, or of the last one that it had.
+    pub generation: u64,
+    /// Its process, if it has one. May belong to another process by the time it is used.
+    pub pid: Option<u32>,
+    /// What it is at.
+    pub state: WorkerState,
+    /// How many processes have been started in place of one that had ended, for whatever reason.
+    pub restarts: u64,
+    /// Tasks that wait for this worker. Others may take them.
+    pub queued: u64,
+    /// The task that it has started. May be more than one for a moment, when results have just come.
+    pub running: u64,
+    /// As [`Stats::done`].
+    pub done: u64,
+    /// As [`Stats::failed`].
+    pub failed: u64,
+    /// As [`Stats::timed_out`].
+    pub timed_out: u64,
+    /// As [`Stats::cancelled`].
+    pub cancelled: u64,
+    /// As [`Stats::lost`].
+    pub lost: u64,
+}
+
+/// What a worker is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// It has no process: the last one has ended. Another one follows, unless the pool is at its end.
+    Missing,
+    /// Its process is being started, or runs `init`.
+    Starting,
+    /// It has nothing to do.
+    Idle,
+    /// It runs a task.
+    Busy,
+    /// It is to end, or has been killed: after a time-out, to be renewed, or because the pool closes.
+    Leaving,
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Missing => "missing",
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Leaving => "leaving",
+        })
+    }
+}
+
+impl Stats {
+    /// The sums.
+    pub(crate) fn of(workers: Vec<WorkerStats>) -> Self {
+        let sum = |of: fn(&WorkerStats) -> u64| workers.iter().map(of).sum::<u64>();
+        let stats = Self {
+            submitted: 0,
+            queued: 0,
+            running: sum(|w| w.running),
+            done: sum(|w| w.done),
+            failed: sum(|w| w.failed),
+            timed_out: sum(|w| w.timed_out),
+            cancelled: sum(|w| w.cancelled),
+            lost: sum(|w| w.lost),
+            workers: Vec::new(),
+        };
+        let queued = sum(|w| w.queued);
+        Self { workers, ..stats }.with_queued(queued)
+    }
+
+    pub(crate) fn with_queued(self, queued: u64) -> Self {
+        let submitted = queued + self.running + self.done + self.failed + self.cancelled + self.lost;
+        Self { submitted, queued, ..self }
+    }
+}
+
+impl fmt::Display for Stats {
+    /// A table: a line for each worker, and one for the pool.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>8} {:>8} {:>8} {:>8}", "worker", "pid", "state", "restarts")?;
+        writeln!(f, "{}", Row(["queued", "running", "done", "failed", "cancelled", "lost"]))?;
+        for w in &self.workers {
+            let pid = w.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            write!(f, "{:>8} {pid:>8} {:>8} {:>8}", w.id, w.state, w.restarts)?;
+            writeln!(f, "{}", Row([w.queued, w.running, w.done, w.failed, w.cancelled, w.lost]))?;
+        }
+        let restarts: u64 = self.workers.iter().map(|w| w.restarts).sum();
+        write!(f, "{:>8} {:>8} {:>8} {restarts:>8}", "all", "", "")?;
+        write!(f, "{}", Row([self.queued, self.running, self.done, self.failed, self.cancelled, self.lost]))
+    }
+}
+
+/// The part of a line that counts tasks.
+struct Row<T>([T; 6]);
+
+impl<T: fmt::Display> fmt::Display for Row<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|cell| write!(f, " {cell:>9}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_worker_and_one_for_all() {
+        let worker = |id, pid, state, done| WorkerStats {
+            id,
+            generation: 1,
+            pid,
+            state,
+            restarts: 1,
+            queued: 2,
+            running: 1,
+            done,
+            failed: 1,
+            timed_out: 1,
+            cancelled: 0,
+            lost: 3,
+        };
+        let workers =
+            vec![worker(0, Some(4711), WorkerState::Busy, 10), worker(1, None, WorkerState::Missing, 5)];
+        let stats = Stats::of(workers);
+        assert_eq!((stats.submitted, stats.queued, stats.done, stats.timed_out), (29, 4, 15, 2));
+        let expected = "
+  worker      pid    state restarts    queued   running      done    failed cancelled      lost
+       0     4711     busy        1         2         1        10         1         0         3
+       1        -  missing        1         2         1         5         1         0         3
+     all                          2         4         2        15         2         0         6";
+        assert_eq!(format!("\n{stats}"), expected);
+    }
+}
