@@ -575,7 +575,8 @@ impl<R: Payload> Engine<R> {
             let slot = &mut self.slots[front];
             let next = slot.first + u64::from(slot.received) - slot.held.len() as u64;
             (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver.one(index, item));
-            if slot.received < slot.items {
+            // All results may be there before the news that the job has ended, which must not find the slot's next message.
+            if slot.received < slot.items || slot.job.is_some() {
                 break;
             }
             self.free.push(front);
