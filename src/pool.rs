@@ -291,7 +291,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// use forkring::{Pool, View, Worker};
     ///
     /// let pool = Pool::new(2)?;
-    /// let sizes = pool.broadcast_with(|w: &Worker, words: &View<[u32]>| (w.id(), words.len()), &[5, 6, 7][..]);
+    /// let sizes = pool.broadcast_with(|w: &Worker, words: &View<[u32]>| (w.id(), words.len()), &[5_u32, 6, 7][..]);
     /// let sizes: Vec<_> = sizes.into_iter().map(Result::unwrap).collect();
     /// assert_eq!(sizes, [(0, 3), (1, 3)]);
     /// # Ok::<(), forkring::Error>(())
