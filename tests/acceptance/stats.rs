@@ -77,8 +77,8 @@ fn l_06_each_way_to_end_has_its_counter() {
         let pool = Pool::new(1).unwrap();
         assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
         assert_eq!(outcome(pool.submit(|s: String| s.repeat(1000), &"long".to_owned())).unwrap().len(), 4000);
-        assert!(outcome(pool.submit(|()| panic!("no"), &())).map(|()| ()).is_err());
-        assert!(outcome(pool.submit(|()| panic!("{}", "no".repeat(1000)), &())).map(|()| ()).is_err());
+        assert!(outcome::<()>(pool.submit(|()| panic!("no"), &())).is_err());
+        assert!(outcome::<()>(pool.submit(|()| panic!("{}", "no".repeat(1000)), &())).is_err());
         assert_eq!(all(&pool.stats()), [4, 0, 0, 2, 2, 0, 0]);
 
         let impatient = pool.options().timeout(Duration::from_millis(30));
@@ -88,9 +88,7 @@ fn l_06_each_way_to_end_has_its_counter() {
         assert_eq!(all(&stats), [5, 0, 0, 2, 3, 0, 0]);
         assert_eq!(stats.timed_out, 1);
 
-        assert!(
-            outcome(pool.submit(|()| std::process::abort(), &())).map(|()| ()).unwrap_err().is_worker_lost()
-        );
+        assert!(outcome::<()>(pool.submit(|()| std::process::abort(), &())).unwrap_err().is_worker_lost());
         assert_eq!(all(&pool.stats()), [6, 0, 0, 2, 3, 0, 1]);
 
         let busy = pool.submit(gated, &0);
@@ -108,7 +106,7 @@ fn l_06_each_way_to_end_has_its_counter() {
         // Two deaths and a retry after the first: one task.
         let again = pool.options().retries(1);
         let twice = again.submit(|()| std::process::abort(), &());
-        assert!(outcome(twice).map(|()| ()).unwrap_err().is_worker_lost());
+        assert!(outcome::<()>(twice).unwrap_err().is_worker_lost());
         assert_eq!(all(&pool.stats()), [11, 0, 0, 3, 3, 3, 2]);
 
         // Not encoded, not sent.
