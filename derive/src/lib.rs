@@ -3,7 +3,7 @@
 //! A derive macro cannot call another crate's. What these put out is therefore the item once more, with rkyv's derives
 //! on it and, below them, the attribute [`consume`], which makes nothing of it:
 //!
-//! ```ignore
+//! ```text
 //! #[derive(::forkring::rkyv::Archive, ::forkring::rkyv::Serialize, ::forkring::rkyv::Deserialize)]
 //! #[rkyv(crate = ::forkring::rkyv)]
 //! #[::forkring::__derive::consume]
