@@ -36,12 +36,17 @@ impl Job {
         let compressed = self.data.join("flights.csv.gz");
         let flights = if compressed.exists() { compressed } else { self.data.join("flights.csv") };
         let mut command = Command::new(&self.program);
-        command.arg("--input").arg(flights).args(["--output", "/dev/null", "--workers", WORKERS]).args(options);
+        command
+            .arg("--input")
+            .arg(flights)
+            .args(["--output", "/dev/null", "--workers", WORKERS])
+            .args(options);
         for table in ["planes", "airports", "airlines"] {
             command.arg(format!("--{table}")).arg(self.data.join(format!("{table}.csv")));
         }
         let (before, start) = (cpu_of_children(), Instant::now());
-        let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status().expect("a program that runs");
+        let status =
+            command.stdin(Stdio::null()).stderr(Stdio::null()).status().expect("a program that runs");
         let wall = start.elapsed();
         assert!(status.success(), "{status}");
         vec![wall.as_secs_f64() * 1e3, (cpu_of_children() - before).num_microseconds() as f64 / 1e3]

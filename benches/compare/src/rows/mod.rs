@@ -37,7 +37,11 @@ pub(crate) const ROWS: [Row; 16] = [
     row("sum", "1 MiB of f32 in, their sum out; one worker", payloads::sum),
     row("echo", "1 MiB of f32 in and out; one worker", payloads::echo),
     row("payloads", "round trips of 64 B to 1 MiB in and out, one worker", payloads::sizes),
-    row("enrich", "the main job (examples/enrich), in order; FORKRING_FLIGHTS names the folder of its tables", job::enrich),
+    row(
+        "enrich",
+        "the main job (examples/enrich), in order; FORKRING_FLIGHTS names the folder of its tables",
+        job::enrich,
+    ),
     row("many-workers", "one task at a time, 64 workers", crowds::many_workers),
     row("oversubscribed", "tasks of 20 µs, 4 workers on 2 cores", crowds::oversubscribed),
     row("idle", "what an idle pool does, after work", upkeep::idle),
