@@ -12,29 +12,26 @@ pub(crate) const SLOTS_AHEAD: u64 = 8;
 /// This thread is going to write to `what`.
 #[inline]
 pub(crate) fn for_writing<T>(what: &T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a hint; no address makes it fault.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(what).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = what;
+    for_writing_at(std::ptr::from_ref(what).cast());
 }
 
 /// This thread is going to write what lies some lines behind `place`.
 #[inline]
 pub(crate) fn for_writing_behind(place: *const u8) {
     const BYTES_AHEAD: usize = SLOTS_AHEAD as usize * 64;
-    let line = place.wrapping_add(BYTES_AHEAD);
+    for_writing_at(place.wrapping_add(BYTES_AHEAD));
+}
+
+#[inline]
+fn for_writing_at(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
         // SAFETY: a hint; no address makes it fault.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(place.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
+    let _ = place;
 }
 
 /// This thread is going to read `what`.

@@ -447,17 +447,9 @@ impl Port {
             slot.publish(index, slot_head(Place::Inline, bytes.len() as u8));
             point(Point::InlinePublished);
         } else if bytes.len() <= ARENA_BYTES {
-            let Some(start) = self.room_for_span(bytes.len()) else {
+            if !self.answer_span(index, slot_head(Place::Span, 0), bytes) {
                 return self.answer_no_memory(index);
-            };
-            point(Point::SpanReserved);
-            self.region.arena().copy_in(start, bytes);
-            let slot = self.region.response(index);
-            slot.set(0, start);
-            slot.set(1, bytes.len() as u64);
-            point(Point::SpanCopied);
-            slot.publish(index, slot_head(Place::Span, 0));
-            point(Point::SpanPublished);
+            }
         } else {
             if self.region.reserve(ARENA_BYTES).is_err() {
                 return self.answer_no_memory(index);
@@ -465,13 +457,7 @@ impl Port {
             let start = self.open_stream(index, bytes.len() as u64, false);
             self.append(bytes);
             self.commit();
-            self.stream = None;
-            let slot = self.region.response(index);
-            slot.set(0, start);
-            slot.set(1, self.head - start);
-            point(Point::StreamUnpublished);
-            slot.publish(index, slot_head(Place::Stream, 0));
-            point(Point::StreamPublished);
+            self.end_stream(index, slot_head(Place::Stream, 0), start);
         }
         self.notify();
         point(Point::Answered);
@@ -484,17 +470,9 @@ impl Port {
         let head =
             |place: Place| Head { kind: place as u8, len: elements.size(), extra: Status::Value as u16 };
         if bytes.len() < FLOW_MIN_BYTES {
-            let Some(start) = self.room_for_span(bytes.len()) else {
+            if !self.answer_span(index, head(Place::Span), bytes) {
                 return self.answer_no_memory(index);
-            };
-            point(Point::SpanReserved);
-            self.region.arena().copy_in(start, bytes);
-            let slot = self.region.response(index);
-            slot.set(0, start);
-            slot.set(1, bytes.len() as u64);
-            point(Point::SpanCopied);
-            slot.publish(index, head(Place::Span));
-            point(Point::SpanPublished);
+            }
         } else {
             if self.reserve_stream(bytes.len()).is_err() {
                 return self.answer_no_memory(index);
@@ -504,16 +482,35 @@ impl Port {
                 self.append(part);
                 self.commit();
             }
-            self.stream = None;
-            let slot = self.region.response(index);
-            slot.set(0, start);
-            slot.set(1, self.head - start);
-            point(Point::StreamUnpublished);
-            slot.publish(index, head(Place::Stream));
-            point(Point::StreamPublished);
+            self.end_stream(index, head(Place::Stream), start);
         }
         self.notify();
         point(Point::Answered);
+    }
+
+    /// Publishes a response that lies in one piece in the arena. `false`: there is no memory to back it.
+    fn answer_span(&mut self, index: u64, head: Head, bytes: &[u8]) -> bool {
+        let Some(start) = self.room_for_span(bytes.len()) else { return false };
+        point(Point::SpanReserved);
+        self.region.arena().copy_in(start, bytes);
+        let slot = self.region.response(index);
+        slot.set(0, start);
+        slot.set(1, bytes.len() as u64);
+        point(Point::SpanCopied);
+        slot.publish(index, head);
+        point(Point::SpanPublished);
+        true
+    }
+
+    /// Publishes a response that has flowed through the arena from `start` on.
+    fn end_stream(&mut self, index: u64, head: Head, start: u64) {
+        self.stream = None;
+        let slot = self.region.response(index);
+        slot.set(0, start);
+        slot.set(1, self.head - start);
+        point(Point::StreamUnpublished);
+        slot.publish(index, head);
+        point(Point::StreamPublished);
     }
 
     fn answer_no_memory(&mut self, index: u64) {
