@@ -460,7 +460,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     {
         let code = CodeId::of(named.code, named.types, &core.objects);
         let (held, job) = Job::allocate(core);
-        core.submit_small(held, SmallRequest { code, len, words: [low, high, 0, 0] });
+        core.submit_small(held, &SmallRequest { code, words: [low, high], len: len.into() });
         return Task::submitted(job);
     }
     start_any(core, named, input, terms)
