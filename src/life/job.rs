@@ -27,6 +27,7 @@
 //! | LIMITED | submitter | its terms have a time limit |
 //! | PLACE | submitter | it holds a place of the pool's gate |
 //! | SMALL | pool, with DONE | the outcome is in `small` and not in `stage` |
+//! | KILL | submitter | who drops the task wants it killed |
 //! | EXTRA | whoever writes there | there may be something in the cold part that has to be dropped with the cell |
 //!
 //! A cell is one cache line. What only some jobs need is in its *cold part*, which is made when somebody first needs it and
@@ -63,6 +64,7 @@ const PLACE: u64 = 1 << 7;
 const CALLED_OFF: u64 = 1 << 8;
 const SMALL: u64 = 1 << 9;
 const EXTRA: u64 = 1 << 10;
+const KILL: u64 = 1 << 11;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -268,6 +270,14 @@ impl Job {
         (JobRef(job), job)
     }
 
+    /// The task's side of a job that has ended before it began.
+    pub(crate) fn failed(core: &Arc<Core>, error: TaskError) -> &'static Job {
+        let (held, job) = Self::allocate(core);
+        let woken = held.settle(Outcome::Failed(error));
+        debug_assert!(woken.is_none(), "nobody knows of it");
+        job
+    }
+
     /// The link of the list that the job is in.
     pub(crate) fn link(&self) -> &AtomicPtr<Job> {
         &self.cold().next
@@ -284,6 +294,10 @@ impl Job {
     #[inline]
     pub(crate) fn is_done(&self) -> bool {
         self.state.load(Ordering::Acquire) & DONE != 0
+    }
+
+    pub(crate) fn is_killed_on_drop(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & KILL != 0
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -562,6 +576,9 @@ impl JobRef {
         self.special_mut().terms = Some(terms);
         if terms.timeout.is_some() {
             self.0.state.fetch_or(LIMITED, Ordering::Relaxed);
+        }
+        if terms.kill_on_drop {
+            self.0.state.fetch_or(KILL, Ordering::Relaxed);
         }
         let (limit, at) = (terms.deadline?, terms.due?);
         Some(Deadline { at, job: self.0, generation: self.0.generation(), limit })

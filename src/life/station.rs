@@ -412,6 +412,7 @@ impl Afterwards {
 
 impl Inner {
     /// Requests in the ring, those that are being answered included.
+    #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         self.lane.as_ref().map_or(0, Lane::in_flight)
     }
