@@ -176,7 +176,9 @@ impl<R: Payload> Task<R> {
     /// See [`TaskError`].
     pub fn wait(mut self) -> Result<R, TaskError> {
         if let Some(job) = self.job() {
-            job.core().wait(&job, None);
+            if !job.is_done() {
+                job.core().wait(&job, None);
+            }
             if let Some(result) = self.take_small() {
                 // Nothing is left to drop.
                 std::mem::forget(self);

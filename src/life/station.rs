@@ -824,15 +824,8 @@ impl<'a> Owned<'a> {
         if !self.queue.is_empty() {
             self.refill();
         }
-        let is_time = |lane: &Lane<JobRef>| match lane.in_flight() {
-            0 | 1 => false,
-            2..=RUN => true,
-            _ => lane.sent().is_multiple_of(RUN as u64),
-        };
-        if self.streams_only && self.lane.as_ref().is_some_and(is_time) {
-            // A stream looks for results while it sends, so that its worker has something to do meanwhile, what is there is
-            // delivered before the next item is pulled, and what is answered is no surplus.
-            self.peek();
+        if self.streams_only {
+            self.look_along();
         }
         if self.has_looked && !self.round {
             // Only the owner writes it.
@@ -853,6 +846,20 @@ impl<'a> Owned<'a> {
             self.core.ring_driver();
         }
         self.core.stations.len() > 1 && self.classify()
+    }
+
+    /// A stream looks for results while it sends, so that its worker has something to do meanwhile, what is there is delivered
+    /// before the next item is pulled, and what is answered is no surplus.
+    #[inline(never)]
+    fn look_along(&mut self) {
+        let is_time = |lane: &Lane<JobRef>| match lane.in_flight() {
+            0 | 1 => false,
+            2..=RUN => true,
+            _ => lane.sent().is_multiple_of(RUN as u64),
+        };
+        if self.lane.as_ref().is_some_and(is_time) {
+            self.peek();
+        }
     }
 
     /// Whether the driver comes by, so that nobody needs to be rung.
