@@ -106,7 +106,7 @@ pub(crate) struct Port {
     bell_rings: bool,
     /// The wake word that was last obeyed.
     rung: u64,
-    /// Whether it has slept, and has neither rung nor made room for others since.
+    /// Whether it has slept since it last rang.
     has_woken: bool,
     /// Whether the master was asked to look at the claim word since the last request.
     complained: bool,
@@ -191,10 +191,6 @@ impl Port {
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
         }
         self.run = 0;
-        if std::mem::take(&mut self.has_woken) && !self.spin.is_endless() {
-            // Nobody had to be rung, so whoever woke this worker is looking, or would be if it had the CPU that it woke up on.
-            std::thread::yield_now();
-        }
         loop {
             let spin = self.patience;
             if spin.spin(|| self.has_news().then_some(())).is_some() {
