@@ -49,12 +49,17 @@ fn for_writing_at(place: *const u8) {
 /// This thread is going to read `what`.
 #[inline]
 pub(crate) fn for_reading<T>(what: &T) {
+    for_reading_at(std::ptr::from_ref(what).cast());
+}
+
+#[inline]
+pub(crate) fn for_reading_at(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; no address makes it fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = what;
+    let _ = place;
 }

@@ -354,9 +354,7 @@ impl Port {
             Place::Inline => Ok(Input::InPlace(unsafe { self.static_inline(request) })),
             Place::Span => {
                 if request.flows() {
-                    self.wait_for(|port| {
-                        (port.in_sent() >= request.position + request.len as u64).then_some(())
-                    });
+                    self.await_span(request);
                 }
                 // SAFETY: the same holds for spans in `A`, which only the master writes.
                 let span = unsafe { self.region.peer_arena().span(request.position, request.len) };
@@ -365,6 +363,18 @@ impl Port {
                 Ok(Input::InPlace(unsafe { std::slice::from_raw_parts(span.as_ptr(), span.len()) }))
             }
             Place::Stream => Ok(Input::Streamed(self.receive(request))),
+        }
+    }
+
+    /// Waits for all of a span that flows. Its lines are in the master's cache; they come here part by part, while the next ones
+    /// are still being written.
+    fn await_span(&mut self, request: &Request) {
+        let (mut at, end) = (request.position, request.position + request.len as u64);
+        while at < end {
+            // Edge IN-SENT.
+            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at));
+            self.region.peer_arena().prefetch(at, (sent - at) as usize);
+            at = sent;
         }
     }
 
