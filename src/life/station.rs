@@ -992,6 +992,10 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let in_flight = inner.in_flight();
+        if in_flight == 1 && inner.queue.is_empty() && !inner.is_idle && !inner.has_surplus {
+            // The one that runs is no surplus.
+            return false;
+        }
         let kept = if inner.is_patient() { RUN } else { 1 };
         if in_flight > 1 {
             inner.waits = inner.waits.saturating_add(1);
