@@ -81,7 +81,7 @@ impl Crasher {
         let text = str::from_utf8(text).map_err(|_| damaged("its head is no text"))?;
         let sum = text.rfind("checksum: ").ok_or_else(|| damaged("it has no checksum"))?;
         let expected = text[sum..].trim_start_matches("checksum: ").trim_end();
-        if format!("{:016x}", checksum([text[..sum].as_bytes(), bytes])) != expected {
+        if format!("{:016x}", checksum([&text.as_bytes()[..sum], bytes])) != expected {
             return Err(damaged("its checksum is another"));
         }
         let field = |line: &str| line.split_once(": ").map(|(key, value)| (key.to_owned(), value.to_owned()));

@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn times_are_dates() {
-        let text = |secs, millis| timestamp(UNIX_EPOCH + Duration::new(secs, millis * 1_000_000));
+        let text = |secs, millis: u32| timestamp(UNIX_EPOCH + Duration::new(secs, millis * 1_000_000));
         assert_eq!(text(0, 0), "1970-01-01T00:00:00.000Z");
         assert_eq!(text(951_782_399, 999), "2000-02-28T23:59:59.999Z");
         assert_eq!(text(951_868_800, 1), "2000-03-01T00:00:00.001Z");

@@ -599,7 +599,8 @@ impl<'a> Owned<'a> {
         if self.refusal.is_some() {
             return self.accept(job, request.into());
         }
-        let sent = if self.queue.is_empty() && self.can_send() { self.send_small(job, request) } else { Err(job) };
+        let sent =
+            if self.queue.is_empty() && self.can_send() { self.send_small(job, request) } else { Err(job) };
         if let Err(mut job) = sent {
             job.queue_small(self.station.id, request);
             self.may_spare = true;
