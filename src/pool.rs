@@ -95,8 +95,12 @@ impl Clone for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.core.is_here() && self.core.drop_handle() && self.core.phase() < Phase::Ended {
-            end(&self.core);
+        if self.core.is_here() && self.core.drop_handle() {
+            if self.core.phase() < Phase::Ended {
+                end(&self.core);
+            }
+            // A stream may have found one after the pool had ended.
+            self.core.await_crashers();
         }
     }
 }

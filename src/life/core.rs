@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex};
 
+use super::crashers::Saver;
 use super::gate::Gate;
 use super::job::Deadline;
 use super::service::{Host, Request};
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     /// For each station, the generation of its present worker.
     generations: Box<[AtomicU64]>,
     service: Option<Host>,
+    /// Keeps the inputs that cost a worker, if that is wanted.
+    pub(crate) crashers: Option<Arc<Saver>>,
     takes_small: bool,
     phase: AtomicU8,
     life: Mutex<Life>,
@@ -126,6 +129,7 @@ impl Core {
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
+            crashers: None,
             takes_small: policy.terms.timeout.is_none() && policy.terms.deadline.is_none(),
             phase: AtomicU8::new(Phase::Building as u8),
             life: Mutex::new(Life {
@@ -154,6 +158,19 @@ impl Core {
         self.gate = tasks.map(|tasks| Gate::new(self.stations.len(), tasks));
         self.takes_small &= self.gate.is_none();
         self
+    }
+
+    /// Keeping inputs that cost a worker.
+    pub(crate) fn with_crashers(mut self, saver: Option<Arc<Saver>>) -> Self {
+        self.crashers = saver;
+        self
+    }
+
+    /// Until the inputs that are to be kept are written, but not for ever.
+    pub(crate) fn await_crashers(&self) {
+        if let Some(saver) = &self.crashers {
+            saver.finish();
+        }
     }
 
     /// Whether a small task needs nothing looked after: there is no limit to the number of tasks nor to their time.

@@ -43,6 +43,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::crashers::Scene;
 use super::gate::{Gate, Pass};
 use super::terms::Terms;
 use crate::error::TaskError;
@@ -73,8 +74,9 @@ pub(crate) enum Outcome {
     Small(SmallReply),
     Reply(Reply),
     Failed(TaskError),
-    /// A batch is not finished: the request, and what its running item ends with, if one was running.
-    BatchLost(Box<(Parcel, Option<TaskError>)>),
+    /// A batch is not finished: the request, what its running item ends with, if one was running, and where that was, if
+    /// somebody keeps the inputs of such items.
+    BatchLost(Box<(Parcel, Option<TaskError>, Option<Scene>)>),
 }
 
 /// What the cell holds besides its flags.

@@ -1079,7 +1079,7 @@ impl Sink<JobRef> for Delivery<'_> {
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
-        job.finish(Outcome::BatchLost(Box::new((parcel, None))), self.after);
+        job.finish(Outcome::BatchLost(Box::new((parcel, None, None))), self.after);
     }
 
     fn results(&mut self, job: &mut JobRef, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) {
