@@ -36,19 +36,18 @@
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::crashers::Scene;
 use super::gate::{Gate, Pass};
+use super::slab;
 use super::terms::Terms;
 use crate::error::TaskError;
-use crate::ground::prefetch;
-use crate::ground::sys::memory::{HUGE_PAGE_BYTES, leak};
 use crate::memory::arena::ArenaReader;
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Form, Parcel, Reply, SmallReply, SmallRequest};
@@ -139,7 +138,7 @@ struct Special {
     losses: u32,
 }
 
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 const _: () = assert!(size_of::<Job>() == LINE_BYTES);
 
 // SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
@@ -215,7 +214,7 @@ impl Cold {
 }
 
 impl Job {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             state: AtomicU64::new(0),
             place: AtomicU64::new(0),
@@ -743,111 +742,4 @@ fn failure(outcome: &Outcome) -> Option<TaskError> {
         Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
         Outcome::BatchLost(_) => None,
     }
-}
-
-pub(crate) use slab::Depot;
-
-/// Free cells: a small store for each thread, over one depot for all.
-mod slab {
-    use super::*;
-
-    /// A thread keeps at most this many free cells; half of them move to or from the depot at a time.
-    const STORE_MAX: usize = 1024;
-    /// Cells are made so many at a time, or as many as there are already, up to two mebibytes.
-    const BLOCK: usize = 128;
-    const BLOCK_MAX: usize = HUGE_PAGE_BYTES / LINE_BYTES;
-    /// How many allocations before its use a cell is asked for.
-    const CELLS_AHEAD: usize = 8;
-
-    /// Cells that no thread has in its store.
-    #[derive(Debug)]
-    pub(crate) struct Depot {
-        free: Vec<&'static Job>,
-        /// How many cells there are.
-        made: usize,
-    }
-
-    /// Std's mutex, for the reason given in [`registry`](super::super::registry).
-    static DEPOT: Mutex<Depot> = Mutex::new(Depot { free: Vec::new(), made: 0 });
-
-    pub(super) fn depot() -> MutexGuard<'static, Depot> {
-        DEPOT.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    impl Depot {
-        /// Some cells, one at least. The last ones lie in the order in which they are to be used.
-        fn withdraw(&mut self) -> Vec<&'static Job> {
-            if self.free.is_empty() {
-                let count = self.made.clamp(BLOCK, BLOCK_MAX);
-                self.made += count;
-                // Cells live as long as the process: that is what lets a stale handle look at one.
-                self.free.extend(leak(count, Job::new).iter().rev());
-            }
-            let keep = self.free.len().saturating_sub(STORE_MAX / 2);
-            self.free.split_off(keep)
-        }
-    }
-
-    struct Store {
-        cells: Vec<&'static Job>,
-        /// The cell that was freed last.
-        freed: usize,
-    }
-
-    impl Drop for Store {
-        fn drop(&mut self) {
-            depot().free.append(&mut self.cells);
-        }
-    }
-
-    thread_local! {
-        static STORE: RefCell<Store> = const { RefCell::new(Store { cells: Vec::new(), freed: 0 }) };
-    }
-
-    #[inline]
-    pub(super) fn take() -> &'static Job {
-        let pop = |store: &RefCell<Store>| {
-            let cells = &mut store.borrow_mut().cells;
-            let job = cells.pop()?;
-            // Cells that have not been used for a while are far away.
-            if let Some(soon) = cells.len().checked_sub(CELLS_AHEAD).and_then(|at| cells.get(at)) {
-                prefetch::for_writing(*soon);
-            }
-            Some(job)
-        };
-        STORE.try_with(pop).ok().flatten().unwrap_or_else(refill)
-    }
-
-    #[cold]
-    fn refill() -> &'static Job {
-        let mut cells = depot().withdraw();
-        let job = cells.pop().expect("there is one at least");
-        if STORE.try_with(|store| store.borrow_mut().cells.append(&mut cells)).is_err() {
-            depot().free.append(&mut cells);
-        }
-        job
-    }
-
-    #[inline]
-    pub(super) fn give(job: &'static Job) {
-        let kept = STORE.try_with(|store| {
-            let store = &mut *store.borrow_mut();
-            // Results are taken in the order of their tasks as a rule, and cells are used in the order in which they lie.
-            let here = std::ptr::from_ref(job).addr();
-            prefetch::for_writing_ahead(job, here.wrapping_sub(store.freed) as isize);
-            store.freed = here;
-            store.cells.push(job);
-            if store.cells.len() > STORE_MAX {
-                depot().free.extend(store.cells.drain(..STORE_MAX / 2));
-            }
-        });
-        if kept.is_err() {
-            depot().free.push(job);
-        }
-    }
-}
-
-/// Held across a fork, so that the child finds the depot whole.
-pub(crate) fn lock_depot() -> MutexGuard<'static, Depot> {
-    slab::depot()
 }

@@ -19,6 +19,7 @@ pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;
 pub(crate) mod setup;
+pub(crate) mod slab;
 pub(crate) mod station;
 pub(crate) mod tally;
 pub(crate) mod terms;
