@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "the shims recover types that the protocol erased")]
 
-use std::any::Any;
+use std::any::{Any, type_name};
 use std::borrow::Borrow;
 use std::cell::RefMut;
 use std::fmt;
@@ -767,7 +767,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>) },
+        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>, type_name::<F>) },
         types: hash_of::<(F, I, R)>(),
     }
 }
@@ -800,7 +800,7 @@ where
     assert_captures_nothing::<F>();
     // `I` may borrow and then has no type id; `F` fixes it but for lifetimes.
     Named {
-        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>, type_name::<F>) },
         types: hash_of::<(F, R)>(),
     }
 }
@@ -831,7 +831,7 @@ fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) 
 /// `Fn(I) -> R` that the pool was made around.
 pub(crate) fn bound_task<F: Fn(I) -> R, I: Payload, R: Payload>() -> Named {
     Named {
-        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) },
+        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>, type_name::<F>) },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -854,7 +854,7 @@ where
     R: Payload,
 {
     Named {
-        code: const { &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>) },
+        code: const { &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>, type_name::<F>) },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -886,7 +886,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>, type_name::<F>) },
         types: hash_of::<(F, R)>(),
     }
 }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::builder::{Builder, NoService};
+use crate::caller::Caller;
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
@@ -262,7 +263,7 @@ impl<E, S, W> Pool<E, S, W> {
 
     pub(crate) fn detach<R>(&self, task: Task<R>) {
         if let Some(error) = task.early_failure() {
-            crate::life::events::error(self.core(), format_args!("a detached task failed: {error}"));
+            crate::life::events::detached(self.core(), error);
         }
         task.detach();
     }
@@ -456,6 +457,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         && terms.is_none()
         && core.takes_small()
         && core.is_here()
+        && Caller::current().is_none()
         && usize::from(len) <= core.policy.max_payload
     {
         let code = CodeId::of(named.code, named.types, &core.objects);
@@ -546,6 +548,7 @@ fn hand_over_by<R>(
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);
     held.admit(pass);
+    held.note_caller(Caller::current());
     match terms {
         None => {
             submit(held, code);
@@ -567,7 +570,8 @@ fn start_at<R>(core: &Arc<Core>, named: Named, station: usize, input: Encoded) -
         return Task::failed(TaskError::NotInThisProcess);
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
-    let (held, job) = Job::allocate(core);
+    let (mut held, job) = Job::allocate(core);
+    held.note_caller(Caller::current());
     held.pin();
     core.submit_at(station, held, Parcel { code, batch: None, input });
     Task::submitted(job)

@@ -16,7 +16,6 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
@@ -84,7 +83,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     process::leave_by_exit_now();
     // When memory runs out, the kernel is to choose a worker and not the master. Best effort.
     let _ = process::set_oom_score_adj(OOM_SCORE_ADJ);
-    let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin);
+    let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin, process::flush_output);
     let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
         seed,
         info: WorkerInfo::new(who.station, who.generation),
@@ -96,6 +95,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         known: Cell::new(None),
     }));
     WORKER.set(Some(core));
+    crate::here::note_worker(&seed.name, who.station, who.generation, &core.request);
     if let Err(error) = seed.setup.begin(who.station) {
         core.fail(&format!("a worker could not be set up: {error}"));
     }
@@ -139,12 +139,19 @@ impl WorkerCore {
             Ok(allowance) => allowance,
             Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
         };
+        let is_timed = self.seed.is_timed;
+        if is_timed {
+            self.port.borrow_mut().stamp_requests();
+        }
         point(Point::Unready);
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
         point(Point::Ready);
         loop {
             let next = self.port.borrow_mut().next_request();
             let Some(request) = next else { break };
+            if is_timed {
+                self.port.borrow().stamp_start(request.index);
+            }
             self.execute(request);
             if let Some(allowance) = &mut allowance
                 && let Some(why) = allowance.spend(request.tasks())
@@ -166,8 +173,8 @@ impl WorkerCore {
         }
         std::mem::forget(guard);
         point(Point::Left);
-        // What a task printed without a line's end. An error is nobody's business any more.
-        let _ = std::io::stdout().flush();
+        // What tasks printed without a line's end.
+        process::flush_output();
         self.seed.setup.end();
         process::exit_now(0)
     }
@@ -213,6 +220,11 @@ impl WorkerCore {
             }
         };
         self.request.set(Some(request.index));
+        #[cfg(feature = "tracing")]
+        let _span = {
+            let caller = self.port.borrow().caller(&request);
+            crate::here::current_task().map(|task| crate::caller::enter(&task, caller))
+        };
         let mut call = Call::new(self, request, &input);
         // SAFETY: CODE-1: the shim was resolved from a `TaskCode`, all of which take a `Call`.
         unsafe { shim(NonNull::from(&mut call).cast()) };

@@ -33,12 +33,14 @@ pub(crate) struct TaskCode {
     magic: u64,
     shim: Shim,
     types: fn() -> u64,
+    name: fn() -> &'static str,
 }
 
 impl TaskCode {
-    /// `types` tells apart what was compiled at this place from what another library put there after a reload.
-    pub(crate) const fn new(shim: Shim, types: fn() -> u64) -> Self {
-        Self { magic: MAGIC, shim, types }
+    /// `types` tells apart what was compiled at this place from what another library put there after a reload. `name` is
+    /// what people call the function.
+    pub(crate) const fn new(shim: Shim, types: fn() -> u64, name: fn() -> &'static str) -> Self {
+        Self { magic: MAGIC, shim, types, name }
     }
 }
 
@@ -89,6 +91,15 @@ impl CodeId {
 
     /// Looks the function up in this process. `None`: this process does not have it.
     pub(crate) fn resolve(self, objects: &Objects) -> Option<Shim> {
+        self.look_up(objects).map(|code| code.shim)
+    }
+
+    /// What the function is called in its program, which may be changed by the next compiler.
+    pub(crate) fn name(self, objects: &Objects) -> &'static str {
+        self.look_up(objects).map_or("an unknown function", |code| (code.name)())
+    }
+
+    fn look_up(self, objects: &Objects) -> Option<&'static TaskCode> {
         let object = self.place >> OFFSET_BITS;
         let offset = self.place & ((1 << OFFSET_BITS) - 1);
         let address = objects.resolve(object, offset, size_of::<TaskCode>(), align_of::<TaskCode>())?;
@@ -99,7 +110,7 @@ impl CodeId {
         }
         // SAFETY: as above, and the magic number stands for a `TaskCode` (CODE-1).
         let code = unsafe { magic.cast::<TaskCode>().as_ref() };
-        ((code.types)() == self.types).then_some(code.shim)
+        ((code.types)() == self.types).then_some(code)
     }
 }
 
@@ -110,7 +121,7 @@ mod tests {
     unsafe fn shim(_: NonNull<()>) {}
 
     fn code_of<T: 'static>() -> &'static TaskCode {
-        const { &TaskCode::new(shim, hash_of::<T>) }
+        const { &TaskCode::new(shim, hash_of::<T>, std::any::type_name::<T>) }
     }
 
     #[test]

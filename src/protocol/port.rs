@@ -42,6 +42,9 @@ pub(crate) struct Request {
     position: u64,
     /// The bytes of its elements, if it may still be on its way: see [`FLOWS`].
     flowing: Option<usize>,
+    /// Whether there are words about its caller.
+    #[cfg(feature = "tracing")]
+    has_caller: bool,
 }
 
 impl Request {
@@ -118,10 +121,20 @@ pub(crate) struct Port {
     stream: Option<u64>,
     /// Where the bare values of the open batch end, if they have.
     values_end: u64,
+    /// Whether the master wants to know when requests were started and answered.
+    stamps: bool,
+    /// What to do when there is nothing to do.
+    when_idle: fn(),
 }
 
 impl Port {
-    pub(crate) fn new(region: &'static mut WorkerRegion, bells: Bells, spin: SpinBudget) -> Self {
+    /// `when_idle` is called before the worker sleeps, and every few milliseconds between requests.
+    pub(crate) fn new(
+        region: &'static mut WorkerRegion,
+        bells: Bells,
+        spin: SpinBudget,
+        when_idle: fn(),
+    ) -> Self {
         Self {
             region,
             bells,
@@ -142,6 +155,8 @@ impl Port {
             in_received: 0,
             stream: None,
             values_end: OPEN_END,
+            stamps: false,
+            when_idle,
         }
     }
 
@@ -171,7 +186,9 @@ impl Port {
     /// Blocks until there is a request to run. `None`: the worker is to leave.
     #[inline]
     pub(crate) fn next_request(&mut self) -> Option<Request> {
-        self.stamp();
+        if self.stamp() {
+            (self.when_idle)();
+        }
         match self.look() {
             Some(Look::Start(request)) => {
                 self.run = self.run.saturating_add(1);
@@ -225,10 +242,16 @@ impl Port {
     }
 
     /// Notes that nothing is in hand at the moment. After an answer rather than before a task: nobody waits for it there.
+    /// Whether the clock has moved since the last time.
     #[inline]
-    fn stamp(&self) {
+    fn stamp(&self) -> bool {
         let now = clock::coarse_now().as_nanos() as u64;
-        self.region.b().free_at_ns.0.store(now, Ordering::Relaxed);
+        let free_at_ns = &self.region.b().free_at_ns.0;
+        let has_moved = free_at_ns.load(Ordering::Relaxed) != now;
+        if has_moved {
+            free_at_ns.store(now, Ordering::Relaxed);
+        }
+        has_moved
     }
 
     /// The next request, if there is one to run.
@@ -341,6 +364,8 @@ impl Port {
             position,
             flowing: (place == Place::Span && head.extra & FLOWS != 0)
                 .then(|| slot.get(INLINE_WORD + 2) as usize),
+            #[cfg(feature = "tracing")]
+            has_caller: head.extra & crate::protocol::wire::CALLER != 0,
         })
     }
 
@@ -365,6 +390,14 @@ impl Port {
             }
             Place::Stream => Ok(Input::Streamed(self.receive(request))),
         }
+    }
+
+    /// The words about who has submitted a request, if there are any.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn caller(&self, request: &Request) -> Option<[u64; crate::caller::CALLER_WORDS]> {
+        let words =
+            || self.region.callers(request.index).0.each_ref().map(|word| word.load(Ordering::Relaxed));
+        request.has_caller.then(words)
     }
 
     /// How far the master is with what it is copying into the arena of `A`. It never goes back.
@@ -422,6 +455,31 @@ impl Port {
         bytes
     }
 
+    /// From here on requests are stamped; the master has backed the memory for that.
+    pub(crate) fn stamp_requests(&mut self) {
+        self.stamps = true;
+    }
+
+    /// Request `index` is about to run. Only where requests are stamped.
+    pub(crate) fn stamp_start(&self, index: u64) {
+        // Relaxed: a figure to show while it runs; later ordered by PUBLISH.
+        self.region.stamps(index).started_ns.store(clock::now_ns(), Ordering::Relaxed);
+    }
+
+    /// Makes a response visible. All go through here.
+    #[inline]
+    fn publish(&self, index: u64, head: Head) {
+        if self.stamps {
+            self.stamp_answer(index);
+        }
+        self.region.response(index).publish(index, head);
+    }
+
+    #[cold]
+    fn stamp_answer(&self, index: u64) {
+        self.region.stamps(index).answered_ns.store(clock::now_ns(), Ordering::Relaxed);
+    }
+
     /// Answers request `index` with a value that fits its slot, given as words.
     #[inline]
     pub(crate) fn answer_small(&mut self, index: u64, len: u8, words: [u64; RESPONSE_WORDS]) {
@@ -430,7 +488,7 @@ impl Port {
             slot.set(at, word);
         }
         point(Point::InlineWritten);
-        slot.publish(index, Head { kind: Place::Inline as u8, len, extra: Status::Value as u16 });
+        self.publish(index, Head { kind: Place::Inline as u8, len, extra: Status::Value as u16 });
         point(Point::InlinePublished);
         prefetch::for_writing(self.region.response(index + prefetch::SLOTS_AHEAD));
         self.notify();
@@ -444,7 +502,7 @@ impl Port {
             let slot = self.region.response(index);
             slot.set_bytes(0, bytes);
             point(Point::InlineWritten);
-            slot.publish(index, slot_head(Place::Inline, bytes.len() as u8));
+            self.publish(index, slot_head(Place::Inline, bytes.len() as u8));
             point(Point::InlinePublished);
         } else if bytes.len() <= ARENA_BYTES {
             if !self.answer_span(index, slot_head(Place::Span, 0), bytes) {
@@ -497,7 +555,7 @@ impl Port {
         slot.set(0, start);
         slot.set(1, bytes.len() as u64);
         point(Point::SpanCopied);
-        slot.publish(index, head);
+        self.publish(index, head);
         point(Point::SpanPublished);
         true
     }
@@ -509,13 +567,12 @@ impl Port {
         slot.set(0, start);
         slot.set(1, self.head - start);
         point(Point::StreamUnpublished);
-        slot.publish(index, head);
+        self.publish(index, head);
         point(Point::StreamPublished);
     }
 
     fn answer_no_memory(&mut self, index: u64) {
-        let slot = self.region.response(index);
-        slot.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
+        self.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
         self.notify();
     }
 
@@ -728,7 +785,7 @@ impl Port {
         slot.set(1, self.head - start);
         slot.set(2, self.values_end);
         point(Point::BatchUnpublished);
-        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
+        self.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
         point(Point::BatchPublished);
         self.notify();
     }
@@ -861,6 +918,8 @@ impl Port {
         let found = look(self);
         if found.is_none() {
             point(Point::Drowsy);
+            // Whoever publishes something meanwhile rings, and the bell remembers.
+            (self.when_idle)();
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             let asleep_since = Instant::now();
             self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));

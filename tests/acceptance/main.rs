@@ -24,8 +24,12 @@ mod fork_safety;
 mod host;
 mod hygiene;
 mod limits;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod output;
 mod overload;
 mod payloads;
+mod recording;
 mod recycling;
 mod services;
 mod signals;
@@ -33,4 +37,7 @@ mod start_worker;
 mod stats;
 mod stream_control;
 mod streams;
+mod timings;
+#[cfg(feature = "tracing")]
+mod tracing;
 mod waits;
