@@ -23,7 +23,7 @@ use super::timers::Timer;
 use super::verdict::Why;
 use crate::error::{LossHint, PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
-use crate::ground::sys::SysError;
+use crate::ground::sys::{SysError, clock};
 use crate::ground::sys::poll::{Epoll, EpollEvent};
 use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
@@ -377,6 +377,7 @@ impl Driver {
         };
         let who = Who { station, generation: owned.generation };
         drop(owned);
+        let asked_ns = clock::now_ns();
         // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile. No
         // station is owned under it, since letting go of one may run user code.
         let registry = registry::lock();
@@ -405,7 +406,7 @@ impl Driver {
         let mut owned = core.stations[station].own(&core);
         owned.lane = Some(Lane::new(region, request, core.policy.max_payload));
         owned.stage = Stage::Starting;
-        owned.reset();
+        owned.reset(asked_ns);
         drop(owned);
         self.starting.push((who, Instant::now() + self.init_timeout));
         Ok(())

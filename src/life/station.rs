@@ -986,14 +986,14 @@ impl<'a> Owned<'a> {
         true
     }
 
-    /// A fresh process: nothing is armed in its memory, and nothing is known against it.
-    pub(crate) fn reset(&mut self) {
+    /// A fresh process, asked for at this moment: nothing is armed in its memory, and nothing is known against it.
+    pub(crate) fn reset(&mut self, asked_ns: u64) {
         self.wake = Wake::Nobody;
         self.violation = None;
         self.verdict = None;
         self.seen = None;
         self.tasks_done = 0;
-        self.tally.note_start();
+        self.tally.note_start(asked_ns);
     }
 
     #[inline]

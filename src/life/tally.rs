@@ -95,9 +95,9 @@ impl Tally {
     }
 
     /// A process was asked for.
-    pub(super) fn note_start(&mut self) {
+    pub(super) fn note_start(&mut self, asked_ns: u64) {
         self.starts += 1;
-        self.asked_ns = Some(clock::now_ns());
+        self.asked_ns = Some(asked_ns);
         self.ready_ns = None;
     }
 
