@@ -238,7 +238,7 @@ impl StartWorker {
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     core: &'static WorkerCore,
-    request: Request,
+    request: &'a Request,
     input: &'a [u8],
 }
 
@@ -255,7 +255,7 @@ enum Failure {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(core: &'static WorkerCore, request: Request, input: &'a [u8]) -> Self {
+    pub(crate) fn new(core: &'static WorkerCore, request: &'a Request, input: &'a [u8]) -> Self {
         Self { core, request, input }
     }
 
@@ -277,7 +277,7 @@ impl<'a> Call<'a> {
     /// Waits for all of an input that flows. `false`: it cannot be read, which is answered.
     fn receive(&mut self) -> bool {
         let mut port = self.core.port.borrow_mut();
-        match port.input(&self.request) {
+        match port.input(self.request) {
             Ok(Bytes::InPlace(bytes)) => {
                 self.input = bytes;
                 true
@@ -781,7 +781,7 @@ unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call
     match codec::element_size::<I>() {
         // What is copied anyway can be while it comes.
         Some(size) if request.flows() => call.run_one(|core, _| {
-            let elements = core.port.borrow_mut().receive_elements(&request, size);
+            let elements = core.port.borrow_mut().receive_elements(request, size);
             let elements = elements.ok_or_else(|| CodecError::new("a row of something else"))?;
             Ok(f(elements.into_value::<I>()?))
         }),

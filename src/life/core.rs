@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex};
 
 use super::gate::Gate;
@@ -43,10 +44,10 @@ pub(crate) struct Core {
     /// Jobs may be between two stations.
     pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
-    sleepers: AtomicUsize,
+    sleepers: CachePadded<AtomicUsize>,
     /// Whether the driver makes rounds.
     rounds: AtomicBool,
-    handles: AtomicUsize,
+    handles: CachePadded<AtomicUsize>,
     /// Bounds the tasks that are accepted, if there is a limit.
     pub(crate) gate: Option<Gate>,
     /// For each station, the generation of the worker whose handler waits for a task of this pool, plus one.
@@ -123,9 +124,9 @@ impl Core {
             watched: StationSet::new(count),
             timed: StationSet::new(count),
             moves: Moves::default(),
-            sleepers: AtomicUsize::new(0),
+            sleepers: CachePadded::default(),
             rounds: AtomicBool::new(false),
-            handles: AtomicUsize::new(1),
+            handles: CachePadded::new(AtomicUsize::new(1)),
             gate: None,
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
@@ -487,12 +488,13 @@ impl Drop for Move<'_> {
 /// A set of stations that any thread may change.
 #[derive(Debug)]
 pub(crate) struct StationSet {
-    words: Box<[AtomicU64]>,
+    /// Each in a line of its own: threads look at one set while others change another.
+    words: Box<[CachePadded<AtomicU64>]>,
 }
 
 impl StationSet {
     fn new(stations: usize) -> Self {
-        Self { words: (0..stations.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+        Self { words: (0..stations.div_ceil(64)).map(|_| CachePadded::default()).collect() }
     }
 
     /// SeqCst: whoever adds itself here and then looks at the other set is seen, or sees (edge BALANCE).

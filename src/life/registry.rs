@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::job::Job;
+use super::job::Depot;
 use crate::ground::sys::{SysError, fork_generation};
 
 /// Std's mutex: whoever lets go of it in a child touches this word and makes one system call. parking_lot's would look
@@ -75,7 +75,7 @@ pub(crate) fn install() -> Result<(), SysError> {
 #[derive(Default)]
 struct Held {
     _registry: Option<MutexGuard<'static, BTreeSet<RawFd>>>,
-    _depot: Option<MutexGuard<'static, Vec<&'static Job>>>,
+    _depot: Option<MutexGuard<'static, Depot>>,
 }
 
 thread_local! {

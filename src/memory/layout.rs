@@ -62,7 +62,7 @@ pub(crate) struct SideB {
     pub(crate) call: Line<Transfer>,
     /// Position up to which the worker has copied out of the answer window in `A`.
     pub(crate) answer_received: Line<AtomicU64>,
-    /// When the worker last had nothing in hand, in nanoseconds of [`coarse_now`](crate::ground::sys::clock::coarse_now).
+    /// When the worker last had nothing in hand: see [`coarse_now_ns`](crate::ground::sys::clock::coarse_now_ns).
     pub(crate) free_at_ns: Line<AtomicU64>,
 }
 
@@ -108,7 +108,7 @@ pub(crate) struct Transfer {
     pub(crate) sent: AtomicU64,
 }
 
-/// When a request was started and when it was answered, in nanoseconds of [`now`](crate::ground::sys::clock::now). Written
+/// When a request was started and when it was answered, of [`now_ns`](crate::ground::sys::clock::now_ns). Written
 /// by workers that are asked to, before the response (edge PUBLISH).
 #[derive(Debug)]
 #[repr(C)]

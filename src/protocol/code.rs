@@ -66,7 +66,7 @@ pub(crate) fn hash_of<T: 'static>() -> u64 {
 }
 
 /// The name of a function as it travels: two words of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CodeId {
     /// Object in the upper 16 bits, offset from its base in the lower 48.
     pub(crate) place: u64,
