@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use forkring::{Granularity, Histogram, Pool, Stats, Timings, WorkerStats};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::support::{counter, eventually, gate, outcome, process, quietly, scenario};
 
@@ -229,8 +230,9 @@ fn l_08_bytes_memory_and_processor_time_of_each_worker() {
 
         let grown = pool.broadcast(|w: &forkring::Worker| {
             if w.id() == 1 {
-                let started = Instant::now();
-                while started.elapsed() < 50 * MS {}
+                let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap();
+                let before = used();
+                while used() < before + 40 * MS {}
                 std::mem::forget(vec![1_u8; 64 << 20]);
             }
         });

@@ -125,7 +125,7 @@ fn panics_and_every_form_of_task_have_spans() {
 }
 
 #[test]
-fn a_retried_task_keeps_its_caller_and_what_is_filtered_out_costs_no_panic_its_line() {
+fn a_panic_that_is_filtered_out_is_printed() {
     let finished = scenario_output(|| {
         // No spans and no events at all.
         tracing_subscriber::fmt()
