@@ -20,8 +20,8 @@
 //! and is not printed a second time if there is none.
 //!
 //! Tasks print where the program does. Of `println!` and C's `printf` each process has a buffer: they are
-//! flushed before the fork, so nothing is printed twice; in a worker before it sleeps, every few milliseconds between tasks, and
-//! when it leaves in good order. What a task has printed behind the end of its last line (in C, without a terminal,
+//! flushed before the fork, so nothing is printed twice; in a worker before it sleeps, when it has to wait for its next task (every few
+//! milliseconds at most), and when it leaves in good order. What a task has printed behind the end of its last line (in C, without a terminal,
 //! behind its last `fflush`) when it is killed itself is lost with its worker. `eprintln!` writes each piece of a line by
 //! itself, so that lines of several workers can mix; [`write_all`](std::io::Write::write_all) of a whole line does not.
 //!

@@ -53,6 +53,8 @@ pub(crate) struct WorkerCore {
     pub(crate) result: Cell<AlignedBytes>,
     /// The function that was looked up last.
     known: Cell<Option<(CodeId, Shim)>>,
+    /// Likewise, see [`look_up`](Self::look_up).
+    known_to_timed: Cell<Option<(CodeId, Shim)>>,
 }
 
 impl std::fmt::Debug for WorkerCore {
@@ -93,6 +95,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         request: Cell::new(None),
         result: Cell::default(),
         known: Cell::new(None),
+        known_to_timed: Cell::new(None),
     }));
     WORKER.set(Some(core));
     crate::here::note_worker(&seed.name, who.station, who.generation, &core.request);
@@ -139,8 +142,7 @@ impl WorkerCore {
             Ok(allowance) => allowance,
             Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
         };
-        let is_timed = self.seed.is_timed;
-        if is_timed {
+        if self.seed.is_timed {
             self.port.borrow_mut().stamp_requests();
         }
         point(Point::Unready);
@@ -148,9 +150,6 @@ impl WorkerCore {
         point(Point::Ready);
         let mut request = Request::default();
         while self.port.borrow_mut().next_request(&mut request) {
-            if is_timed {
-                self.port.borrow().stamp_start(request.index);
-            }
             self.execute(&request);
             if let Some(allowance) = &mut allowance
                 && let Some(why) = allowance.spend(request.tasks())
@@ -195,11 +194,7 @@ impl WorkerCore {
     fn execute(&'static self, request: &Request) {
         let shim = match self.known.get() {
             Some((code, shim)) if code == request.code => Some(shim),
-            _ => {
-                let found = request.code.resolve(&self.seed.objects);
-                self.known.set(found.map(|shim| (request.code, shim)));
-                found
-            }
+            _ => self.look_up(request),
         };
         let Some(shim) = shim else {
             self.port.borrow_mut().answer(request.index, Status::UnknownTask, b"");
@@ -228,6 +223,26 @@ impl WorkerCore {
         // SAFETY: CODE-1: the shim was resolved from a `TaskCode`, all of which take a `Call`.
         unsafe { shim(NonNull::from(&mut call).cast()) };
         self.request.set(None);
+    }
+
+    /// Looks a function up, and remembers it. Where tasks are timed, nothing is remembered for [`execute`](Self::execute), so
+    /// that each task comes by here; a worker that takes no stamps does not even look whether it should.
+    #[inline(never)]
+    fn look_up(&self, request: &Request) -> Option<Shim> {
+        let known = if self.seed.is_timed {
+            self.port.borrow().stamp_start(request.index);
+            &self.known_to_timed
+        } else {
+            &self.known
+        };
+        match known.get() {
+            Some((code, shim)) if code == request.code => Some(shim),
+            _ => {
+                let found = request.code.resolve(&self.seed.objects);
+                known.set(found.map(|shim| (request.code, shim)));
+                found
+            }
+        }
     }
 
     /// After a panic: a state that the task had in its hands is made anew.

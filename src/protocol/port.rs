@@ -124,12 +124,13 @@ pub(crate) struct Port {
     values_end: u64,
     /// Whether the master wants to know when requests were started and answered.
     stamps: bool,
-    /// What to do when there is nothing to do.
+    /// What to do when there is nothing to do, and the [stamp](Self::stamp) at which that was done last.
     when_idle: fn(),
+    idle_at_ns: u64,
 }
 
 impl Port {
-    /// `when_idle` is called before the worker sleeps, and every few milliseconds between requests.
+    /// `when_idle` is called before the worker sleeps, and when it has to wait, every few milliseconds at most.
     pub(crate) fn new(
         region: &'static mut WorkerRegion,
         bells: Bells,
@@ -158,6 +159,7 @@ impl Port {
             values_end: OPEN_END,
             stamps: false,
             when_idle,
+            idle_at_ns: 0,
         }
     }
 
@@ -187,9 +189,7 @@ impl Port {
     /// Blocks until there is a request to run. `false`: the worker is to leave.
     #[inline]
     pub(crate) fn next_request(&mut self, request: &mut Request) -> bool {
-        if self.stamp() {
-            (self.when_idle)();
-        }
+        self.stamp();
         match self.look(request) {
             Some(Look::Start) => {
                 self.run = self.run.saturating_add(1);
@@ -203,6 +203,11 @@ impl Port {
     /// Looks for the next request until there is one.
     #[inline(never)]
     fn wait_for_request(&mut self, request: &mut Request) -> bool {
+        // The stamp moves every few milliseconds.
+        let stamp = self.region.b().free_at_ns.0.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.idle_at_ns, stamp) != stamp {
+            (self.when_idle)();
+        }
         if self.run >= LONG_RUN && !self.spin.is_none() {
             // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
@@ -242,16 +247,10 @@ impl Port {
     }
 
     /// Notes that nothing is in hand at the moment. After an answer rather than before a task: nobody waits for it there.
-    /// Whether the clock has moved since the last time.
     #[inline]
-    fn stamp(&self) -> bool {
+    fn stamp(&self) {
         let now = clock::coarse_now_ns();
-        let free_at_ns = &self.region.b().free_at_ns.0;
-        let has_moved = free_at_ns.load(Ordering::Relaxed) != now;
-        if has_moved {
-            free_at_ns.store(now, Ordering::Relaxed);
-        }
-        has_moved
+        self.region.b().free_at_ns.0.store(now, Ordering::Relaxed);
     }
 
     /// The next request, if there is one to run.
