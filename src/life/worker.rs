@@ -216,7 +216,7 @@ impl WorkerCore {
         self.request.set(Some(request.index));
         #[cfg(feature = "tracing")]
         let _span = {
-            let caller = self.port.borrow().caller(&request);
+            let caller = self.port.borrow().caller(request);
             crate::here::current_task().map(|task| crate::caller::enter(&task, caller))
         };
         let mut call = Call::new(self, request, &input);
