@@ -432,6 +432,101 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self.set(|plan| plan.name = name.into())
     }
 
+    /// Measures how long each task waits and runs: [`Stats::timings`](crate::Stats::timings) of [`Pool::stats`] has the
+    /// distributions, [`WorkerStats::busy_time`](crate::WorkerStats::busy_time) what became of each worker's time. Default: off.
+    ///
+    /// It takes three looks at the clock (20 to 40 ns each) and the longer way of submitting for each task or message of a
+    /// stream, and 120 KiB for each worker. A pool that does not measure pays nothing for it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use forkring::Pool;
+    ///
+    /// let pool = Pool::builder().workers(1).timings(true).build()?;
+    /// pool.map(0..20_u64, |_: u64| std::thread::sleep(Duration::from_millis(1))).for_each(drop);
+    ///
+    /// let stats = pool.stats();
+    /// let timings = stats.timings.as_ref().unwrap();
+    /// assert_eq!(timings.run.count(), 20);
+    /// assert!(timings.run.quantile(0.5) >= Duration::from_millis(1));
+    /// assert!(timings.slowest[0].function.contains("closure"));
+    /// println!("{stats}");
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn timings(self, on: bool) -> Self {
+        self.set(|plan| plan.timings = on)
+    }
+
+    /// Writes down what happens in the pool, as JSON for the trace viewers of Perfetto (<https://ui.perfetto.dev>) and Chrome
+    /// (`chrome://tracing`): open the file there and see what each worker did when, and the gaps between. Default: off.
+    ///
+    /// It has a track for each worker (`worker 0`, …) with
+    ///
+    /// * a span for each task that has run, called as its function is in the program, with its [id](crate::TaskId), its number
+    ///   in its process, how it ended (`done`, `panicked`, `failed`, `cut`, `lost`, `timed out`, `cancelled`, `terminated`), and
+    ///   how long it had waited; a message of a stream is one span, with its number of items;
+    /// * a span for each start and for each life of a process, and a mark for its end, with the reason;
+    ///
+    /// and a counter of the tasks that wait and run, which is looked at fifty times a second. Times are the clock's
+    /// CLOCK_MONOTONIC, from the beginning of the recording.
+    ///
+    /// A file that exists is replaced. It is written by a thread of the pool, fifty times a second, and is whole JSON
+    /// after each time, so it can be read while the pool runs (again, if something was added in the middle of reading), and
+    /// after a crash of the program; it is complete when the pool has
+    /// closed, also by [`terminate`](Pool::terminate). A task takes 200 to 300 bytes, so a hot loop fills a disk quickly; what is not
+    /// written in time is left out, and a mark says how much. An error of the disk ends the recording and is a
+    /// message to the log. For each task it costs what [`timings`](Self::timings) does, and the text in another thread.
+    ///
+    /// ```
+    /// let path = std::env::temp_dir().join(format!("forkring-record-{}.json", std::process::id()));
+    /// let pool = forkring::Pool::builder().workers(2).record(&path).build()?;
+    /// pool.map(0..10_u64, |n: u64| n * n).for_each(drop);
+    /// pool.close().wait();
+    ///
+    /// let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    /// let events = trace["traceEvents"].as_array().unwrap();
+    /// assert_eq!(events.iter().filter(|event| event["cat"] == "task").count(), 10);
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `build()` fails if the file cannot be created.
+    pub fn record(self, path: impl Into<PathBuf>) -> Self {
+        self.set(|plan| plan.record = Some(path.into()))
+    }
+
+    /// Publishes the pool's figures through the facade of the [`metrics`](https://docs.rs/metrics) crate, for whatever recorder the
+    /// program installs (Prometheus, StatsD, …). Default: off. All have the label `pool`, its [name](Self::name).
+    ///
+    /// | name | kind, labels | |
+    /// |---|---|---|
+    /// | `forkring_tasks_submitted_total` | counter | [`Stats::submitted`](crate::Stats::submitted) |
+    /// | `forkring_tasks_total` | counter, `outcome`: `done`, `failed`, `cancelled`, `lost` | as in [`Stats`](crate::Stats) |
+    /// | `forkring_tasks_timed_out_total` | counter | as there: a part of `failed` |
+    /// | `forkring_tasks_queued`, `forkring_tasks_running` | gauges | as there |
+    /// | `forkring_task_wait_seconds`, `forkring_task_run_seconds` | histograms | of each run, as in [`Timings`](crate::Timings) |
+    /// | `forkring_workers` | gauge, `state`: `missing`, `starting`, `idle`, `busy`, `leaving` | workers in that [state](crate::WorkerState) |
+    /// | `forkring_worker_restarts_total`, `forkring_worker_bytes_in_total`, `forkring_worker_bytes_out_total` | counters, `worker` | as in [`WorkerStats`](crate::WorkerStats) |
+    /// | `forkring_worker_busy_seconds`, `forkring_worker_resident_bytes` | gauges, `worker` | as there |
+    ///
+    /// A thread of the pool does it: the histograms fifty times a second, the rest once a second, when the pool falls idle, and
+    /// at its end. The recorder may be installed at any time; what it panics with is dropped. For each task it costs what
+    /// [`timings`](Self::timings) does, and the recorder's work in another thread. Workers publish nothing: a recorder
+    /// that they have inherited is a copy.
+    ///
+    /// ```
+    /// let pool = forkring::Pool::builder().workers(1).name("till").metrics(true).build()?;
+    /// assert_eq!(pool.submit(|n: u32| n + 1, &1).wait()?, 2);
+    /// pool.close().wait(); // the last figures are published
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "metrics")]
+    pub fn metrics(self, on: bool) -> Self {
+        self.set(|plan| plan.metrics = on)
+    }
+
     /// Builds the pool: forks the zygote, which forks the workers, and waits until they are ready.
     ///
     /// Build pools early, before the program starts threads, where that is possible: a worker inherits the memory of

@@ -1,7 +1,29 @@
 //! Where the crate's messages go, and how a panic becomes a text.
 //!
 //! By default errors and notices go through the [`log`] crate's facade. Where the program has installed no logger,
-//! errors go to standard error, so that the death of a worker does not pass unseen, and notices go nowhere.
+//! errors go to standard error, so that the death of a worker does not pass unseen, and notices go nowhere. With the feature
+//! `tracing`, a subscriber that is interested in the target `forkring` gets them as events instead.
+//!
+//! # What workers print
+//!
+//! A panic in a worker is printed by the worker, on standard error, once and in one piece, with the names of
+//! pool, worker and task:
+//!
+//! ```text
+//! till: worker 0 (generation 0, pid 4711), task 17 panicked at src/main.rs:12:34:
+//! index out of bounds: the len is 3 but the index is 7
+//! ```
+//!
+//! With `RUST_BACKTRACE` there is a backtrace. If the program has set a panic hook before it built its first pool, that is called
+//! instead, in the worker; [`current_task`](crate::current_task) tells it the same. Whoever waits for the task gets the message, too,
+//! as [`Panicked`](crate::Panicked). The panic of a detached task goes to the error hook or the logger, if there is one,
+//! and is not printed a second time if there is none.
+//!
+//! Tasks print where the program does. Of `println!` and C's `printf` each process has a buffer: they are
+//! flushed before the fork, so nothing is printed twice; in a worker before it sleeps, when it has to wait for its next task (every few
+//! milliseconds at most), and when it leaves in good order. What a task has printed behind the end of its last line (in C, without a terminal,
+//! behind its last `fflush`) when it is killed itself is lost with its worker. `eprintln!` writes each piece of a line by
+//! itself, so that lines of several workers can mix; [`write_all`](std::io::Write::write_all) of a whole line does not.
 //!
 //! Hooks are per process and may be changed at any time; workers use those that were set when their pool was built.
 
@@ -64,8 +86,11 @@ pub(crate) fn error(message: fmt::Arguments<'_>) {
     let hook = get(&LOG_ERROR);
     match hook {
         Some(hook) => call(&hook, message),
-        // No logger has been installed, or everything is switched off, which is the same to this question.
-        None if log::max_level() == log::LevelFilter::Off => eprintln!("forkring: {message}"),
+        #[cfg(feature = "tracing")]
+        None if tracing::enabled!(target: "forkring", tracing::Level::ERROR) => {
+            tracing::error!(target: "forkring", "{message}")
+        }
+        None if is_bare() => print_line(&format!("forkring: {message}")),
         None => log::error!(target: "forkring", "{message}"),
     }
 }
@@ -74,8 +99,43 @@ pub(crate) fn info(message: fmt::Arguments<'_>) {
     let hook = get(&LOG_INFO);
     match hook {
         Some(hook) => call(&hook, message),
+        #[cfg(feature = "tracing")]
+        None if tracing::enabled!(target: "forkring", tracing::Level::INFO) => {
+            tracing::info!(target: "forkring", "{message}")
+        }
         None => log::info!(target: "forkring", "{message}"),
     }
+}
+
+/// Whether errors go where panics in workers go: nobody has said anything else.
+pub(crate) fn errors_join_panics() -> bool {
+    #[cfg(feature = "tracing")]
+    if tracing::enabled!(target: "forkring", tracing::Level::ERROR) {
+        // Panics go the same way as errors.
+        return get(&LOG_ERROR).is_none();
+    }
+    get(&LOG_ERROR).is_none() && is_bare()
+}
+
+/// Whether no logger has been installed, or everything is switched off, which is the same to this question.
+fn is_bare() -> bool {
+    log::max_level() == log::LevelFilter::Off
+}
+
+/// What is told about a panic in a worker.
+pub(crate) fn print_panic(text: &str) {
+    #[cfg(feature = "tracing")]
+    if tracing::enabled!(target: "forkring", tracing::Level::ERROR) {
+        return tracing::error!(target: "forkring", "{text}");
+    }
+    print_line(text);
+}
+
+/// A line on standard error, in one call, so that it is neither torn nor mixed with another process's.
+fn print_line(text: &str) {
+    use std::io::Write;
+    // There is nobody to tell about an error.
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 fn call(hook: &Log, message: fmt::Arguments<'_>) {

@@ -3,8 +3,9 @@
 #![allow(unsafe_code, reason = "fork")]
 
 use std::any::Any;
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +24,9 @@ use crate::ground::sys::{SysError, cores};
 use crate::life::core::{Core, Phase};
 use crate::life::crashers::Saver;
 use crate::life::driver::Driver;
+use crate::life::journal::{self, Journal, Writers};
+#[cfg(feature = "metrics")]
+use crate::life::publish::Metrics;
 use crate::life::recycling::Recycling;
 use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
@@ -31,6 +35,7 @@ use crate::life::setup::Setup;
 use crate::life::station::{Bell, Station};
 use crate::life::terms::{OnWorkerLoss, Policy, Terms};
 use crate::life::threads;
+use crate::life::trace::Trace;
 use crate::life::zygote::{self, Launch};
 use crate::limits;
 use crate::panics;
@@ -52,6 +57,21 @@ pub(crate) struct Plan {
     pub(crate) setup: Setup,
     pub(crate) crashers: Option<PathBuf>,
     pub(crate) name: String,
+    /// Whether tasks are timed, and where what happens is written down.
+    pub(crate) timings: bool,
+    pub(crate) record: Option<PathBuf>,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics: bool,
+}
+
+impl Plan {
+    fn publishes_metrics(&self) -> bool {
+        #[cfg(feature = "metrics")]
+        let metrics = self.metrics;
+        #[cfg(not(feature = "metrics"))]
+        let metrics = false;
+        metrics
+    }
 }
 
 impl std::fmt::Debug for Plan {
@@ -85,6 +105,10 @@ impl Default for Plan {
             setup: Setup::default(),
             crashers: None,
             name: "forkring".to_owned(),
+            timings: false,
+            record: None,
+            #[cfg(feature = "metrics")]
+            metrics: false,
         }
     }
 }
@@ -96,6 +120,8 @@ struct Ends {
     driver_bell: Arc<Doorbell>,
     stations: Box<[Station]>,
     handler: Option<Handler>,
+    /// In the registry.
+    record: Option<File>,
 }
 
 /// All that exists at the moment of the fork. Leaked while both processes have it: no value of ours that owns a
@@ -106,6 +132,7 @@ struct AtFork {
     driver_bell: Doorbell,
     stations: Box<[Station]>,
     handler: Option<Handler>,
+    record: Option<File>,
 }
 
 /// Builds a pool and waits until its workers are ready.
@@ -121,6 +148,7 @@ pub(crate) fn launch(
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.policy.max_payload)?;
     limits::check_recycling(&plan.recycling)?;
+    let publishes = plan.publishes_metrics();
     let setup = plan.setup.check()?;
     let saver = plan.crashers.as_deref().map(|dir| Saver::new(dir, &plan.name)).transpose()?;
     faults::prepare();
@@ -131,6 +159,7 @@ pub(crate) fn launch(
     let spin = SpinBudget::new(plan.wait_policy, workers, setup.cores(workers, cores));
     let queue_limit = plan.queue_limit;
     let objects = Objects::load();
+    let is_timed = plan.timings || plan.record.is_some() || publishes;
     let Plan { init, state, on_exit, handler, policy, init_timeout, close_inherited_fds, name, .. } = plan;
     let seed = Seed {
         name: name.clone(),
@@ -147,25 +176,37 @@ pub(crate) fn launch(
         close_inherited_fds,
         recycling: plan.recycling,
         setup,
+        is_timed,
     };
     let failed = |error: SysError| {
         let text = format!("{error}{}", error.advice());
         Error::caused(format!("the pool {name:?} could not be built"), text)
     };
-    let Ends { socket, zygote, driver_bell, stations, handler } =
-        fork_zygote(seed, handler, workers).map_err(failed)?;
+    let Ends { socket, zygote, driver_bell, stations, handler, record } =
+        fork_zygote(seed, handler, workers, plan.record).map_err(failed)?;
     let host = handler.map(Host::new);
     let core = Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone());
-    let core = Arc::new(core.with_queue_limit(queue_limit).with_crashers(saver));
+    let mut core = core.with_queue_limit(queue_limit).with_crashers(saver);
+    if is_timed {
+        let writers = Writers {
+            trace: record.map(Trace::new),
+            #[cfg(feature = "metrics")]
+            metrics: publishes.then(|| Metrics::new(&name)),
+        };
+        let journal = (writers.trace.is_some() || publishes).then(|| Arc::new(Journal::new(writers)));
+        core = core.with_meters(plan.timings, journal);
+    }
+    let core = Arc::new(core);
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
+    let recorder = core.journal.as_ref().map_or(Ok(()), |journal| journal.start(&core));
     let driver = Arc::new(Mutex::new(Some(driver)));
     let for_thread = driver.clone();
     let started = threads::spawn(format!("{name}-driver"), move || {
         let driver = for_thread.lock().take();
         driver.into_iter().for_each(Driver::run);
     });
-    if let Err(error) = started {
+    if let Err(error) = recorder.and(started) {
         // Without a thread of its own the pool is taken down on this one.
         driver.lock().take().into_iter().for_each(Driver::finish);
         return Err(Error::caused(format!("the pool {name:?} could not start its thread"), error));
@@ -182,15 +223,21 @@ pub(crate) fn launch(
 }
 
 /// Makes what is shared, forks the zygote, and drops the master's copy of the seed.
-fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<Ends, SysError> {
+fn fork_zygote(
+    seed: Seed,
+    handler: Option<Handler>,
+    workers: usize,
+    record: Option<PathBuf>,
+) -> Result<Ends, SysError> {
     let mut registry = registry::lock();
-    let Shared { socket, theirs, driver_bell, their_bell, master, stations } =
-        prepare(&mut registry, workers)?;
+    let Shared { socket, theirs, driver_bell, their_bell, master, stations, record } =
+        prepare(&mut registry, workers, record.as_deref())?;
     let launch = Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: registry.all() };
-    let at_fork = Box::into_raw(Box::new(AtFork { launch, socket, driver_bell, stations, handler }));
+    let at_fork = Box::into_raw(Box::new(AtFork { launch, socket, driver_bell, stations, handler, record }));
     let forked = fork_and_run(&mut registry, at_fork);
     // SAFETY: made by `Box::into_raw` above; the zygote has its own copy.
-    let AtFork { launch, socket, driver_bell, mut stations, handler } = *unsafe { Box::from_raw(at_fork) };
+    let AtFork { launch, socket, driver_bell, mut stations, handler, record } =
+        *unsafe { Box::from_raw(at_fork) };
     let opened = forked.and_then(|pid| {
         PidFd::open(pid).inspect_err(|_| {
             let _ =
@@ -206,6 +253,7 @@ fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<E
         for station in &mut stations {
             station.for_each_fd(|fd| registry.remove(fd));
         }
+        record.iter().for_each(|file| registry.remove(file.as_fd()));
     }
     // The zygote's ends close here; they were never registered, and the lock is still held.
     let Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: _ } = launch;
@@ -213,7 +261,7 @@ fn fork_zygote(seed: Seed, handler: Option<Handler>, workers: usize) -> Result<E
     drop(registry);
     // User code, on this thread, with nothing held.
     drop(seed);
-    Ok(Ends { socket, zygote: opened?, driver_bell: Arc::new(driver_bell), stations, handler })
+    Ok(Ends { socket, zygote: opened?, driver_bell: Arc::new(driver_bell), stations, handler, record })
 }
 
 /// What the master and the zygote are to share.
@@ -224,10 +272,12 @@ struct Shared {
     their_bell: Doorbell,
     master: PidFd,
     stations: Box<[Station]>,
+    record: Option<File>,
 }
 
 /// Makes and registers descriptors. Owns nothing of the user's, which would be dropped under the lock on an error.
-fn prepare(registry: &mut Registry, workers: usize) -> Result<Shared, SysError> {
+fn prepare(registry: &mut Registry, workers: usize, record: Option<&Path>) -> Result<Shared, SysError> {
+    let record = record.map(journal::create).transpose()?;
     let (socket, theirs) = Socket::pair()?;
     let driver_bell = Doorbell::new()?;
     let their_bell = duplicate(&driver_bell)?;
@@ -240,7 +290,8 @@ fn prepare(registry: &mut Registry, workers: usize) -> Result<Shared, SysError> 
     for station in &mut stations {
         station.for_each_fd(|fd| registry.add(fd));
     }
-    Ok(Shared { socket, theirs, driver_bell, their_bell, master, stations })
+    record.iter().for_each(|file| registry.add(file.as_fd()));
+    Ok(Shared { socket, theirs, driver_bell, their_bell, master, stations, record })
 }
 
 /// Another set of descriptors for the same doorbell.

@@ -22,6 +22,7 @@
 //! * [`Pool::map`], [`Pool::iter_stream`]: many items, in batches if wanted; [`Pool::map_stream`] for async code.
 //! * [`Builder`]: workers, environment, state, service, and the rest.
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
+//! * [`Pool::stats`], [`Builder::timings`], [`Builder::record`]: what it is at, and was; [`hooks`] for messages and panics.
 //! * [`Payload`](trait@Payload): what travels, with [`derive(Payload)`](derive@Payload) for types of one's own, and
 //!   [`RemoteError`] for any error. Feature `serde`: `Serde` carries types that have serde's traits.
 //!
@@ -42,7 +43,28 @@
 //!
 //! # Features
 //!
-//! `serde`: `Serde<T>` and `AsSerde`. None is on by default.
+//! None is on by default. `serde`: `Serde<T>` and `AsSerde`; `metrics`: `Builder::metrics`; `indicatif`: `progress_bar`; and `tracing`.
+//!
+//! ## `tracing`
+//!
+//! Each task, or message of a stream, runs in a span `task` of the level INFO and the target `forkring`, so whatever it logs through
+//! the [`tracing`](https://docs.rs/tracing) crate says where it comes from:
+//!
+//! | field | |
+//! |---|---|
+//! | `pool`, `worker`, `generation`, `number` | as in [`CurrentTask`] |
+//! | `caller.id` | the id of the span in which the task was submitted, a number, as the program's subscriber gave it |
+//! | `caller.name` | the first 48 bytes of that span's name |
+//!
+//! Nothing else of the caller's span travels: not its fields, nor its parents. If the task was submitted in no span (or in one that
+//! is filtered out), these two are not there. The span is a root: a worker's subscriber is a copy of the program's as it was when
+//! the pool was built, knows no later span, and does not take `caller.id` for a parent. So install the subscriber before building
+//! pools, with a writer that works in a forked process (standard streams and files do; what needs a thread of its own, such as
+//! `tracing-appender`'s non-blocking writer, has none in a worker). `init`, `state` and `on_exit` run in no span.
+//!
+//! A panic in a worker is an event of the level ERROR in its task's span instead of a text on standard error, and the pool's own
+//! messages are events of the target `forkring` (see [`hooks`]). A task that is submitted in a span takes the longer way of
+//! submission; what is submitted in none, or without a subscriber, costs a load more.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -175,6 +197,7 @@ pub mod __derive {
 
 mod bound;
 mod builder;
+mod caller;
 mod context;
 mod crashers;
 mod error;
@@ -184,6 +207,7 @@ mod faults;
 #[doc(hidden)]
 pub mod faults;
 pub mod guide;
+mod here;
 pub mod hooks;
 mod launch;
 mod limits;
@@ -196,6 +220,7 @@ mod stream;
 mod submitter;
 mod task;
 mod task_fn;
+mod timings;
 #[cfg(feature = "serde")]
 mod with_serde;
 
@@ -213,6 +238,7 @@ pub use error::{
     BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
 };
 pub use ground::spin::WaitPolicy;
+pub use here::{CurrentTask, current_task};
 pub use life::service::BoxFuture;
 pub use life::setup::Affinity;
 pub use life::terms::OnWorkerLoss;
@@ -223,6 +249,8 @@ pub use overload::{Permit, Reserve, SubmitAsync};
 pub use pool::{Close, CloseOutcome, CloseWithin, Closed, Pool};
 pub use remote_error::RemoteError;
 pub use stats::{Stats, WorkerState, WorkerStats};
+#[cfg(feature = "indicatif")]
+pub use stream::progress_bar;
 pub use stream::{
     Flow, Granularity, Indexed, IndexedStream, Map, MapStream, Metered, Progress, Stopper, StreamSummary,
     TryIndexed, TryMap, Watch,
@@ -230,5 +258,6 @@ pub use stream::{
 pub use submitter::Submitter;
 pub use task::{ArchivedTask, Task, TaskHandle, TaskId};
 pub use task_fn::TaskFn;
+pub use timings::{Histogram, SlowTask, Timings};
 #[cfg(feature = "serde")]
 pub use with_serde::{ArchivedSerde, AsSerde, Serde};

@@ -1,8 +1,11 @@
-//! Where a panic happened: known only to the panic hook, wanted by whoever catches the panic.
+//! Where a panic happened: known only to the panic hook, wanted by whoever catches the panic. And what is printed about
+//! panics in workers.
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 thread_local! {
@@ -14,15 +17,21 @@ thread_local! {
     static WANT_MESSAGE: Cell<bool> = const { Cell::new(false) };
 }
 
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
+
 /// Puts a hook in front of the program's that notes the location of each panic. Once a process: it is inherited by
 /// workers, and changes nothing for the program. It is set in the master, before the fork, because the hook's lock
 /// may be held by another thread at the moment of a fork.
+///
+/// In workers it stands for std's: see [`tell`]. A hook that the program has set is called there as everywhere.
 pub(crate) fn install() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if INSTALLED.swap(true, Ordering::AcqRel) || std::thread::panicking() {
         return;
     }
     let program = take_hook();
+    // Taking the program's hook has put std's in its place.
+    let is_std = is_same(&program, &take_hook());
     set_hook(Box::new(move |info| {
         if let Some(location) = info.location() {
             // Fails only in a thread that is being destroyed.
@@ -32,8 +41,35 @@ pub(crate) fn install() {
             let message = info.payload_as_str().unwrap_or("a panic whose payload is not a string");
             let _ = MESSAGE.try_with(|last| *last.borrow_mut() = message.to_owned());
         }
-        program(info);
+        match crate::here::current_task() {
+            Some(task) if is_std => tell(&task, info),
+            _ => program(info),
+        }
     }));
+}
+
+/// Whether two hooks are the same function that captures nothing. A `false` may be wrong, where the compiler has made two
+/// of one; then std's hook prints what it always prints.
+fn is_same(one: &Hook, other: &Hook) -> bool {
+    // What captures nothing takes no memory, so its address says nothing, and its vtable all.
+    let same = std::ptr::eq(&raw const **one, &raw const **other);
+    same && size_of_val(&**one) == 0
+}
+
+/// Says what std's hook says, and which task it is about, in one piece: several workers may write at a time, and each may be
+/// killed at any time.
+fn tell(task: &crate::CurrentTask, info: &PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("a panic whose payload is not a string");
+    let mut text = format!("{task} panicked");
+    if let Some(location) = info.location() {
+        let _ = write!(text, " at {location}");
+    }
+    let _ = write!(text, ":\n{message}");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        let _ = write!(text, "\nstack backtrace:\n{backtrace}");
+    }
+    crate::hooks::print_panic(&text);
 }
 
 /// The location of the last panic on this thread, which is taken.

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::builder::{Builder, NoService};
+use crate::caller::Caller;
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
@@ -266,8 +267,7 @@ impl<E, S, W> Pool<E, S, W> {
 
     pub(crate) fn detach<R>(&self, task: Task<R>) {
         if !self.core().is_here() {
-            let error = TaskError::NotInThisProcess;
-            crate::life::events::error(self.core(), format_args!("a detached task failed: {error}"));
+            crate::life::events::detached(self.core(), &TaskError::NotInThisProcess);
         }
         task.detach();
     }
@@ -461,6 +461,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
         && terms.is_none()
         && core.takes_small()
         && core.is_here()
+        && Caller::current().is_none()
         && usize::from(len) <= core.policy.max_payload
     {
         let code = CodeId::of(named.code, named.types, &core.objects);
@@ -551,6 +552,7 @@ fn hand_over_by<R>(
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);
     held.admit(pass);
+    held.note_caller(Caller::current());
     match terms {
         None => {
             submit(held, code);
@@ -572,7 +574,8 @@ fn start_at<R>(core: &Arc<Core>, named: Named, station: usize, input: Encoded) -
         return Task::failed(core, TaskError::NotInThisProcess);
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
-    let (held, job) = Job::allocate(core);
+    let (mut held, job) = Job::allocate(core);
+    held.note_caller(Caller::current());
     held.pin();
     core.submit_at(station, held, Parcel { code, batch: None, input });
     Task::submitted(job)

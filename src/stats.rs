@@ -1,6 +1,9 @@
 //! [`Stats`]: how many tasks a pool has, and what became of those that it had.
 
 use std::fmt;
+use std::time::Duration;
+
+use crate::timings::Timings;
 
 /// What [`Pool::stats`](crate::Pool::stats) tells: where the pool's tasks are at the moment, and how those have ended that
 /// it had.
@@ -35,6 +38,8 @@ pub struct Stats {
     /// Each worker's share, in the order of their ids. A task counts where it is, or where it ended; tasks that move from one
     /// worker to another while one looks are in none's queue, or in two.
     pub workers: Vec<WorkerStats>,
+    /// How long tasks have waited and run, if [`Builder::timings`](crate::Builder::timings) asked for it.
+    pub timings: Option<Timings>,
 }
 
 /// A worker's share of [`Stats`]. It stays what it was when the worker's process is replaced.
@@ -65,6 +70,35 @@ pub struct WorkerStats {
     pub cancelled: u64,
     /// As [`Stats::lost`].
     pub lost: u64,
+    /// Bytes of inputs that were sent to it, archived. Those of up to 32 bytes travel beside their request and do not count.
+    pub bytes_in: u64,
+    /// Bytes of results that have come from it, archived. Those of up to 24 bytes of single tasks do not count.
+    pub bytes_out: u64,
+    /// How long its processes have taken to start, `init` and `state` included.
+    pub init_time: Duration,
+    /// How long its processes have been ready for tasks, up to now. What is left of the pool's life besides this and
+    /// `init_time` is the time between the end of a process and the start of the next one.
+    pub ready_time: Duration,
+    /// How much of `ready_time` it has run tasks, up to now. `None` unless
+    /// [`Builder::timings`](crate::Builder::timings) or [`Builder::record`](crate::Builder::record) asked for it.
+    pub busy_time: Option<Duration>,
+    /// The CPU time of its present process, all threads together: what it spends on looking for tasks is in there, what
+    /// tasks sleep is not.
+    pub cpu_time: Option<Duration>,
+    /// Resident memory of its present process. What it shares with the program and the other workers counts in each. `None`
+    /// also without `/proc`.
+    pub resident_bytes: Option<u64>,
+    /// How long its tasks have waited and run, if [`Builder::timings`](crate::Builder::timings) asked for it.
+    pub timings: Option<Timings>,
+}
+
+impl WorkerStats {
+    /// The part of `ready_time` in which it has run tasks, `0.0 ..= 1.0`; `None` if
+    /// [`busy_time`](Self::busy_time) is.
+    pub fn utilization(&self) -> Option<f64> {
+        let ready = self.ready_time.as_secs_f64();
+        self.busy_time.map(|busy| if ready > 0.0 { (busy.as_secs_f64() / ready).min(1.0) } else { 0.0 })
+    }
 }
 
 /// What a worker is at.
@@ -109,6 +143,11 @@ impl Stats {
             cancelled: sum(|w| w.cancelled),
             lost: sum(|w| w.lost),
             workers: Vec::new(),
+            timings: workers.iter().filter_map(|w| w.timings.as_ref()).fold(None, |sum, timings| {
+                let mut sum: Timings = sum.unwrap_or_default();
+                sum.add(timings);
+                Some(sum)
+            }),
         };
         let queued = sum(|w| w.queued);
         Self { workers, ..stats }.with_queued(queued)
@@ -121,7 +160,7 @@ impl Stats {
 }
 
 impl fmt::Display for Stats {
-    /// A table: a line for each worker, and one for the pool.
+    /// A table: a line for each worker, and one for the pool; two more if tasks are timed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>8} {:>8} {:>8} {:>8}", "worker", "pid", "state", "restarts")?;
         writeln!(f, "{}", Row(["queued", "running", "done", "failed", "cancelled", "lost"]))?;
@@ -132,7 +171,11 @@ impl fmt::Display for Stats {
         }
         let restarts: u64 = self.workers.iter().map(|w| w.restarts).sum();
         write!(f, "{:>8} {:>8} {:>8} {restarts:>8}", "all", "", "")?;
-        write!(f, "{}", Row([self.queued, self.running, self.done, self.failed, self.cancelled, self.lost]))
+        write!(f, "{}", Row([self.queued, self.running, self.done, self.failed, self.cancelled, self.lost]))?;
+        match &self.timings {
+            Some(Timings { wait, run, .. }) => write!(f, "\nwaited {wait}\nran    {run}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -164,11 +207,20 @@ mod tests {
             timed_out: 1,
             cancelled: 0,
             lost: 3,
+            bytes_in: 0,
+            bytes_out: 0,
+            init_time: Duration::ZERO,
+            ready_time: Duration::from_secs(8),
+            busy_time: Some(Duration::from_secs(2)),
+            cpu_time: None,
+            resident_bytes: None,
+            timings: None,
         };
         let workers =
             vec![worker(0, Some(4711), WorkerState::Busy, 10), worker(1, None, WorkerState::Missing, 5)];
         let stats = Stats::of(workers);
         assert_eq!((stats.submitted, stats.queued, stats.done, stats.timed_out), (29, 4, 15, 2));
+        assert_eq!(stats.workers[0].utilization(), Some(0.25));
         let expected = "
   worker      pid    state restarts    queued   running      done    failed cancelled      lost
        0     4711     busy        1         2         1        10         1         0         3

@@ -53,8 +53,14 @@ impl<R> fmt::Debug for Task<R> {
 }
 
 /// Names a task within this process. Ids are unique among the tasks that exist at one time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TaskId(usize, u64);
+
+impl TaskId {
+    pub(crate) fn of(job: &'static Job) -> Self {
+        Self(std::ptr::from_ref(job).addr(), job.generation())
+    }
+}
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,7 +130,7 @@ impl<R> Task<R> {
 
     /// The task's name.
     pub fn id(&self) -> TaskId {
-        self.job.map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
+        self.job.map_or(TaskId::default(), TaskId::of)
     }
 
     /// Blocks until the outcome is there and takes it.

@@ -10,7 +10,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::crashers::Saver;
 use super::gate::Gate;
-use super::job::Deadline;
+use super::job::{Deadline, JobRef};
+use super::journal::Journal;
+use super::meter::Meter;
 use super::service::{Host, Request};
 use super::station::Station;
 use super::terms::Policy;
@@ -18,8 +20,8 @@ use super::timers::{Timer, Timers};
 use crate::error::{PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::spin::SpinBudget;
-use crate::ground::sys::fork_generation;
 use crate::ground::sys::objects::Objects;
+use crate::ground::sys::{clock, fork_generation};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -57,6 +59,9 @@ pub(crate) struct Core {
     /// Keeps the inputs that cost a worker, if that is wanted.
     pub(crate) crashers: Option<Arc<Saver>>,
     takes_small: bool,
+    /// Whether workers stamp requests.
+    pub(crate) is_timed: bool,
+    pub(crate) journal: Option<Arc<Journal>>,
     phase: AtomicU8,
     life: Mutex<Life>,
     life_changed: Condvar,
@@ -131,6 +136,8 @@ impl Core {
             service,
             crashers: None,
             takes_small: policy.terms.timeout.is_none() && policy.terms.deadline.is_none(),
+            is_timed: false,
+            journal: None,
             phase: AtomicU8::new(Phase::Building as u8),
             life: Mutex::new(Life {
                 phase: Phase::Building,
@@ -173,7 +180,28 @@ impl Core {
         }
     }
 
-    /// Whether a small task needs nothing looked after: there is no limit to the number of tasks nor to their time.
+    /// With meters at all stations.
+    pub(crate) fn with_meters(mut self, timings: bool, journal: Option<Arc<Journal>>) -> Self {
+        self.is_timed = true;
+        self.takes_small = false;
+        for station in &mut self.stations {
+            station.set_meter(Meter::new(timings, journal.clone()));
+        }
+        self.journal = journal;
+        self
+    }
+
+    /// A job is submitted. On the way of all but small tasks, which pools with meters do not have.
+    #[inline]
+    pub(crate) fn note_submitted(&self, job: &JobRef) {
+        if self.is_timed {
+            job.note_submitted(clock::now_ns());
+            self.journal.iter().for_each(|journal| journal.note_submitted());
+        }
+    }
+
+    /// Whether a small task needs nothing looked after: there is no limit to the number of tasks nor to their time, and nobody
+    /// measures it.
     #[inline]
     pub(crate) fn takes_small(&self) -> bool {
         self.takes_small

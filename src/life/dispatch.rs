@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place, Spot};
+use super::messages::Who;
+use super::meter::outcome_of_error;
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
@@ -97,6 +99,7 @@ impl Core {
         elements: &ElementsRef<'_>,
     ) -> Result<(), (JobRef, usize)> {
         let station = self.choose();
+        self.note_submitted(&job);
         match self.stations[station].try_own(self) {
             Some(mut owned) => owned.send_elements(job, code, elements).map_err(|job| (job, station)),
             None => Err((job, station)),
@@ -119,6 +122,7 @@ impl Core {
 
     /// Hands a job to this station.
     pub(crate) fn submit_at(&self, station: usize, job: JobRef, parcel: Parcel) {
+        self.note_submitted(&job);
         if let Some((mut owned, job, parcel)) = self.stations[station].own_or_leave(self, job, parcel) {
             owned.leave_idle();
             owned.accept(job, parcel);
@@ -129,6 +133,7 @@ impl Core {
     #[cold]
     pub(crate) fn submit_again(&self, job: JobRef, parcel: Parcel) {
         let at = self.next_in_turn();
+        self.note_submitted(&job);
         let mut owned = self.stations[at].own(self);
         owned.leave_idle();
         if self.phase() >= Phase::Ending {
@@ -333,6 +338,8 @@ impl Owned<'_> {
             self.stage = Stage::Ending;
         }
         if let Some(lane) = self.take_lane() {
+            let who = Who { station: self.station.id, generation: self.generation };
+            self.note_cut_short(who, &lane, |_| outcome_of_error(error));
             let remains = lane.remains();
             let started = remains.started.into_iter().map(|(_, job, parcel)| (job, parcel));
             for (job, _) in started.chain(remains.unstarted) {

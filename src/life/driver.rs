@@ -13,6 +13,7 @@ use super::core::{Core, Phase};
 use super::end::{End, describe};
 use super::events;
 use super::job::Deadline;
+use super::journal::Entry;
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::oom::OomWatch;
 use super::registry;
@@ -25,7 +26,7 @@ use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
 use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
-use crate::ground::sys::{SysError, advice};
+use crate::ground::sys::{SysError, advice, clock};
 use crate::memory::region::Region;
 use crate::protocol::lane::Lane;
 use crate::protocol::wire::{self, WorkerState};
@@ -279,7 +280,11 @@ impl Driver {
             Ok((WorkerState::Ready, _)) => {
                 owned.stage = Stage::Ready;
                 let pid = owned.process.as_ref().map_or(0, |process| process.pid);
+                let (asked_ns, at_ns) = owned.tally.note_ready();
                 drop(owned);
+                if let Some(journal) = &core.journal {
+                    journal.push(Entry::Ready { who, pid, asked_ns, at_ns });
+                }
                 self.failed_starts = 0;
                 let Who { station, generation } = who;
                 events::info(
@@ -378,10 +383,14 @@ impl Driver {
         };
         let who = Who { station, generation: owned.generation };
         drop(owned);
+        let asked_ns = clock::now_ns();
         // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile. No
         // station is owned under it, since letting go of one may run user code.
         let registry = registry::lock();
         let (region, fds) = Region::create()?;
+        if core.is_timed {
+            region.reserve_stamps()?;
+        }
         let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
         send.extend(request.fds());
         send.extend(response.0.fds());
@@ -403,7 +412,7 @@ impl Driver {
         let mut owned = core.stations[station].own(&core);
         owned.lane = Some(Lane::new(region, request, core.policy.max_payload));
         owned.stage = Stage::Starting;
-        owned.reset();
+        owned.reset(asked_ns);
         drop(owned);
         self.starting.push((who, Instant::now() + self.init_timeout));
         Ok(())
@@ -474,6 +483,7 @@ impl Driver {
         owned.generation += 1;
         core.set_generation(who.station, owned.generation);
         let process = owned.process.take();
+        owned.tally.note_end();
         let tasks_done = owned.tasks_done;
         let mut end =
             End { max_rss_kib, violation, verdict, tasks_done, hint, ..End::new(who, pid, status, stage) };
@@ -650,6 +660,9 @@ impl Driver {
             registry.remove(self.zygote.as_fd());
             let Self { bell, socket, zygote, epoll, .. } = self;
             drop((bells, epoll, bell, socket, zygote));
+        }
+        if let Some(journal) = &core.journal {
+            journal.close(&core);
         }
         core.advance(Phase::Ended, None);
     }

@@ -8,10 +8,13 @@ use super::core::Core;
 use super::crashers::Scene;
 use super::events;
 use super::job::{JobRef, Outcome};
+use super::journal::Entry;
 use super::messages::Who;
+use super::meter::outcome_of_error;
 use super::station::{Owned, Stage};
 use super::verdict::Verdict;
 use crate::error::{LossHint, LostDetails, TaskError, WorkerLost, signal_name};
+use crate::ground::sys::clock;
 use crate::ground::sys::process::ExitStatus;
 use crate::protocol::lane::{Lane, Parcel, Violation};
 use crate::protocol::wire::Parting;
@@ -81,6 +84,10 @@ impl End {
 
     /// One line of the log: how it ended, why, and whether a successor follows.
     pub(crate) fn report(&self, core: &Core, replaced: bool) {
+        if let Some(journal) = &core.journal {
+            let how = format!("{}{}", describe(self.status), self.cause());
+            journal.push(Entry::Ended { who: self.who, at_ns: clock::now_ns(), how });
+        }
         if self.stage == Stage::Ending {
             return events::info(core, format_args!("{self}, as told"));
         }
@@ -96,6 +103,17 @@ impl End {
                 events::info(core, format_args!("{self}, because {}{next}", verdict.why.describe()));
             }
             _ => events::error(core, format_args!("{self}{next}")),
+        }
+    }
+
+    /// Why, in a few words, if that is known.
+    fn cause(&self) -> String {
+        match (&self.violation, &self.verdict, self.parting) {
+            (Some(Violation(what)), ..) => format!(" after it broke the protocol ({what})"),
+            _ if self.stage == Stage::Ending => ", as told".to_owned(),
+            (_, _, Some(why)) if !self.is_loss() => format!(", since {why}"),
+            (_, Some(verdict), _) if !self.is_loss() => format!(", because {}", verdict.why.describe()),
+            _ => String::new(),
         }
     }
 
@@ -125,6 +143,11 @@ impl End {
 impl Owned<'_> {
     /// Deals with what a dead worker leaves: its running task has its outcome, what had not started is the station's again.
     pub(crate) fn bury(&mut self, lane: Lane<JobRef>, end: &mut End) {
+        self.note_cut_short(end.who, &lane, |index| {
+            let victim = end.verdict.as_ref().and_then(|verdict| verdict.victim.as_ref());
+            let decided = victim.filter(|(at, _)| *at == index && end.violation.is_none());
+            decided.map_or("lost", |(_, error)| outcome_of_error(error))
+        });
         let remains = lane.remains();
         let mut again = Vec::new();
         for (index, job, parcel) in remains.started {

@@ -37,8 +37,8 @@
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,7 @@ use super::crashers::Scene;
 use super::gate::{Gate, Pass};
 use super::slab;
 use super::terms::Terms;
+use crate::caller::Caller;
 use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::code::CodeId;
@@ -118,6 +119,8 @@ struct Cold {
     waker: UnsafeCell<Option<Waker>>,
     batch: UnsafeCell<Option<Arc<dyn BatchSink>>>,
     special: UnsafeCell<Option<Box<Special>>>,
+    /// When it was submitted, where somebody wants to know.
+    submitted_ns: AtomicU64,
 }
 
 /// When a job has to be over.
@@ -136,6 +139,7 @@ struct Special {
     terms: Option<Terms>,
     /// How many workers were lost over it.
     losses: u32,
+    caller: Option<Caller>,
 }
 
 pub(super) const LINE_BYTES: usize = 64;
@@ -209,6 +213,7 @@ impl Cold {
             waker: UnsafeCell::new(None),
             batch: UnsafeCell::new(None),
             special: UnsafeCell::new(None),
+            submitted_ns: AtomicU64::new(0),
         }
     }
 }
@@ -411,7 +416,7 @@ impl Job {
                 let core = self.core().clone();
                 let failure = failure(&self.take()).filter(|_| report);
                 if let Some(error) = failure {
-                    super::events::error(&core, format_args!("a detached task failed: {error}"));
+                    super::events::detached(&core, &error);
                 }
                 return false;
             }
@@ -585,6 +590,19 @@ impl JobRef {
         Some(Deadline { at, job: self.0, generation: self.0.generation(), limit })
     }
 
+    /// It was submitted in this span.
+    #[inline]
+    pub(crate) fn note_caller(&mut self, caller: Option<Caller>) {
+        if caller.is_some() {
+            self.special_mut().caller = caller;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.special().and_then(|special| special.caller)
+    }
+
     fn terms(&self, core: &Core) -> Terms {
         self.special().and_then(|special| special.terms).unwrap_or(core.policy.terms)
     }
@@ -627,6 +645,15 @@ impl JobRef {
         if pass.into_place() {
             self.0.state.fetch_or(PLACE, Ordering::Relaxed);
         }
+    }
+
+    /// It is submitted at this moment, of [`now_ns`](crate::ground::sys::clock::now_ns).
+    pub(crate) fn note_submitted(&self, now_ns: u64) {
+        self.0.cold().submitted_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn submitted_ns(&self) -> u64 {
+        self.0.cold().submitted_ns.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_pinned(&self) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
 //! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
-//! [`end`], [`crashers`] (inputs that are kept), [`oom`], [`service`], [`tally`] (what there was). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
+//! [`end`], [`crashers`] (inputs that are kept), [`oom`], [`service`], [`tally`] (what there was), [`meter`] (how long it took), [`journal`] and
+//! [`trace`] (which say so). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
 
 pub(crate) mod core;
 pub(crate) mod crashers;
@@ -12,8 +13,12 @@ pub(crate) mod end;
 pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod job;
+pub(crate) mod journal;
 pub(crate) mod messages;
+pub(crate) mod meter;
 pub(crate) mod oom;
+#[cfg(feature = "metrics")]
+pub(crate) mod publish;
 pub(crate) mod recycling;
 pub(crate) mod registry;
 pub(crate) mod seed;
@@ -25,6 +30,7 @@ pub(crate) mod tally;
 pub(crate) mod terms;
 pub(crate) mod threads;
 pub(crate) mod timers;
+pub(crate) mod trace;
 pub(crate) mod verdict;
 pub(crate) mod wait;
 pub(crate) mod worker;

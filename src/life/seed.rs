@@ -38,6 +38,8 @@ pub(crate) struct Seed {
     pub(crate) close_inherited_fds: bool,
     pub(crate) recycling: Recycling,
     pub(crate) setup: Checked,
+    /// Whether workers stamp requests.
+    pub(crate) is_timed: bool,
 }
 
 impl std::fmt::Debug for Seed {

@@ -33,6 +33,8 @@ use super::core::{Core, Phase};
 use super::driver;
 use super::events;
 use super::job::{After, Job, JobRef, Outcome, Place, Spot};
+use super::messages::Who;
+use super::meter::Meter;
 use super::service::Request;
 use super::tally::Tally;
 use super::verdict::{Seen, Verdict, Why};
@@ -45,7 +47,9 @@ use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{AlignedBytes, ElementsRef};
 use crate::panics;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Form, Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
+use crate::protocol::lane::{
+    Form, Lane, Parcel, Refusal, Reply, Run, Sink, SmallReply, SmallRequest, Violation,
+};
 use crate::protocol::wire::{Status, Wake};
 
 /// Who has owned a station so often in a row keeps it. Four times as often after each revocation (which takes two
@@ -169,6 +173,8 @@ pub(crate) struct Inner {
     pub(crate) last_sat: Option<Instant>,
     pub(crate) tasks_done: u64,
     pub(crate) tally: Tally,
+    /// Where tasks are timed.
+    pub(crate) meter: Option<Box<Meter>>,
     pub(crate) verdict: Option<Verdict>,
     /// What ran on the driver's last look, while there is anything with a time limit.
     pub(crate) seen: Option<Seen>,
@@ -213,6 +219,7 @@ impl Station {
                 last_sat: None,
                 tasks_done: 0,
                 tally: Tally::default(),
+                meter: None,
                 verdict: None,
                 seen: None,
                 look_every: None,
@@ -229,6 +236,11 @@ impl Station {
                 keep_after: KEEP_AFTER,
             }),
         }
+    }
+
+    /// Has tasks timed from here on, which needs workers that know of it.
+    pub(crate) fn set_meter(&mut self, meter: Meter) {
+        self.inner.get_mut().meter = Some(Box::new(meter));
     }
 
     /// The descriptors of both doorbells.
@@ -395,7 +407,7 @@ impl Afterwards {
                 // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
                 After::Wake(waker) => drop(panics::guard(|| waker.wake())),
                 After::Report(TaskError::Terminated) => unfinished += 1,
-                After::Report(error) => events::error(core, format_args!("a detached task failed: {error}")),
+                After::Report(error) => events::detached(core, &error),
             }
         }
         if unfinished > 0 {
@@ -651,6 +663,7 @@ impl<'a> Owned<'a> {
         }
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
+        lane.set_caller(job.caller());
         match lane.push(job, parcel) {
             Ok(index) => {
                 // The job is in the ring under this index; only this thread, its owner, moves it.
@@ -697,6 +710,7 @@ impl<'a> Owned<'a> {
         }
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
+        lane.set_caller(job.caller());
         let index = lane.push_elements(job, code, elements)?;
         inner.streams_only = false;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
@@ -748,6 +762,9 @@ impl<'a> Owned<'a> {
         if inner.violation.is_some() {
             return;
         }
+        if inner.meter.is_some() {
+            return self.poll_timed(streams);
+        }
         let mut delivery = Delivery {
             after: &mut inner.after,
             calls: &mut inner.calls,
@@ -755,13 +772,38 @@ impl<'a> Owned<'a> {
             station: id,
             generation: inner.generation,
         };
-        match lane.poll(&mut delivery, streams) {
+        let polled = lane.poll(&mut delivery, streams);
+        self.note_poll(polled, streams);
+    }
+
+    /// As [`poll_with`](Self::poll_with), where tasks are timed.
+    #[inline(never)]
+    fn poll_timed(&mut self, streams: bool) {
+        let who = Who { station: self.station.id, generation: self.generation };
+        let inner = &mut **self;
+        let (Some(lane), Some(meter)) = (&mut inner.lane, &mut inner.meter) else { return };
+        let delivery = Delivery {
+            after: &mut inner.after,
+            calls: &mut inner.calls,
+            tally: &mut inner.tally,
+            station: who.station,
+            generation: who.generation,
+        };
+        let polled = lane.poll(&mut Timed { delivery, meter, who }, streams);
+        self.note_poll(polled, streams);
+    }
+
+    #[inline(always)]
+    fn note_poll(&mut self, polled: Result<usize, Violation>, streams: bool) {
+        let inner = &mut **self;
+        match polled {
             Ok(replies) => {
                 inner.tasks_done += replies as u64;
                 if replies > 0 {
                     inner.waits = 0;
                 }
-                if streams && inner.stage == Stage::Ready && lane.is_leaving() {
+                if streams && inner.stage == Stage::Ready && inner.lane.as_ref().is_some_and(Lane::is_leaving)
+                {
                     self.stop(Why::Recycled);
                 }
             }
@@ -978,14 +1020,14 @@ impl<'a> Owned<'a> {
         true
     }
 
-    /// A fresh process: nothing is armed in its memory, and nothing is known against it.
-    pub(crate) fn reset(&mut self) {
+    /// A fresh process, asked for at this moment: nothing is armed in its memory, and nothing is known against it.
+    pub(crate) fn reset(&mut self, asked_ns: u64) {
         self.wake = Wake::Nobody;
         self.violation = None;
         self.verdict = None;
         self.seen = None;
         self.tasks_done = 0;
-        self.tally.note_start();
+        self.tally.note_start(asked_ns);
     }
 
     #[inline]
@@ -1090,5 +1132,44 @@ impl Sink<JobRef> for Delivery<'_> {
 
     fn call(&mut self, number: u64, bytes: AlignedBytes) {
         self.calls.push(Request { station: self.station, generation: self.generation, number, bytes });
+    }
+}
+
+/// Deliveries of a station that has a meter.
+struct Timed<'a> {
+    delivery: Delivery<'a>,
+    meter: &'a mut Meter,
+    who: Who,
+}
+
+impl Sink<JobRef> for Timed<'_> {
+    const TIMED: bool = true;
+
+    fn timed(&mut self, job: &JobRef, run: Run) {
+        self.meter.note_answer(self.who, job, run);
+    }
+
+    fn expect(&self, job: &JobRef) {
+        self.delivery.expect(job);
+    }
+
+    fn reply(&mut self, job: JobRef, reply: Reply) {
+        self.delivery.reply(job, reply);
+    }
+
+    fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
+        self.delivery.small_reply(job, reply);
+    }
+
+    fn cut(&mut self, job: JobRef, parcel: Parcel) {
+        self.delivery.cut(job, parcel);
+    }
+
+    fn results(&mut self, job: &mut JobRef, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) {
+        self.delivery.results(job, form, arena, position, len);
+    }
+
+    fn call(&mut self, number: u64, bytes: AlignedBytes) {
+        self.delivery.call(number, bytes);
     }
 }

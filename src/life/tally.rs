@@ -16,6 +16,8 @@ use super::core::{Core, Phase};
 use super::job::Outcome;
 use super::station::{Owned, Stage};
 use crate::error::TaskError;
+use crate::ground::sys::process::Pid;
+use crate::ground::sys::{clock, usage};
 use crate::protocol::lane::{Census, Lane};
 use crate::protocol::wire::Status;
 use crate::stats::{Stats, WorkerState, WorkerStats};
@@ -41,6 +43,15 @@ pub(crate) struct Tally {
     pub(super) moved_in: u64,
     /// Processes that were asked for.
     starts: u64,
+    /// Bytes that lanes of earlier processes have carried.
+    in_bytes: u64,
+    out_bytes: u64,
+    /// When the present process was asked for, and when it became ready, of [`clock::now_ns`].
+    asked_ns: Option<u64>,
+    ready_ns: Option<u64>,
+    /// How long earlier ones took to become ready, and how long they were.
+    init: Duration,
+    ready: Duration,
 }
 
 impl Tally {
@@ -79,11 +90,37 @@ impl Tally {
     /// A lane comes to its end.
     pub(super) fn note_lane(&mut self, census: &Census) {
         self.delivered += census.delivered;
+        self.in_bytes += census.in_bytes;
+        self.out_bytes += census.out_bytes;
     }
 
     /// A process was asked for.
-    pub(super) fn note_start(&mut self) {
+    pub(super) fn note_start(&mut self, asked_ns: u64) {
         self.starts += 1;
+        self.asked_ns = Some(asked_ns);
+        self.ready_ns = None;
+    }
+
+    /// It has become ready. When it was asked for, and when that was.
+    pub(super) fn note_ready(&mut self) -> (u64, u64) {
+        let now_ns = clock::now_ns();
+        self.ready_ns = Some(now_ns);
+        (self.asked_ns.unwrap_or(now_ns), now_ns)
+    }
+
+    /// It has ended.
+    pub(super) fn note_end(&mut self) {
+        (self.init, self.ready) = self.times();
+        (self.asked_ns, self.ready_ns) = (None, None);
+    }
+
+    /// How long the station's processes have taken to become ready, and how long they have been, up to now.
+    fn times(&self) -> (Duration, Duration) {
+        let Some(asked_ns) = self.asked_ns else { return (self.init, self.ready) };
+        let now_ns = clock::now_ns();
+        let ready_ns = self.ready_ns.unwrap_or(now_ns);
+        let between = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
+        (self.init + between(asked_ns, ready_ns), self.ready + between(ready_ns, now_ns))
     }
 }
 
@@ -93,7 +130,7 @@ impl Owned<'_> {
         // What is answered is not running any more.
         self.poll();
         let census = self.lane.as_ref().map(Lane::census);
-        let census = census.unwrap_or(Census { unclaimed: 0, running: 0, delivered: 0 });
+        let census = census.unwrap_or_default();
         let tally = &self.tally;
         let state = match self.stage {
             _ if self.core.phase() == Phase::Ended => WorkerState::Missing,
@@ -104,6 +141,7 @@ impl Owned<'_> {
             Stage::Leaving | Stage::Ending => WorkerState::Leaving,
         };
         let restarts = tally.starts.saturating_sub(1);
+        let (init_time, ready_time) = tally.times();
         let stats = WorkerStats {
             id: self.station.id,
             generation: restarts,
@@ -117,14 +155,43 @@ impl Owned<'_> {
             timed_out: tally.timed_out,
             cancelled: tally.cancelled,
             lost: tally.lost,
+            bytes_in: tally.in_bytes + census.in_bytes,
+            bytes_out: tally.out_bytes + census.out_bytes,
+            init_time,
+            ready_time,
+            busy_time: self.meter.as_ref().map(|meter| meter.busy(self.lane.as_ref())),
+            // From the kernel, when the station is let go.
+            cpu_time: None,
+            resident_bytes: None,
+            timings: self.meter.as_ref().and_then(|meter| meter.timings(&self.core.objects)),
         };
         (stats, tally.moved_out.wrapping_sub(tally.moved_in) as i64)
     }
 }
 
 impl Core {
-    /// The figures of all stations.
+    /// The figures of all stations, and what the kernel knows of their processes.
     pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.figures();
+        for worker in &mut stats.workers {
+            let Some(pid) = worker.pid.and_then(|pid| Pid::try_from(pid).ok()) else { continue };
+            worker.cpu_time = usage::cpu_time(pid).ok();
+            worker.resident_bytes = usage::resident_bytes(pid).ok();
+        }
+        stats
+    }
+
+    /// How many tasks wait, and how many run.
+    pub(crate) fn depth(&self) -> (u64, u64) {
+        self.stations.iter().fold((0, 0), |(queued, running), station| {
+            let mut owned = station.own(self);
+            owned.only_look();
+            let census = owned.lane.as_ref().map(Lane::census).unwrap_or_default();
+            (queued + owned.queue.len() as u64 + census.unclaimed, running + census.running)
+        })
+    }
+
+    fn figures(&self) -> Stats {
         for _ in 1..TRIES {
             if let (stats, 0) = self.look_at_all() {
                 return stats;

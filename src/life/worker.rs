@@ -16,7 +16,6 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 
@@ -54,6 +53,8 @@ pub(crate) struct WorkerCore {
     pub(crate) result: Cell<AlignedBytes>,
     /// The function that was looked up last.
     known: Cell<Option<(CodeId, Shim)>>,
+    /// Likewise, see [`look_up`](Self::look_up).
+    known_to_timed: Cell<Option<(CodeId, Shim)>>,
 }
 
 impl std::fmt::Debug for WorkerCore {
@@ -84,7 +85,7 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     process::leave_by_exit_now();
     // When memory runs out, the kernel is to choose a worker and not the master. Best effort.
     let _ = process::set_oom_score_adj(OOM_SCORE_ADJ);
-    let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin);
+    let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin, process::flush_output);
     let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
         seed,
         info: WorkerInfo::new(who.station, who.generation),
@@ -94,8 +95,10 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
         request: Cell::new(None),
         result: Cell::default(),
         known: Cell::new(None),
+        known_to_timed: Cell::new(None),
     }));
     WORKER.set(Some(core));
+    crate::here::note_worker(&seed.name, who.station, who.generation, &core.request);
     if let Err(error) = seed.setup.begin(who.station) {
         core.fail(&format!("a worker could not be set up: {error}"));
     }
@@ -139,6 +142,9 @@ impl WorkerCore {
             Ok(allowance) => allowance,
             Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
         };
+        if self.seed.is_timed {
+            self.port.borrow_mut().stamp_requests();
+        }
         point(Point::Unready);
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
         point(Point::Ready);
@@ -165,8 +171,8 @@ impl WorkerCore {
         }
         std::mem::forget(guard);
         point(Point::Left);
-        // What a task printed without a line's end. An error is nobody's business any more.
-        let _ = std::io::stdout().flush();
+        // What tasks printed without a line's end.
+        process::flush_output();
         self.seed.setup.end();
         process::exit_now(0)
     }
@@ -188,11 +194,7 @@ impl WorkerCore {
     fn execute(&'static self, request: &Request) {
         let shim = match self.known.get() {
             Some((code, shim)) if code == request.code => Some(shim),
-            _ => {
-                let found = request.code.resolve(&self.seed.objects);
-                self.known.set(found.map(|shim| (request.code, shim)));
-                found
-            }
+            _ => self.look_up(request),
         };
         let Some(shim) = shim else {
             self.port.borrow_mut().answer(request.index, Status::UnknownTask, b"");
@@ -212,10 +214,35 @@ impl WorkerCore {
             }
         };
         self.request.set(Some(request.index));
+        #[cfg(feature = "tracing")]
+        let _span = {
+            let caller = self.port.borrow().caller(request);
+            crate::here::current_task().map(|task| crate::caller::enter(&task, caller))
+        };
         let mut call = Call::new(self, request, &input);
         // SAFETY: CODE-1: the shim was resolved from a `TaskCode`, all of which take a `Call`.
         unsafe { shim(NonNull::from(&mut call).cast()) };
         self.request.set(None);
+    }
+
+    /// Looks a function up, and remembers it. Where tasks are timed, nothing is remembered for [`execute`](Self::execute), so
+    /// that each task comes by here; a worker that takes no stamps does not even look whether it should.
+    #[inline(never)]
+    fn look_up(&self, request: &Request) -> Option<Shim> {
+        let known = if self.seed.is_timed {
+            self.port.borrow().stamp_start(request.index);
+            &self.known_to_timed
+        } else {
+            &self.known
+        };
+        match known.get() {
+            Some((code, shim)) if code == request.code => Some(shim),
+            _ => {
+                let found = request.code.resolve(&self.seed.objects);
+                known.set(found.map(|shim| (request.code, shim)));
+                found
+            }
+        }
     }
 
     /// After a panic: a state that the task had in its hands is made anew.

@@ -4,6 +4,7 @@
 //! exception: the claim word in `B` is moved by both. Each line below is 128 bytes, so that neither true sharing
 //! nor the adjacent-line prefetcher couples two of them.
 
+use crate::caller::CALLER_WORDS;
 use crate::ground::claim::ClaimWord;
 use crate::ground::ring::{RequestSlot, ResponseSlot};
 use crate::sync::AtomicU64;
@@ -107,6 +108,21 @@ pub(crate) struct Transfer {
     pub(crate) sent: AtomicU64,
 }
 
+/// When a request was started and when it was answered, of [`now_ns`](crate::ground::sys::clock::now_ns). Written
+/// by workers that are asked to, before the response (edge PUBLISH).
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Stamps {
+    pub(crate) started_ns: AtomicU64,
+    pub(crate) answered_ns: AtomicU64,
+}
+
+/// What travels beside a request for whoever reads the worker's log: see [`crate::caller`]. Written by the master before the
+/// request (edge PUBLISH).
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct CallerWords(pub(crate) [AtomicU64; CALLER_WORDS]);
+
 const fn pages(bytes: usize) -> usize {
     bytes.div_ceil(PAGE_BYTES) * PAGE_BYTES
 }
@@ -114,15 +130,20 @@ const fn pages(bytes: usize) -> usize {
 pub(crate) const REQUESTS_AT: usize = pages(size_of::<SideA>());
 pub(crate) const ANSWER_WINDOW_AT: usize = REQUESTS_AT + pages(RING_SLOTS * size_of::<RequestSlot>());
 pub(crate) const ARENA_A_AT: usize = ANSWER_WINDOW_AT + WINDOW_BYTES;
-pub(crate) const SIDE_A_BYTES: usize = ARENA_A_AT + ARENA_BYTES;
+/// One for each request slot.
+pub(crate) const CALLERS_AT: usize = ARENA_A_AT + ARENA_BYTES;
+pub(crate) const SIDE_A_BYTES: usize = CALLERS_AT + pages(RING_SLOTS * size_of::<CallerWords>());
 
 pub(crate) const RESPONSES_AT: usize = pages(size_of::<SideB>());
 pub(crate) const CALL_WINDOW_AT: usize = RESPONSES_AT + pages(RING_SLOTS * size_of::<ResponseSlot>());
 pub(crate) const ARENA_B_AT: usize = CALL_WINDOW_AT + WINDOW_BYTES;
-pub(crate) const SIDE_B_BYTES: usize = ARENA_B_AT + ARENA_BYTES;
+/// One for each response slot.
+pub(crate) const STAMPS_AT: usize = ARENA_B_AT + ARENA_BYTES;
+pub(crate) const SIDE_B_BYTES: usize = STAMPS_AT + pages(RING_SLOTS * size_of::<Stamps>());
 
 const _: () = {
     assert!(RING_SLOTS.is_power_of_two() && ARENA_BYTES.is_power_of_two() && WINDOW_BYTES.is_power_of_two());
+    assert!(STAMPS_AT.is_multiple_of(PAGE_BYTES) && CALLERS_AT.is_multiple_of(PAGE_BYTES));
     assert!(ANSWER_WINDOW_AT.is_multiple_of(PAGE_BYTES) && ARENA_A_AT.is_multiple_of(PAGE_BYTES));
     assert!(CALL_WINDOW_AT.is_multiple_of(PAGE_BYTES) && ARENA_B_AT.is_multiple_of(PAGE_BYTES));
 };

@@ -86,6 +86,19 @@ impl Sides {
         unsafe { Self::part::<ResponseSlot>(&self.b, at).as_ref() }
     }
 
+    #[inline]
+    fn stamps(&self, index: u64) -> &Stamps {
+        let at = STAMPS_AT + slot_of(index) * size_of::<Stamps>();
+        // SAFETY: as above.
+        unsafe { Self::part::<Stamps>(&self.b, at).as_ref() }
+    }
+
+    fn callers(&self, index: u64) -> &CallerWords {
+        let at = CALLERS_AT + slot_of(index) * size_of::<CallerWords>();
+        // SAFETY: as above.
+        unsafe { Self::part::<CallerWords>(&self.a, at).as_ref() }
+    }
+
     fn reader(mapping: &Mapping, at: usize, bytes: usize) -> ArenaReader<'_> {
         // SAFETY: ARENA-1 by REGION-1 for the lifetime of the borrow; ARENA-2 by the assertions on the layout.
         unsafe { ArenaReader::new(Self::part(mapping, at), bytes) }
@@ -134,6 +147,25 @@ impl Region {
     #[inline]
     pub(crate) fn response(&self, index: u64) -> &ResponseSlot {
         self.sides.response(index)
+    }
+
+    #[inline]
+    pub(crate) fn stamps(&self, index: u64) -> &Stamps {
+        self.sides.stamps(index)
+    }
+
+    pub(crate) fn callers(&self, index: u64) -> &CallerWords {
+        self.sides.callers(index)
+    }
+
+    /// Backs the words about callers in `A` with memory.
+    pub(crate) fn reserve_callers(&self) -> Result<(), SysError> {
+        self.sides.a.populate_write(CALLERS_AT..SIDE_A_BYTES).map(drop)
+    }
+
+    /// Backs the stamps of `B` with memory, so that neither side meets a shortage when it uses them.
+    pub(crate) fn reserve_stamps(&self) -> Result<(), SysError> {
+        self.sides.b.populate_write(STAMPS_AT..SIDE_B_BYTES).map(drop)
     }
 
     /// The arena of `A`.
@@ -201,6 +233,16 @@ impl WorkerRegion {
     #[inline]
     pub(crate) fn response(&self, index: u64) -> &ResponseSlot {
         self.sides.response(index)
+    }
+
+    #[inline]
+    pub(crate) fn stamps(&self, index: u64) -> &Stamps {
+        self.sides.stamps(index)
+    }
+
+    #[cfg(feature = "tracing")]
+    pub(crate) fn callers(&self, index: u64) -> &CallerWords {
+        self.sides.callers(index)
     }
 
     /// The arena of `A`.

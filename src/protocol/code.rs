@@ -133,6 +133,11 @@ impl CodeId {
         self.code(objects).map(|code| (code.about)())
     }
 
+    /// What the function is called in its program, which may be changed by the next compiler.
+    pub(crate) fn name(self, objects: &Objects) -> &'static str {
+        self.about(objects).map_or("an unknown function", |about| about.function)
+    }
+
     fn code(self, objects: &Objects) -> Option<&'static TaskCode> {
         let object = self.place >> OFFSET_BITS;
         let offset = self.place & ((1 << OFFSET_BITS) - 1);

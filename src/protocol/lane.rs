@@ -10,6 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::caller::Caller;
 use crate::ground::barrier;
 use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
@@ -23,8 +24,8 @@ use crate::memory::region::Region;
 use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
-    AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
-    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    AnswerKind, BATCH, CALLER, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting,
+    Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -146,8 +147,25 @@ pub(crate) trait Sink<T> {
     fn cut(&mut self, token: T, parcel: Parcel);
     /// More results of the batch of `token` have come: bare values, or records. No values come after a record.
     fn results(&mut self, token: &mut T, form: Form, from: ArenaReader<'_>, position: u64, len: usize);
+    /// Whether [`timed`](Self::timed) is wanted, which the worker has to be told, too.
+    const TIMED: bool = false;
+    /// The request of `token` has run, and is about to be answered.
+    fn timed(&mut self, _token: &T, _run: Run) {}
     /// The worker asks the service something.
     fn call(&mut self, number: u64, request: AlignedBytes);
+}
+
+/// What is known about a request that a worker has run, where workers are asked to stamp requests. The times are the worker's,
+/// so they are figures to show, nothing more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) index: u64,
+    pub(crate) code: CodeId,
+    pub(crate) started_ns: u64,
+    pub(crate) ended_ns: u64,
+    pub(crate) status: Status,
+    /// Items, if it is a batch.
+    pub(crate) items: Option<NonZeroU32>,
 }
 
 #[derive(Debug)]
@@ -261,6 +279,12 @@ pub(crate) struct Lane<T> {
     sealed: bool,
     /// How many entries have lost their tokens before they were retired: cancelled, or taken back.
     emptied: u64,
+    /// Bytes of requests and of responses that did not fit their slots.
+    in_bytes: u64,
+    out_bytes: u64,
+    /// Of the request that is published next, and whether there is memory for that.
+    caller: Option<Caller>,
+    has_callers: bool,
     head: u64,
     tail: u64,
     out_tail: u64,
@@ -291,6 +315,10 @@ impl<T> Lane<T> {
             claimed: 0,
             sealed: false,
             emptied: 0,
+            in_bytes: 0,
+            out_bytes: 0,
+            caller: None,
+            has_callers: false,
             head: 0,
             tail: 0,
             out_tail: 0,
@@ -313,6 +341,25 @@ impl<T> Lane<T> {
     #[inline]
     pub(crate) fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// Who has submitted the request that is pushed next.
+    #[inline]
+    pub(crate) fn set_caller(&mut self, caller: Option<Caller>) {
+        self.caller = caller;
+    }
+
+    /// Leaves word of the caller beside request `index`; its flag. Without memory for that, nothing travels.
+    #[cold]
+    fn write_caller(&mut self, index: u64, caller: Caller) -> u16 {
+        self.has_callers = self.has_callers || self.region.reserve_callers().is_ok();
+        if !self.has_callers {
+            return 0;
+        }
+        for (to, word) in self.region.callers(index).0.iter().zip(caller.to_words()) {
+            to.store(word, Ordering::Relaxed);
+        }
+        CALLER
     }
 
     /// Publishes a request; its index.
@@ -388,6 +435,7 @@ impl<T> Lane<T> {
         if self.region.reserve(start as usize % ARENA_BYTES + len).is_err() {
             return Err(token);
         }
+        self.in_bytes += len as u64;
         let slot = self.region.request(self.sent);
         slot.set(INLINE_WORD, start);
         slot.set(INLINE_WORD + 1, len as u64);
@@ -435,7 +483,10 @@ impl<T> Lane<T> {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
             head.extra |= BATCH;
         }
-        slot.publish(index, head);
+        if let Some(caller) = self.caller.take() {
+            head.extra |= self.write_caller(index, caller);
+        }
+        self.region.request(index).publish(index, head);
         self.sent += 1;
         prefetch::for_writing(self.region.request(index + AHEAD));
         index
@@ -460,6 +511,7 @@ impl<T> Lane<T> {
         if let Err(error) = self.region.reserve(end) {
             return Err((Encoded::Heap(bytes), Refusal::Memory(error)));
         }
+        self.in_bytes += len as u64;
         let slot = self.region.request(index);
         slot.set(INLINE_WORD, start);
         slot.set(INLINE_WORD + 1, len as u64);
@@ -516,7 +568,7 @@ impl<T> Lane<T> {
 
     /// Delivers what has come and, with `streams`, moves on what is on its way. Never blocks.
     #[inline]
-    pub(crate) fn poll(&mut self, sink: &mut impl Sink<T>, streams: bool) -> Result<usize, Violation> {
+    pub(crate) fn poll<S: Sink<T>>(&mut self, sink: &mut S, streams: bool) -> Result<usize, Violation> {
         let mut replies = 0;
         loop {
             let index = self.answered;
@@ -537,6 +589,10 @@ impl<T> Lane<T> {
                     next.token.iter().for_each(|token| sink.expect(token));
                 }
             }
+            if S::TIMED {
+                let (token, run) = (entry.token.as_ref(), self.run_of(index, head));
+                token.zip(run).into_iter().for_each(|(token, run)| sink.timed(token, run));
+            }
             if entry.batch.is_some() {
                 self.finish_batch(index, head, sink)?;
             } else if let Some(reply) = self.read_small(index, head) {
@@ -555,6 +611,34 @@ impl<T> Lane<T> {
             self.move_streams(sink)?;
         }
         Ok(replies)
+    }
+
+    /// What its worker has noted about a request that is answered. `None`: it did not run.
+    fn run_of(&self, index: u64, head: Head) -> Option<Run> {
+        let status = u8::try_from(head.extra).ok().and_then(Status::from_wire)?;
+        let ended_ns = self.region.stamps(index).answered_ns.load(Ordering::Relaxed);
+        (status != Status::Skipped).then(|| Run { status, ..self.run_until(index, ended_ns) })
+    }
+
+    /// What is known about a request that has been started and not been answered.
+    fn run_until(&self, index: u64, ended_ns: u64) -> Run {
+        let slot = self.region.request(index);
+        Run {
+            index,
+            code: CodeId { place: slot.get(0), types: slot.get(1) },
+            started_ns: self.region.stamps(index).started_ns.load(Ordering::Relaxed),
+            ended_ns,
+            status: Status::Skipped,
+            items: self.entries[slot_of(index)].as_ref().and_then(|entry| entry.batch),
+        }
+    }
+
+    /// The request that is running, as if it ended now. Only where workers stamp requests.
+    pub(crate) fn running_until(&self, ended_ns: u64) -> Option<Run> {
+        let running = self.running()?;
+        let run = self.run_until(running.index, ended_ns);
+        // Claimed, and the stamp may still be that of a lap before.
+        (run.started_ns <= ended_ns && running.token.is_some()).then_some(run)
     }
 
     /// Ends the oldest entry.
@@ -618,6 +702,7 @@ impl<T> Lane<T> {
                 let element = self.element_of(head, status)?;
                 let mut body = Body::with_room(element, len)?;
                 body.append(self.region.peer_arena(), start, len);
+                self.out_bytes += len as u64;
                 self.release(start + len as u64);
                 body.finish(element)?
             }
@@ -712,7 +797,10 @@ impl<T> Lane<T> {
     ) -> Result<(), Violation> {
         match sent.checked_sub(*at) {
             Some(0) => return Ok(()),
-            Some(n) if n <= ARENA_BYTES as u64 => copy(self.region.peer_arena(), *at, n as usize),
+            Some(n) if n <= ARENA_BYTES as u64 => {
+                copy(self.region.peer_arena(), *at, n as usize);
+                self.out_bytes += n;
+            }
             _ => return Err(Violation("a stream's position is out of range")),
         }
         *at = sent;
@@ -1201,7 +1289,8 @@ impl<T> Lane<T> {
         }
         // All others that are empty have been retired, without a delivery.
         let dropped = self.emptied.saturating_sub(empty);
-        Census { unclaimed, running, delivered: self.answered.saturating_sub(dropped) }
+        let delivered = self.answered.saturating_sub(dropped);
+        Census { unclaimed, running, delivered, in_bytes: self.in_bytes, out_bytes: self.out_bytes }
     }
 
     /// After the worker's death and a last [`poll`](Self::poll): the request that it was running, and those that had
@@ -1270,13 +1359,16 @@ pub(crate) struct Running<'a, T> {
 }
 
 /// Requests of a lane that have, or had, somebody who wants their responses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
     pub(crate) unclaimed: u64,
     /// Claimed, and the response has not been delivered.
     pub(crate) running: u64,
     /// Since the lane was made.
     pub(crate) delivered: u64,
+    /// Likewise: bytes of requests and of responses that did not fit their slots.
+    pub(crate) in_bytes: u64,
+    pub(crate) out_bytes: u64,
 }
 
 /// What a dead worker leaves.

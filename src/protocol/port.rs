@@ -43,6 +43,9 @@ pub(crate) struct Request {
     position: u64,
     /// The bytes of its elements, if it may still be on its way: see [`FLOWS`].
     flowing: Option<usize>,
+    /// Whether there are words about its caller.
+    #[cfg(feature = "tracing")]
+    has_caller: bool,
 }
 
 impl Request {
@@ -119,10 +122,21 @@ pub(crate) struct Port {
     stream: Option<u64>,
     /// Where the bare values of the open batch end, if they have.
     values_end: u64,
+    /// Whether the master wants to know when requests were started and answered.
+    stamps: bool,
+    /// What to do when there is nothing to do, and the [stamp](Self::stamp) at which that was done last.
+    when_idle: fn(),
+    idle_at_ns: u64,
 }
 
 impl Port {
-    pub(crate) fn new(region: &'static mut WorkerRegion, bells: Bells, spin: SpinBudget) -> Self {
+    /// `when_idle` is called before the worker sleeps, and when it has to wait, every few milliseconds at most.
+    pub(crate) fn new(
+        region: &'static mut WorkerRegion,
+        bells: Bells,
+        spin: SpinBudget,
+        when_idle: fn(),
+    ) -> Self {
         Self {
             region,
             bells,
@@ -143,6 +157,9 @@ impl Port {
             in_received: 0,
             stream: None,
             values_end: OPEN_END,
+            stamps: false,
+            when_idle,
+            idle_at_ns: 0,
         }
     }
 
@@ -186,6 +203,11 @@ impl Port {
     /// Looks for the next request until there is one.
     #[inline(never)]
     fn wait_for_request(&mut self, request: &mut Request) -> bool {
+        // The stamp moves every few milliseconds.
+        let stamp = self.region.b().free_at_ns.0.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.idle_at_ns, stamp) != stamp {
+            (self.when_idle)();
+        }
         if self.run >= LONG_RUN && !self.spin.is_none() {
             // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
@@ -342,6 +364,10 @@ impl Port {
             let items = slot.get(2);
             request.batch = Some((items as u32, (items >> 32) as u32));
         }
+        #[cfg(feature = "tracing")]
+        {
+            request.has_caller = head.extra & crate::protocol::wire::CALLER != 0;
+        }
         true
     }
 
@@ -364,6 +390,14 @@ impl Port {
             }
             Place::Stream => Ok(Input::Streamed(self.receive(request))),
         }
+    }
+
+    /// The words about who has submitted a request, if there are any.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn caller(&self, request: &Request) -> Option<[u64; crate::caller::CALLER_WORDS]> {
+        let words =
+            || self.region.callers(request.index).0.each_ref().map(|word| word.load(Ordering::Relaxed));
+        request.has_caller.then(words)
     }
 
     /// Waits for all of a span that flows. Its lines are in the master's cache; they come here part by part, while the next ones
@@ -433,6 +467,31 @@ impl Port {
         bytes
     }
 
+    /// From here on requests are stamped; the master has backed the memory for that.
+    pub(crate) fn stamp_requests(&mut self) {
+        self.stamps = true;
+    }
+
+    /// Request `index` is about to run. Only where requests are stamped.
+    pub(crate) fn stamp_start(&self, index: u64) {
+        // Relaxed: a figure to show while it runs; later ordered by PUBLISH.
+        self.region.stamps(index).started_ns.store(clock::now_ns(), Ordering::Relaxed);
+    }
+
+    /// Makes a response visible. All go through here.
+    #[inline]
+    fn publish(&self, index: u64, head: Head) {
+        if self.stamps {
+            self.stamp_answer(index);
+        }
+        self.region.response(index).publish(index, head);
+    }
+
+    #[cold]
+    fn stamp_answer(&self, index: u64) {
+        self.region.stamps(index).answered_ns.store(clock::now_ns(), Ordering::Relaxed);
+    }
+
     /// Answers request `index` with a value that fits its slot, given as words.
     #[inline]
     pub(crate) fn answer_small(&mut self, index: u64, len: u8, words: [u64; RESPONSE_WORDS]) {
@@ -441,7 +500,7 @@ impl Port {
             slot.set(at, word);
         }
         point(Point::InlineWritten);
-        slot.publish(index, Head { kind: Place::Inline as u8, len, extra: Status::Value as u16 });
+        self.publish(index, Head { kind: Place::Inline as u8, len, extra: Status::Value as u16 });
         point(Point::InlinePublished);
         prefetch::for_writing(self.region.response(index + prefetch::SLOTS_AHEAD));
         self.notify();
@@ -455,7 +514,7 @@ impl Port {
             let slot = self.region.response(index);
             slot.set_bytes(0, bytes);
             point(Point::InlineWritten);
-            slot.publish(index, slot_head(Place::Inline, bytes.len() as u8));
+            self.publish(index, slot_head(Place::Inline, bytes.len() as u8));
             point(Point::InlinePublished);
         } else if bytes.len() <= ARENA_BYTES {
             if !self.answer_span(index, slot_head(Place::Span, 0), bytes) {
@@ -508,7 +567,7 @@ impl Port {
         slot.set(0, start);
         slot.set(1, bytes.len() as u64);
         point(Point::SpanCopied);
-        slot.publish(index, head);
+        self.publish(index, head);
         point(Point::SpanPublished);
         true
     }
@@ -520,13 +579,12 @@ impl Port {
         slot.set(0, start);
         slot.set(1, self.head - start);
         point(Point::StreamUnpublished);
-        slot.publish(index, head);
+        self.publish(index, head);
         point(Point::StreamPublished);
     }
 
     fn answer_no_memory(&mut self, index: u64) {
-        let slot = self.region.response(index);
-        slot.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
+        self.publish(index, Head { kind: Place::Inline as u8, len: 0, extra: Status::Memory as u16 });
         self.notify();
     }
 
@@ -739,7 +797,7 @@ impl Port {
         slot.set(1, self.head - start);
         slot.set(2, self.values_end);
         point(Point::BatchUnpublished);
-        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
+        self.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
         point(Point::BatchPublished);
         self.notify();
     }
@@ -872,6 +930,8 @@ impl Port {
         let found = look(self);
         if found.is_none() {
             point(Point::Drowsy);
+            // Whoever publishes something meanwhile rings, and the bell remembers.
+            (self.when_idle)();
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             let asleep_since = Instant::now();
             self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));

@@ -2,7 +2,7 @@
 //!
 //! | request slot | |
 //! |---|---|
-//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`], [`BATCH`] and [`FLOWS`] |
+//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`], [`BATCH`], [`FLOWS`] and [`CALLER`] |
 //! | word 0, 1 | the function: [`crate::protocol::code::CodeId`] |
 //! | word 2 | batch: items (low half) and how many of them are already done (high half) |
 //! | words 3–6 | up to 32 bytes inline, or position and length of a span or stream; of a span that [`FLOWS`] also how many bytes its elements have |
@@ -24,6 +24,9 @@ pub(crate) const BATCH: u16 = 2;
 /// Request flag: the span is a row of numbers that was still being copied in when the request was published. The word
 /// `in_sent` says how far it has come.
 pub(crate) const FLOWS: u16 = 4;
+
+/// Request flag: there are words about who submitted it.
+pub(crate) const CALLER: u16 = 8;
 
 /// Payloads that are copied on both sides at once are copied in parts of this size.
 pub(crate) const PART_BYTES: usize = 32 << 10;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::records::{Address, Arrivals, News, Note, Records, What};
 use super::stop::{Control, Message, call_off};
+use crate::caller::Caller;
 use crate::context::{BatchBytes, Named, item_of};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
@@ -341,6 +342,7 @@ impl<R: Payload> Engine<R> {
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
         held.set_batch(slot.records.clone());
+        held.note_caller(Caller::current());
         slot.job = Some(job);
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));

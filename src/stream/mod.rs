@@ -4,6 +4,8 @@
 //! fail; [`engine`] keeps the window of batches, [`records`] collects their results, [`stop`] ends a stream before its source
 //! does, [`progress`] tells how far it is.
 
+#[cfg(feature = "indicatif")]
+mod bar;
 mod engine;
 mod map;
 mod map_stream;
@@ -14,6 +16,8 @@ mod try_map;
 
 use std::time::Duration;
 
+#[cfg(feature = "indicatif")]
+pub use bar::progress_bar;
 pub use map::{Indexed, Map};
 pub use map_stream::{IndexedStream, MapStream};
 pub use progress::{Metered, Progress, Watch};

@@ -20,6 +20,8 @@ pub struct Progress {
     pub total: Option<u64>,
     /// Since the stream began: since its source was pulled for the first time.
     pub elapsed: Duration,
+    /// Whether the stream is over, and this the last call.
+    pub is_last: bool,
 }
 
 impl Progress {
@@ -118,14 +120,14 @@ impl<F: FnMut(Progress)> Metered<F> {
         }
     }
 
-    fn tell(&mut self, now: Instant) {
+    fn tell(&mut self, now: Instant, is_last: bool) {
         let elapsed = self.start.map(|start| now.duration_since(start)).unwrap_or_default();
         self.last = Some(now);
         if let Some(total) = self.total {
             self.next_done = self.done.saturating_add(total.div_ceil(PARTS).max(1));
         }
         let Self { done, failed, total, .. } = *self;
-        (self.call)(Progress { done, failed, total, elapsed });
+        (self.call)(Progress { done, failed, total, elapsed, is_last });
     }
 }
 
@@ -147,13 +149,13 @@ impl<F: FnMut(Progress)> Meter for Metered<F> {
         let now = Instant::now();
         let is_time = self.last.is_none_or(|last| now.duration_since(last) >= PAUSE);
         if is_time || self.done >= self.next_done {
-            self.tell(now);
+            self.tell(now, false);
         }
     }
 
     fn end(&mut self) {
         if !std::mem::replace(&mut self.is_over, true) {
-            self.tell(Instant::now());
+            self.tell(Instant::now(), true);
         }
     }
 }
@@ -182,6 +184,7 @@ mod tests {
         assert!(told.is_sorted_by_key(|p| p.done));
         assert!(told.iter().all(|p| p.total == Some(1000) && p.failed == u64::from(p.done > 5)));
         assert_eq!(told.last().map(|p| (p.done, p.failed)), Some((1000, 1)));
+        assert!(told.iter().rev().skip(1).all(|p| !p.is_last) && told.last().is_some_and(|p| p.is_last));
     }
 
     #[test]
@@ -202,7 +205,7 @@ mod tests {
     #[test]
     fn a_rate_is_a_number() {
         let elapsed = Duration::from_secs(2);
-        let progress = Progress { done: 10, failed: 1, total: Some(20), elapsed };
+        let progress = Progress { done: 10, failed: 1, total: Some(20), elapsed, is_last: false };
         assert_eq!(progress.rate(), 5.0);
         assert_eq!(progress.to_string(), "10 of 20 done, 1 failed, 5.0 a second");
         assert_eq!(Progress { elapsed: Duration::ZERO, ..progress }.rate(), 0.0);

@@ -761,7 +761,7 @@ fn the_failure_of_a_spawned_task_goes_to_the_log_hook() {
 #[test]
 fn without_a_hook_and_a_logger_errors_go_to_stderr() {
     let finished = scenario_output(|| {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::builder().workers(1).name("till").build().unwrap();
         pool.spawn(
             |n: u32| {
                 if n == 1 {
@@ -771,11 +771,15 @@ fn without_a_hook_and_a_logger_errors_go_to_stderr() {
             &1,
         );
         pool.close().wait();
+        pool.spawn(|n: u32| n, &1);
     });
     if let Some(finished) = finished {
         assert!(finished.status.success(), "{finished:?}");
         let ours: Vec<_> = finished.stderr.lines().filter(|line| line.starts_with("forkring:")).collect();
-        assert!(ours.len() == 1 && ours[0].contains("nobody waits for me"), "{finished:?}");
+        assert!(ours.len() == 1 && ours[0].contains("till: a detached task failed"), "{finished:?}");
+        // What the worker has printed already is not printed again.
+        assert!(!ours[0].contains("panicked"), "{finished:?}");
+        assert_eq!(finished.stderr.matches("nobody waits for me").count(), 1, "{finished:?}");
     }
 }
 

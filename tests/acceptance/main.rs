@@ -25,8 +25,12 @@ mod fork_safety;
 mod host;
 mod hygiene;
 mod limits;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod output;
 mod overload;
 mod payloads;
+mod recording;
 mod recycling;
 mod services;
 mod signals;
@@ -34,4 +38,7 @@ mod start_worker;
 mod stats;
 mod stream_control;
 mod streams;
+mod timings;
+#[cfg(feature = "tracing")]
+mod tracing;
 mod waits;

@@ -71,6 +71,20 @@ pub(crate) unsafe fn fork() -> Result<Fork> {
     result.map(Fork::Parent)
 }
 
+/// Writes what Rust's and C's stdout have in their buffers; the standard errors have none. For a process that may be killed:
+/// what is in a buffer then is lost. Another thread that is printing is waited for.
+pub(crate) fn flush_output() {
+    unsafe extern "C" {
+        static stdout: *mut libc::FILE;
+    }
+    // An error is for whoever prints next.
+    let _ = io::stdout().lock().flush();
+    // SAFETY: C's runtime sets it before the program starts, and nobody has it changed while threads print (stdout(3)).
+    let c_stdout = unsafe { stdout };
+    // SAFETY: an open stream, or null, which would mean all of them; it is locked meanwhile (fflush(3)).
+    let _ = unsafe { libc::fflush(c_stdout) };
+}
+
 /// Ends this process at once: no `atexit`, no destructors, no flushing (_exit(2)). Async-signal-safe.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: no conditions; does not return.

@@ -6,10 +6,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 
 use super::memory::page_bytes;
 use super::process::Pid;
@@ -28,6 +30,8 @@ pub(crate) struct Usage {
     pub(crate) address_bytes: u64,
     /// Resident and backed by no file: heap, stacks, and private copies of what was inherited. Not shared memory.
     pub(crate) anonymous_bytes: u64,
+    /// All that is resident.
+    pub(crate) resident_bytes: u64,
 }
 
 impl Statm {
@@ -50,7 +54,22 @@ fn parse_statm(text: &[u8]) -> Option<Usage> {
     let mut pages = std::str::from_utf8(text).ok()?.split_ascii_whitespace().map(str::parse::<u64>);
     let mut next_bytes = || Some(pages.next()?.ok()?.saturating_mul(page_bytes() as u64));
     let (address_bytes, resident, shared) = (next_bytes()?, next_bytes()?, next_bytes()?);
-    Some(Usage { address_bytes, anonymous_bytes: resident.saturating_sub(shared) })
+    let anonymous_bytes = resident.saturating_sub(shared);
+    Some(Usage { address_bytes, anonymous_bytes, resident_bytes: resident })
+}
+
+/// The memory of a process that is resident, shared pages included, as the kernel counts it: some pages behind.
+pub(crate) fn resident_bytes(pid: Pid) -> Result<u64> {
+    const CALL: &str = "read(/proc/<pid>/statm)";
+    let text = fs::read(format!("/proc/{pid}/statm")).call(CALL)?;
+    let usage = parse_statm(&text).ok_or_else(|| SysError::new(CALL, io::ErrorKind::InvalidData))?;
+    Ok(usage.resident_bytes)
+}
+
+/// The time that the threads of a process have run on some CPU (clock_getcpuclockid(3)).
+pub(crate) fn cpu_time(pid: Pid) -> Result<Duration> {
+    let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)).call("clock_getcpuclockid")?;
+    clock_gettime(clock).map(Duration::from).call("clock_gettime")
 }
 
 /// Allows this process so many bytes of addresses, or what it is allowed already if that is less. It cannot undo
@@ -113,7 +132,7 @@ mod tests {
         let page = page_bytes() as u64;
         assert_eq!(
             parse_statm(b"900 50 20 1 0 30 0\n"),
-            Some(Usage { address_bytes: 900 * page, anonymous_bytes: 30 * page })
+            Some(Usage { address_bytes: 900 * page, anonymous_bytes: 30 * page, resident_bytes: 50 * page })
         );
         assert_eq!(parse_statm(b"900 5 20").map(|usage| usage.anonymous_bytes), Some(0));
         for garbage in [&b""[..], b"1 2", b"1 2 x", b"\xff 2 3"] {

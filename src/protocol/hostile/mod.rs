@@ -634,7 +634,7 @@ impl<'a> Scenario<'a> {
             }
         }
         let _ = self.lane.worker_state();
-        let Census { unclaimed, running, delivered } = self.lane.census();
+        let Census { unclaimed, running, delivered, .. } = self.lane.census();
         let held = self.log.sent.iter().filter(|sent| !sent.out).count() as u64;
         assert_eq!((unclaimed + running, delivered), (held, self.log.delivered));
         let remains = self.lane.remains();

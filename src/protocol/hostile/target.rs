@@ -184,8 +184,12 @@ impl Peer {
         let bell = || Doorbell::new().expect("a doorbell can be made");
         let bells = Bells { request: bell(), response: bell(), driver: bell() };
         // SAFETY: PEER-1: leaked just now.
-        let port =
-            Port::new(unsafe { &mut *region.as_ptr() }, bells, SpinBudget::new(WaitPolicy::Park, 1, 1));
+        let port = Port::new(
+            unsafe { &mut *region.as_ptr() },
+            bells,
+            SpinBudget::new(WaitPolicy::Park, 1, 1),
+            || (),
+        );
         Self { port: Some(port), region, map }
     }
 
