@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -19,7 +20,7 @@ use crate::memory::codec::{self, AlignedBytes, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Form, Parcel, Reply};
-use crate::protocol::records::{Parsed, STRIDE_MAX, parse, record_stride, value_bytes};
+use crate::protocol::records::{Parsed, parse, record_stride, value_bytes};
 use crate::protocol::wire::Status;
 use crate::task;
 
@@ -90,8 +91,10 @@ pub(super) struct Engine<R> {
     /// In an ordered stream, the slots in use, in the order of their items.
     order: VecDeque<usize>,
     arrivals: Arc<Arrivals>,
-    /// Empty between two collections.
+    /// What has come, and how much of it has been read.
     news: News,
+    notes_read: usize,
+    bytes_read: usize,
     /// Where a record's payload is decoded: records are packed, and views are aligned.
     aligned: AlignedBytes,
     filling: BatchBytes,
@@ -137,6 +140,8 @@ impl<R: Payload> Engine<R> {
             order: VecDeque::new(),
             arrivals,
             news: News::default(),
+            notes_read: 0,
+            bytes_read: 0,
             aligned: AlignedBytes::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
@@ -363,30 +368,61 @@ impl<R: Payload> Engine<R> {
 
     /// Reads what has arrived.
     pub(super) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
-        let mut news = std::mem::take(&mut self.news);
-        self.arrivals.take(&mut news);
-        let mut read = 0;
-        for &Note { address, what } in &news.notes {
-            let len = if let What::Results(_, len) = what { len } else { 0 };
-            let bytes = &news.bytes[read..read + len];
-            read += len;
-            self.accept(address, what, bytes, deliver);
+        self.gather();
+        while let Some(run) = self.read_note(deliver) {
+            deliver.run(run.first, run.values());
         }
-        news.clear();
-        self.news = news;
     }
 
-    /// Something has come for a message.
+    /// Takes what has arrived, to be [read](Self::read_note) note by note. `false`: nothing has.
+    pub(super) fn gather(&mut self) -> bool {
+        let news = !self.is_reading() && self.has_news();
+        if news {
+            self.news.clear();
+            (self.notes_read, self.bytes_read) = (0, 0);
+            self.arrivals.take(&mut self.news);
+        }
+        news
+    }
+
+    /// Whether some of what was gathered is still to be read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.notes_read < self.news.notes.len()
+    }
+
+    /// Reads the next note of what was gathered: delivers its results, or gives them back if they are values whose turn it
+    /// is. `None`: all has been read.
+    pub(super) fn read_note(&mut self, deliver: &mut impl Deliver<R>) -> Option<Run<'_, R>> {
+        let &Note { address, what } = self.news.notes.get(self.notes_read)?;
+        self.notes_read += 1;
+        let len = if let What::Results(_, len) = what { len } else { 0 };
+        let start = self.bytes_read;
+        self.bytes_read += len;
+        let bytes = std::mem::take(&mut self.news.bytes);
+        let first = self.accept(address, what, &bytes[start..start + len], deliver);
+        self.news.bytes = bytes;
+        let run = if first.is_some() { &self.news.bytes[start..start + len] } else { &[] };
+        Some(Run { first: first.unwrap_or_default(), bytes: run, _values: PhantomData })
+    }
+
+    /// Something has come for a message. The index of the first one, if they are values whose turn it is.
     #[inline]
-    fn accept(&mut self, address: Address, what: What, bytes: &[u8], deliver: &mut impl Deliver<R>) {
+    fn accept(
+        &mut self,
+        address: Address,
+        what: What,
+        bytes: &[u8],
+        deliver: &mut impl Deliver<R>,
+    ) -> Option<u64> {
         let at = address.slot as usize;
         let slot = &mut self.slots[at];
         if slot.records.address != address {
             // It was given up.
-            return;
+            return None;
         }
+        let mut run = None;
         let valid = match what {
-            What::Results(Form::Values, _) => self.read_values(at, bytes, deliver),
+            What::Results(Form::Values, _) => self.read_values(at, bytes, &mut run),
             What::Results(Form::Records, _) => self.read_records(at, bytes, deliver),
             What::Ended => {
                 if let Some(job) = slot.job.take_if(|job| job.is_done()) {
@@ -398,6 +434,7 @@ impl<R: Payload> Engine<R> {
         if !valid {
             self.abort(at, "a batch's results are damaged", deliver);
         }
+        run
     }
 
     /// Reads whole records. `false`: they make no sense.
@@ -440,11 +477,10 @@ impl<R: Payload> Engine<R> {
         valid
     }
 
-    /// Settles a run of bare values. `false`: they make no sense.
+    /// Settles a run of bare values; `run` is the index of the first one if it is their turn. `false`: they make no sense.
     #[inline]
-    fn read_values(&mut self, at: usize, bytes: &[u8], deliver: &mut impl Deliver<R>) -> bool {
-        let (Some(stride), Some(width)) = (record_stride::<R>(), value_bytes::<R>()) else { return false };
-        let value = |bytes: &[u8]| codec::plain_value::<R>(&bytes[..stride]);
+    fn read_values(&mut self, at: usize, bytes: &[u8], run: &mut Option<u64>) -> bool {
+        let Some(width) = value_bytes::<R>() else { return false };
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
         let count = bytes.len() / width;
@@ -455,15 +491,9 @@ impl<R: Payload> Engine<R> {
         slot.received += count as u32;
         slot.losses = 0;
         if front {
-            for (first, bytes) in (first..).step_by(RUN).zip(bytes.chunks(RUN * width)) {
-                // On the stack, where nothing else can be, so that the caller's function keeps what it counts in registers.
-                let mut run = [0; RUN * STRIDE_MAX];
-                let run = &mut run[..bytes.len()];
-                run.copy_from_slice(bytes);
-                deliver.run(first, run.chunks_exact(width).map_while(value));
-            }
+            *run = Some(first);
         } else {
-            slot.held.extend(bytes.chunks_exact(width).map_while(value).map(Ok));
+            slot.held.extend(Run { first, bytes, _values: PhantomData }.values().map(Ok));
         }
         true
     }
@@ -585,8 +615,26 @@ impl<R: Payload> Engine<R> {
     }
 }
 
-/// So many values are delivered in one go.
-const RUN: usize = 128;
+/// Values of items that follow each other, as they came.
+#[derive(Debug)]
+pub(super) struct Run<'a, R> {
+    /// The index of the first item.
+    pub(super) first: u64,
+    bytes: &'a [u8],
+    _values: PhantomData<fn() -> R>,
+}
+
+impl<'a, R: Payload> Run<'a, R> {
+    pub(super) fn empty() -> Self {
+        Self { first: 0, bytes: &[], _values: PhantomData }
+    }
+
+    #[inline]
+    pub(super) fn values(&self) -> impl Iterator<Item = R> + use<'a, R> {
+        let (stride, width) = (record_stride::<R>().unwrap_or(0), value_bytes::<R>().unwrap_or(1));
+        self.bytes.chunks_exact(width).map_while(move |bytes| codec::plain_value::<R>(&bytes[..stride]))
+    }
+}
 
 #[cold]
 fn damaged(why: &str) -> TaskError {
