@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use crate::builder::Service;
 use crate::error::CodecError;
 use crate::faults::{Point, point};
+use crate::ground::prefetch::{self, Ahead};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
@@ -379,35 +380,13 @@ impl<'a> Call<'a> {
         let window = core.port.borrow_mut().window::<R>(self.request.index, items.len());
         let Some(window) = window else { return self.run_plain_item::<I, R>(batch, items.start, &f) };
         // One guard for all of them: whichever panics, it is the one behind those that are published.
-        let ended = panics::guard(|| {
-            let mut window = window;
-            let mut run = |input| {
-                point(Point::BeforeFunction);
-                let value = f(core, input)?;
-                point(Point::AfterFunction);
-                let go_on = window.put(&value);
-                point(Point::RecordDone);
-                Ok(go_on)
-            };
-            match codec::plain_size::<I>() {
-                Some(stride @ 1..) => {
-                    let inputs =
-                        batch.bytes.get(items.start * stride..items.end * stride).unwrap_or_default();
-                    for input in inputs.chunks_exact(stride) {
-                        if !run(input)? {
-                            break;
-                        }
-                    }
-                }
-                _ => {
-                    for i in items.clone() {
-                        if !run(batch.get::<I>(i).unwrap_or_default())? {
-                            break;
-                        }
-                    }
-                }
+        let ended = panics::guard(|| match codec::plain_size::<I>() {
+            Some(stride @ 1..) => {
+                let end = items.start + window.room().min(items.len());
+                let inputs = batch.bytes.get(items.start * stride..end * stride).unwrap_or_default();
+                window.run(inputs.chunks_exact(stride), |input| f(core, input))
             }
-            Ok(())
+            _ => window.run(items.clone(), |i| f(core, batch.get::<I>(i).unwrap_or_default())),
         });
         let next = {
             let mut port = core.port.borrow_mut();
@@ -608,6 +587,8 @@ pub(crate) struct BatchBytes {
     bytes: AlignedBytes,
     ends: Vec<u8>,
     items: u32,
+    /// Where it is going to be copied to, and what is going to be read next, as far as is known.
+    pub(crate) ahead: Ahead,
 }
 
 impl BatchBytes {
@@ -663,13 +644,19 @@ impl BatchBytes {
         let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
         let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
         let filler = Filler::new(&mut self.bytes, room * stride);
-        let mut filling = Filling { filler, added: 0, items: &mut self.items, pulled };
-        for _ in 0..room {
-            let Some(item) = source.next() else { return false };
-            filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
-            filling.added += 1;
-            if enough() {
-                break;
+        let mut filling = Filling { filler, stride, items: &mut self.items, pulled };
+        let mut line = self.ahead.after(filling.filler.len());
+        while filling.filler.room() >= stride {
+            line.ask();
+            for _ in 0..(prefetch::LINE_BYTES / stride).max(1) {
+                if filling.filler.room() < stride {
+                    return true;
+                }
+                let Some(item) = source.next() else { return false };
+                filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
+                if enough() {
+                    return true;
+                }
             }
         }
         true
@@ -679,14 +666,27 @@ impl BatchBytes {
         self.items
     }
 
-    /// The payload of what was collected. The next one is expected to take about as much room.
-    pub(crate) fn finish(&mut self) -> Encoded {
-        let next = AlignedBytes::with_capacity(self.bytes.len() + self.bytes.len() / 8);
-        let mut bytes = std::mem::replace(&mut self.bytes, next);
-        bytes.extend_from_slice(&self.ends);
+    /// The payload of what was collected, until [`clear`](Self::clear).
+    pub(crate) fn payload(&mut self) -> &[u8] {
+        if !self.ends.is_empty() {
+            self.bytes.extend_from_slice(&self.ends);
+            self.ends.clear();
+        }
+        &self.bytes
+    }
+
+    /// Starts anew, in the same memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear_for_reuse();
         self.ends.clear();
         self.items = 0;
-        Encoded::Heap(bytes)
+    }
+
+    /// The payload of what was collected, to be kept; starts anew.
+    pub(crate) fn finish(&mut self) -> Encoded {
+        self.payload();
+        self.items = 0;
+        Encoded::Heap(std::mem::take(&mut self.bytes))
     }
 }
 
@@ -713,7 +713,7 @@ impl<T> Drop for Held<'_, T> {
 /// A [`BatchBytes::fill`] under way. Its counts are right also after a panic of the source.
 struct Filling<'a> {
     filler: Filler<'a>,
-    added: u32,
+    stride: usize,
     items: &'a mut u32,
     pulled: &'a mut u64,
 }
@@ -721,8 +721,9 @@ struct Filling<'a> {
 impl Drop for Filling<'_> {
     #[inline]
     fn drop(&mut self) {
-        *self.items += self.added;
-        *self.pulled += u64::from(self.added);
+        let added = self.filler.added() / self.stride.max(1);
+        *self.items += added as u32;
+        *self.pulled += added as u64;
     }
 }
 

@@ -14,9 +14,10 @@ use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
+use crate::ground::prefetch::Ahead;
 use crate::memory::codec::ElementsRef;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Parcel, SmallRequest};
+use crate::protocol::lane::{Batch, Parcel, SmallRequest};
 
 /// At most this many tasks move at a time.
 const MOVE_MAX: usize = 128;
@@ -111,14 +112,39 @@ impl Core {
     /// worker that is awake and keeps up is cheaper than one that has to be woken for each message.
     #[inline]
     pub(crate) fn submit_along(&self, station: usize, job: JobRef, parcel: Parcel) -> usize {
-        let station = match self.stations.len() {
+        let station = self.choose_along(station);
+        self.submit_at(station, job, parcel);
+        station
+    }
+
+    /// As [`submit_along`](Self::submit_along), of a batch whose payload is copied from where it is. The job comes back, with
+    /// the station to leave it at, if that is not possible at once.
+    pub(crate) fn submit_batch_along(
+        &self,
+        station: usize,
+        job: JobRef,
+        code: CodeId,
+        batch: Batch,
+        payload: &[u8],
+    ) -> Result<(usize, Ahead), (JobRef, usize)> {
+        let station = self.choose_along(station);
+        match self.stations[station].try_own(self) {
+            Some(mut owned) => match owned.send_batch(job, code, batch, payload) {
+                Ok(ahead) => Ok((station, ahead)),
+                Err(job) => Err((job, station)),
+            },
+            None => Err((job, station)),
+        }
+    }
+
+    #[inline]
+    fn choose_along(&self, station: usize) -> usize {
+        match self.stations.len() {
             1 => 0,
             _ if !self.surplus.contains(station) => station,
             // In runs, when all have enough.
             _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
-        };
-        self.submit_at(station, job, parcel);
-        station
+        }
     }
 
     /// Hands a job to this station.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::ground::barrier;
 use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::prefetch::{self, SLOTS_AHEAD as AHEAD};
+use crate::ground::prefetch::{self, Ahead, SLOTS_AHEAD as AHEAD};
 use crate::ground::ring::{Head, RESPONSE_WORDS};
 use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::{ArenaReader, place};
@@ -402,6 +402,41 @@ impl<T> Lane<T> {
             self.ring_if_asleep();
         }
         Ok(index)
+    }
+
+    /// Publishes a batch whose payload is copied from where it is, into the arena. The token comes back if there is no room, or
+    /// no memory, for it at once.
+    pub(crate) fn push_batch(
+        &mut self,
+        token: T,
+        code: CodeId,
+        batch: Batch,
+        payload: &[u8],
+    ) -> Result<u64, T> {
+        let len = payload.len();
+        let start = place(self.tail, self.head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64);
+        let Some(start) = start.filter(|_| self.has_room() && self.outgoing.is_none()) else {
+            return Err(token);
+        };
+        // Where the memory is wanting, the heap's way says so.
+        if self.region.reserve(start as usize % ARENA_BYTES + len).is_err() {
+            return Err(token);
+        }
+        let slot = self.region.request(self.sent);
+        slot.set(INLINE_WORD, start);
+        slot.set(INLINE_WORD + 1, len as u64);
+        if self.head == self.tail {
+            self.tail = start;
+        }
+        self.head = start + len as u64;
+        self.region.arena().copy_in(start, payload);
+        Ok(self.publish(token, code, Some(batch), Head::new(Place::Span as u8, 0)))
+    }
+
+    /// Where the next batch is likely to go, and what of the results is likely to be read next.
+    pub(crate) fn ahead(&self) -> Ahead {
+        let write = self.region.arena().piece(self.head.next_multiple_of(SPAN_ALIGN as u64), 0).0;
+        Ahead::new(write.as_ptr(), self.region.peer_arena().address(self.out_tail))
     }
 
     /// What follows the elements in their archive.

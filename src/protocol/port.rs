@@ -901,28 +901,47 @@ pub(crate) struct Window<'a, R> {
 }
 
 impl<R: Payload> Window<'_, R> {
-    /// Writes and publishes a value. `false`: the window is full, somebody wants to be rung, or the request was cancelled.
-    #[inline]
-    pub(crate) fn put(&mut self, value: &R) -> bool {
-        let (Some(value), Some(bytes)) = (codec::plain_bytes(value), value_bytes::<R>()) else {
-            return false;
-        };
-        assert!(self.left > 0 && value.len() <= bytes, "a window was given too much");
-        // SAFETY: WINDOW-1 and the assertion; `value` is memory of this process alone.
-        unsafe { self.next.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
-        // SAFETY: as above.
-        self.next = unsafe { self.next.add(bytes) };
-        prefetch::for_writing_behind(self.next.as_ptr());
-        self.left -= 1;
-        self.position += bytes as u64;
-        point(Point::RecordUncommitted);
-        // Edge OUT-SENT: the bytes before the position behind them.
-        self.sent.store(self.position, Ordering::Release);
-        point(Point::Committed);
-        // Edges SLEEP and CUT: the publication before the looks.
-        self.light.barrier();
-        let news = self.wake.load(Ordering::Relaxed) != self.rung || self.request.word() != self.head;
-        self.left > 0 && !news
+    /// How many values fit.
+    pub(crate) fn room(&self) -> usize {
+        self.left
+    }
+
+    /// Writes and publishes the value of each input, until the window is full, somebody wants to be rung, the request was
+    /// cancelled, or there is no value.
+    ///
+    /// One loop over what can be kept in registers: this is all that an item costs beside its function.
+    #[inline(always)]
+    pub(crate) fn run<I, E>(
+        self,
+        inputs: impl Iterator<Item = I>,
+        mut value_of: impl FnMut(I) -> Result<R, E>,
+    ) -> Result<(), E> {
+        let Some(width) = value_bytes::<R>() else { return Ok(()) };
+        let Self { mut next, mut position, rung, head, light, .. } = self;
+        for (_, input) in (0..self.left).zip(inputs) {
+            point(Point::BeforeFunction);
+            let value = value_of(input)?;
+            point(Point::AfterFunction);
+            let Some(bytes) = codec::plain_bytes(&value).filter(|bytes| bytes.len() <= width) else { break };
+            // SAFETY: WINDOW-1: this is done `left` times at most, and `bytes` is memory of this process alone.
+            unsafe { next.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+            // SAFETY: as above.
+            next = unsafe { next.add(width) };
+            prefetch::for_writing_behind(next.as_ptr());
+            position += width as u64;
+            point(Point::RecordUncommitted);
+            // Edge OUT-SENT: the bytes before the position behind them.
+            self.sent.store(position, Ordering::Release);
+            point(Point::Committed);
+            // Edges SLEEP and CUT: the publication before the looks.
+            light.barrier();
+            if self.wake.load(Ordering::Relaxed) != rung || self.request.word() != head {
+                point(Point::RecordDone);
+                break;
+            }
+            point(Point::RecordDone);
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::life::job::{Job, Outcome};
 use crate::life::terms::Terms;
 use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
-use crate::memory::codec::{self, AlignedBytes, Payload};
+use crate::memory::codec::{self, AlignedBytes, Encoded, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Form, Parcel, Reply};
@@ -70,6 +70,17 @@ struct Slot<R> {
     due: Option<Instant>,
     /// How many workers were lost over the item that comes next.
     losses: u32,
+}
+
+/// What a message has to carry.
+#[derive(Debug)]
+enum Load {
+    /// An item by itself.
+    One(Encoded),
+    /// What has been filled in.
+    Filled,
+    /// What is left of a batch.
+    Again(Parcel),
 }
 
 /// See the module's documentation.
@@ -199,7 +210,7 @@ impl<R: Payload> Engine<R> {
         let result = if self.granularity == 1 {
             codec::encode(item, limit).map(|input| {
                 let at = self.open(index, 1);
-                self.send(at, Parcel { code: self.code, batch: None, input }, false, deliver);
+                self.send(at, Load::One(input), deliver);
             })
         } else {
             if self.filling.len() == 0 {
@@ -289,10 +300,8 @@ impl<R: Payload> Engine<R> {
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
         if items > 0 {
-            let input = self.filling.finish();
             let at = self.open(self.filling_first, items);
-            let parcel = Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input };
-            self.send(at, parcel, false, deliver);
+            self.send(at, Load::Filled, deliver);
         }
     }
 
@@ -324,14 +333,15 @@ impl<R: Payload> Engine<R> {
         at
     }
 
-    fn send(&mut self, at: usize, parcel: Parcel, again: bool, deliver: &mut impl Deliver<R>) {
+    fn send(&mut self, at: usize, load: Load, deliver: &mut impl Deliver<R>) {
         let core = self.handle.core();
-        if !core.is_here() {
-            return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
-        }
-        if self.control.is_stopped() {
-            return self.fail_rest(at, &TaskError::Cancelled, deliver);
-        }
+        let refusal = if !core.is_here() {
+            Some(TaskError::NotInThisProcess)
+        } else if self.control.is_stopped() {
+            Some(TaskError::Cancelled)
+        } else {
+            None
+        };
         // What is sent again has the time that is left.
         let mut terms = self.terms.map(Terms::starting_now);
         let slot = &mut self.slots[at];
@@ -339,8 +349,15 @@ impl<R: Payload> Engine<R> {
             terms.due = slot.due.or(terms.due);
             slot.due = terms.due;
         }
-        if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-            return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
+        let refusal = refusal.or_else(|| {
+            let limit = terms.unwrap_or(core.policy.terms).expired()?;
+            Some(TaskError::TimedOut { limit })
+        });
+        if let Some(error) = refusal {
+            if let Load::Filled = load {
+                self.filling.clear();
+            }
+            return self.fail_rest(at, &error, deliver);
         }
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
@@ -348,10 +365,28 @@ impl<R: Payload> Engine<R> {
         slot.job = Some(job);
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));
-        if again {
-            core.submit_again(held, parcel);
-        } else {
-            self.station = core.submit_along(self.station, held, parcel);
+        match load {
+            Load::Again(parcel) => core.submit_again(held, parcel),
+            Load::One(input) => {
+                let parcel = Parcel { code: self.code, batch: None, input };
+                self.station = core.submit_along(self.station, held, parcel);
+            }
+            Load::Filled => {
+                let (code, batch) = (self.code, Batch { items: slot.items, done: 0 });
+                let payload = self.filling.payload();
+                self.station = match core.submit_batch_along(self.station, held, code, batch, payload) {
+                    Ok((station, ahead)) => {
+                        self.filling.clear();
+                        self.filling.ahead = ahead;
+                        station
+                    }
+                    Err((held, station)) => {
+                        let parcel = Parcel { code, batch: Some(batch), input: self.filling.finish() };
+                        core.submit_at(station, held, parcel);
+                        station
+                    }
+                };
+            }
         }
         if let Some(deadline) = deadline {
             core.set_deadline(deadline);
@@ -567,7 +602,7 @@ impl<R: Payload> Engine<R> {
             return self.close(at, deliver);
         }
         parcel.batch = Some(Batch { items, done });
-        self.send(at, parcel, true, deliver);
+        self.send(at, Load::Again(parcel), deliver);
     }
 
     /// Gives up on a message whose results make no sense.
