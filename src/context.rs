@@ -9,6 +9,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::time::Instant;
 
 use crate::builder::Service;
 use crate::error::CodecError;
@@ -20,7 +21,7 @@ use crate::panics::{self, Caught};
 use crate::protocol::code::{TaskCode, hash_of};
 use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, record_stride, sizes_to_bytes, text_to_bytes};
-use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
+use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status, time_code};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
 ///
@@ -501,6 +502,7 @@ impl<'a> Call<'a> {
         let Some(batch) = Items::new::<I>(self.input, items) else {
             return core.port.borrow_mut().answer(index, Status::Decode, b"a batch's table is damaged");
         };
+        let since = self.request.timed.then(Instant::now);
         let stride = record_stride::<R>();
         let start = {
             let mut port = core.port.borrow_mut();
@@ -519,12 +521,13 @@ impl<'a> Call<'a> {
             };
             // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
             // looks how many records there are. So it knows the last item that can have started.
-            if next < items && core.port.borrow().cancelled(index) {
+            if next < items && core.port.borrow().ends_early(index) {
                 status = Status::BatchCut;
                 break;
             }
         }
-        core.port.borrow_mut().close_stream(index, start, status);
+        let time = since.map_or(0, |since| time_code(since.elapsed().as_nanos() as u64));
+        core.port.borrow_mut().close_stream(index, start, status, time);
     }
 }
 
@@ -554,9 +557,14 @@ struct Items<'a> {
 }
 
 impl<'a> Items<'a> {
+    #[inline]
     fn new<I: Input + ?Sized>(bytes: &'a [u8], items: usize) -> Option<Self> {
-        let align = codec::view_align::<I>();
-        if let Some(stride) = codec::plain_size::<I>() {
+        Self::with_shape(bytes, items, Shape::of::<I>())
+    }
+
+    #[inline]
+    fn with_shape(bytes: &'a [u8], items: usize, Shape { stride, align }: Shape) -> Option<Self> {
+        if let Some(stride) = stride {
             let fits = stride.checked_mul(items)? <= bytes.len();
             return fits.then_some(Self { bytes, table: &[], align });
         }
@@ -567,7 +575,12 @@ impl<'a> Items<'a> {
 
     #[inline]
     fn get<I: Input + ?Sized>(&self, i: usize) -> Option<&'a [u8]> {
-        if let Some(stride) = codec::plain_size::<I>() {
+        self.item(i, codec::plain_size::<I>())
+    }
+
+    #[inline]
+    fn item(&self, i: usize, stride: Option<usize>) -> Option<&'a [u8]> {
+        if let Some(stride) = stride {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
         let end = self.end(i)?;
@@ -589,12 +602,30 @@ pub(crate) struct BatchBytes {
     items: u32,
     /// Where it is going to be copied to, and what is going to be read next, as far as is known.
     pub(crate) ahead: Ahead,
+    /// What the items are, once there was one.
+    shape: Option<Shape>,
+}
+
+/// What [`Items`] has to know of a type to find its values in a batch.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// The size of each, if they are all of one size.
+    stride: Option<usize>,
+    align: usize,
+}
+
+impl Shape {
+    #[inline]
+    fn of<I: Input + ?Sized>() -> Self {
+        Self { stride: codec::plain_size::<I>(), align: codec::view_align::<I>() }
+    }
 }
 
 impl BatchBytes {
     /// Adds an item. On an error, what was there before stays.
     #[inline]
     pub(crate) fn push<I: Input + ?Sized>(&mut self, item: &I, limit: usize) -> Result<(), EncodeError> {
+        self.shape = Some(Shape::of::<I>());
         if let Some(plain) = codec::plain_bytes(item).filter(|plain| plain.len() <= limit) {
             self.bytes.extend_from_slice(plain);
             self.items += 1;
@@ -642,6 +673,7 @@ impl BatchBytes {
         enough: impl Fn() -> bool,
     ) -> bool {
         let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
+        self.shape = Some(Shape::of::<I>());
         let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
         let filler = Filler::new(&mut self.bytes, room * stride);
         let mut filling = Filling { filler, stride, items: &mut self.items, pulled };
@@ -664,6 +696,29 @@ impl BatchBytes {
 
     pub(crate) fn len(&self) -> u32 {
         self.items
+    }
+
+    /// The bytes of the items so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Part of a batch of so many items of the type that was collected last, as a batch of its own.
+    pub(crate) fn part(&self, payload: &[u8], items: usize, part: Range<usize>) -> Option<Encoded> {
+        let shape = self.shape?;
+        let batch = Items::with_shape(payload, items, shape)?;
+        if let Some(stride) = shape.stride {
+            let bytes = batch.bytes.get(part.start * stride..part.end * stride)?;
+            return Some(Encoded::Heap(AlignedBytes::from(bytes)));
+        }
+        let (mut bytes, mut ends) = (AlignedBytes::new(), Vec::new());
+        for i in part {
+            bytes.pad_to(shape.align);
+            bytes.extend_from_slice(batch.item(i, shape.stride)?);
+            ends.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        }
+        bytes.extend_from_slice(&ends);
+        Some(Encoded::Heap(bytes))
     }
 
     /// The payload of what was collected, until [`clear`](Self::clear).

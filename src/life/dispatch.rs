@@ -232,6 +232,42 @@ impl Core {
         self.reach(job, generation, error, Some(why));
     }
 
+    /// Whether this job is running, as far as is known; delivers what has come of it.
+    pub(crate) fn is_running(&self, job: &'static Job, generation: u64) -> bool {
+        self.at_ring(job, generation, |owned, index| {
+            owned.poll();
+            owned.lane.as_ref().and_then(|lane| lane.running()).is_some_and(|running| running.index == index)
+        })
+        .unwrap_or(false)
+    }
+
+    /// If this job is a batch that is running, no other item of it starts: see
+    /// [`Lane::shorten`](crate::protocol::lane::Lane::shorten). What has come is delivered when this returns.
+    pub(crate) fn shorten(&self, job: &'static Job, generation: u64) -> Option<Parcel> {
+        self.at_ring(job, generation, |owned, index| {
+            let parcel = owned.lane.as_mut()?.shorten(index)?;
+            owned.poll();
+            Some(parcel)
+        })?
+    }
+
+    /// Owns the station in whose ring this job is.
+    fn at_ring<T>(
+        &self,
+        job: &'static Job,
+        generation: u64,
+        act: impl FnOnce(&mut Owned<'_>, u64) -> T,
+    ) -> Option<T> {
+        let at = job.place().station;
+        let mut station = self.stations.get(at)?.own(self);
+        let Place { station: now, spot: Spot::Ring(index) } = job.place() else { return None };
+        // The generation is read last: it vouches for the place.
+        if now != at || job.is_done() || job.generation() != generation || station.violation.is_some() {
+            return None;
+        }
+        Some(act(&mut station, index))
+    }
+
     fn reach(&self, job: &'static Job, generation: u64, error: &TaskError, kill: Option<Why>) -> bool {
         loop {
             let Place { station: at, .. } = job.place();

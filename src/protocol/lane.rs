@@ -24,7 +24,7 @@ use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
-    REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, SHORTENED, Status, TIMED, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -40,6 +40,8 @@ pub(crate) struct Violation(pub(crate) &'static str);
 pub(crate) struct Batch {
     pub(crate) items: u32,
     pub(crate) done: u32,
+    /// Whether the worker is to say how long it took.
+    pub(crate) timed: bool,
 }
 
 /// A request outside the ring.
@@ -452,9 +454,9 @@ impl<T> Lane<T> {
         let slot = self.region.request(index);
         slot.set(0, code.place);
         slot.set(1, code.types);
-        if let Some(Batch { items, done }) = batch {
+        if let Some(Batch { items, done, timed }) = batch {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
-            head.extra |= BATCH;
+            head.extra |= if timed { BATCH | TIMED } else { BATCH };
         }
         slot.publish(index, head);
         self.sent += 1;
@@ -762,7 +764,8 @@ impl<T> Lane<T> {
             }
             let status = Status::BatchDone;
             if let Some(token) = self.retire() {
-                sink.reply(token, Reply { status, body: Encoded::Inline { len: 0, bytes: [0; 32] } });
+                // How long it took, if that was wanted.
+                sink.reply(token, Reply { status, body: Encoded::inline(&[head.len]) });
             }
             return Ok(());
         }
@@ -1112,8 +1115,9 @@ impl<T> Lane<T> {
         let slot = self.region.request(index);
         let head = slot.poll(index).unwrap_or(Head::new(Place::Inline as u8, 0));
         let items = slot.get(2);
-        let batch =
-            (head.extra & BATCH != 0).then_some(Batch { items: items as u32, done: (items >> 32) as u32 });
+        let timed = head.extra & TIMED != 0;
+        let batch = Batch { items: items as u32, done: (items >> 32) as u32, timed };
+        let batch = (head.extra & BATCH != 0).then_some(batch);
         let code = CodeId { place: slot.get(0), types: slot.get(1) };
         let (position, len) = (slot.get(INLINE_WORD), slot.get(INLINE_WORD + 1));
         let input = match Place::from_wire(head.kind) {
@@ -1184,11 +1188,34 @@ impl<T> Lane<T> {
     }
 
     fn mark_cancelled(&mut self, index: u64) {
+        self.mark(index, CANCELLED);
+    }
+
+    fn mark(&mut self, index: u64, flag: u16) {
         let slot = self.region.request(index);
         if let Some(mut head) = slot.poll(index) {
-            head.extra |= CANCELLED;
+            head.extra |= flag;
             slot.publish(index, head);
         }
+    }
+
+    /// If this request is a batch that is running, no other item of it starts, and the one that is running does not notice.
+    /// Its request as it was. The caller [`poll`](Self::poll)s: of the items that have no result then, the first one may have
+    /// started, the others have not and never will.
+    pub(crate) fn shorten(&mut self, index: u64) -> Option<Parcel> {
+        let running = self.running()?;
+        if running.index != index || running.token.is_none() || self.outgoing.is_some() {
+            return None;
+        }
+        let entry = self.entries[slot_of(index)].as_ref()?;
+        if entry.batch.is_none() || entry.stopped {
+            return None;
+        }
+        let parcel = self.parcel(index);
+        self.mark(index, SHORTENED);
+        // Edge CUT: the mark, a barrier, then a look at the records.
+        let _ = barrier::heavy();
+        Some(parcel)
     }
 
     /// Marks a request as cancelled. The token comes back if it had not started: then it never does, and the worker's

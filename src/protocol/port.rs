@@ -26,7 +26,7 @@ use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, sized_header, value_bytes};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
-    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    RESPONSE_INLINE_BYTES, SHORTENED, Status, TIMED, Wake, WorkerState,
 };
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -37,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) code: CodeId,
     /// Items and how many of them are done already.
     pub(crate) batch: Option<(u32, u32)>,
+    /// Whether to say how long the batch took.
+    pub(crate) timed: bool,
     place: Place,
     len: usize,
     position: u64,
@@ -174,7 +176,8 @@ impl Port {
         self.stamp();
         match self.look() {
             Some(Look::Start(request)) => {
-                self.run = self.run.saturating_add(1);
+                // Batches are long, and whoever sends them does not publish in a loop.
+                self.run = if request.batch.is_some() { 0 } else { self.run.saturating_add(1) };
                 return Some(request);
             }
             Some(Look::Leave) => return None,
@@ -336,6 +339,7 @@ impl Port {
             index,
             code: CodeId { place: slot.get(0), types: slot.get(1) },
             batch: (head.extra & BATCH != 0).then_some((items as u32, (items >> 32) as u32)),
+            timed: head.extra & TIMED != 0,
             place,
             len,
             position,
@@ -658,7 +662,7 @@ impl Port {
         let request: &RequestSlot = unsafe { &*request };
         // One that is marked already is looked at after the first value.
         let head = request.word();
-        let head = if is_cancelled(request, index) { !head } else { head };
+        let head = if self.ends_early(index) { !head } else { head };
         Some(Window {
             next,
             left: bytes / value_bytes,
@@ -720,15 +724,15 @@ impl Port {
         self.notify();
     }
 
-    /// Ends a batch: all of it is done, or it was cut.
-    pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status) {
+    /// Ends a batch: all of it is done, or it was cut. How long it took, as [`time_code`](super::wire::time_code), or 0.
+    pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status, time_code: u8) {
         self.stream = None;
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);
         slot.set(2, self.values_end);
         point(Point::BatchUnpublished);
-        slot.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
+        slot.publish(index, Head { kind: Place::Stream as u8, len: time_code, extra: status as u16 });
         point(Point::BatchPublished);
         self.notify();
     }
@@ -830,6 +834,12 @@ impl Port {
     /// Whether the request that is running has been cancelled.
     pub(crate) fn cancelled(&self, index: u64) -> bool {
         is_cancelled(self.region.request(index), index)
+    }
+
+    /// Whether no other item of the batch that is running is to start.
+    pub(crate) fn ends_early(&self, index: u64) -> bool {
+        let marks = CANCELLED | SHORTENED;
+        self.region.request(index).poll(index).is_some_and(|head| head.extra & marks != 0)
     }
 
     fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {

@@ -3,10 +3,13 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::Granularity;
+use super::auto::Auto;
 use super::records::{Address, Arrivals, News, Note, Records, What};
 use super::stop::{Control, Message, call_off};
 use crate::context::{BatchBytes, Named};
@@ -14,6 +17,7 @@ use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
 use crate::life::job::{Job, Outcome};
 use crate::life::terms::Terms;
+use crate::life::timers::Timer;
 use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
 use crate::memory::codec::{self, AlignedBytes, Encoded, Payload};
@@ -21,7 +25,7 @@ use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Form, Parcel, Reply};
 use crate::protocol::records::{Parsed, parse, record_stride, value_bytes};
-use crate::protocol::wire::Status;
+use crate::protocol::wire::{Status, time_of_code};
 use crate::task;
 
 /// Batches in flight for each worker. Deep enough that a worker never waits for the caller, shallow enough that little
@@ -30,6 +34,10 @@ const DEPTH: usize = 16;
 /// With few items in a message, a deeper window makes up for the caller's pauses.
 const DEPTH_SMALL: usize = 64;
 const SMALL: usize = 16;
+/// An automatic message with so many bytes is full.
+const AUTO_BYTES_MAX: usize = 128 << 10;
+/// An item that has not ended between two looks, so far apart, is slow: others do not wait behind it.
+const SLOW: Duration = Duration::from_millis(2);
 
 /// A stream's outcome of one item.
 pub(super) type Item<R> = Result<R, TaskError>;
@@ -70,6 +78,11 @@ struct Slot<R> {
     due: Option<Instant>,
     /// How many workers were lost over the item that comes next.
     losses: u32,
+    /// In which step of an automatic granularity it was made.
+    step: u32,
+    /// How many items were done when it was sent, and at the last look at what is slow.
+    received_sent: u32,
+    received_seen: Option<u32>,
 }
 
 /// What a message has to carry.
@@ -90,11 +103,23 @@ pub(super) struct Engine<R> {
     control: Arc<Control>,
     code: CodeId,
     ordered: bool,
+    /// Items of a message: fixed, or of the one that is being filled.
     granularity: usize,
+    auto: Option<Auto>,
+    /// Whether the message that is being filled is an item by itself.
+    alone: bool,
+    /// How many items the source has in all, if it is known.
+    total: Option<u64>,
+    /// When to look for slow items again.
+    look_at: Option<Instant>,
     max_payload: usize,
     /// `None`: the pool's.
     terms: Option<Terms>,
-    window: usize,
+    /// How many messages the window holds, if that is fixed; and how many items, if that was asked for.
+    window: Option<usize>,
+    window_items: Option<usize>,
+    /// Items whose messages are over.
+    closed: u64,
     /// Where the last message went.
     station: usize,
     slots: Vec<Slot<R>>,
@@ -121,17 +146,22 @@ impl<R: Payload> Engine<R> {
         handle: Handle,
         control: Arc<Control>,
         named: Named,
-        granularity: usize,
+        granularity: Granularity,
         window: Option<usize>,
         ordered: bool,
         terms: Option<Terms>,
     ) -> Self {
         let core = handle.core();
         let code = CodeId::of(named.code, named.types, &core.objects);
-        let depth = if granularity < SMALL { DEPTH_SMALL } else { DEPTH };
-        let window = match window {
-            Some(items) => items.div_ceil(granularity).max(1),
-            None => core.stations.len() * depth,
+        let workers = core.stations.len();
+        let window_items = window;
+        let (granularity, auto, window) = match granularity {
+            Granularity::Fixed(items) => {
+                let depth = if items < SMALL { DEPTH_SMALL } else { DEPTH };
+                let window = window.map_or(workers * depth, |window| window.div_ceil(items).max(1));
+                (items, None, Some(window))
+            }
+            Granularity::Auto => (1, Some(Auto::new(workers, window)), None),
         };
         let max_payload = core.policy.max_payload;
         let station = core.next_in_turn();
@@ -142,9 +172,15 @@ impl<R: Payload> Engine<R> {
             code,
             ordered,
             granularity,
+            alone: auto.is_none() && granularity == 1,
+            auto,
+            total: None,
+            look_at: None,
             max_payload,
             terms,
             window,
+            window_items,
+            closed: 0,
             station,
             slots: Vec::new(),
             free: Vec::new(),
@@ -172,21 +208,50 @@ impl<R: Payload> Engine<R> {
         self.slots.len() - self.free.len()
     }
 
-    /// How many messages the window holds while so many results wait to be asked for.
-    pub(super) fn room(&self, waiting: usize) -> usize {
-        self.window.saturating_sub(waiting / self.granularity)
+    /// How much the window holds while so many results wait to be asked for.
+    pub(super) fn room(&self, waiting: usize) -> Room {
+        let messages = self.window().saturating_sub(waiting / self.granularity);
+        let items = match self.window_items {
+            Some(items) if self.auto.is_some() => items.max(1).saturating_sub(waiting) as u64,
+            _ => u64::MAX,
+        };
+        Room { messages, items }
     }
 
-    /// Whether another item may be pulled from the source, in a window of so many messages.
+    /// Messages of the window.
+    fn window(&self) -> usize {
+        self.window.unwrap_or_else(|| {
+            let depth = if self.granularity < SMALL { DEPTH_SMALL } else { DEPTH };
+            self.handle.core().stations.len() * depth
+        })
+    }
+
+    /// Whether another item may be pulled from the source, in a window of that size.
     #[inline]
-    pub(super) fn wants_items(&self, room: usize) -> bool {
-        self.in_use() < room
+    pub(super) fn wants_items(&self, room: Room) -> bool {
+        self.in_use() < room.messages && self.pulled - self.closed < room.items
+    }
+
+    /// The source has so many items in all.
+    pub(super) fn expect(&mut self, total: Option<u64>) {
+        self.total = total;
+    }
+
+    /// The next message begins.
+    #[inline]
+    fn begin(&mut self) {
+        self.filling_first = self.pulled;
+        if let Some(auto) = &mut self.auto {
+            let left = self.total.map(|total| total.saturating_sub(self.pulled));
+            self.granularity = auto.size(left);
+            self.alone = self.granularity == 1 && auto.skips_timing();
+        }
     }
 
     /// While fewer results than this wait, the window is at most half full: time to pull even though they do.
     pub(super) fn low_mark(&self) -> usize {
         // `in_use + waiting / granularity <= window / 2`, without a division for each result.
-        match (self.window / 2).checked_sub(self.in_use()) {
+        match (self.window() / 2).checked_sub(self.in_use()) {
             Some(spare) => (spare + 1).saturating_mul(self.granularity),
             None => 0,
         }
@@ -204,26 +269,28 @@ impl<R: Payload> Engine<R> {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
             self.flush(deliver);
         }
+        if self.filling.len() == 0 {
+            self.begin();
+        }
         let index = self.pulled;
         self.pulled += 1;
         let limit = self.max_payload;
-        let result = if self.granularity == 1 {
+        let result = if self.alone {
             codec::encode(item, limit).map(|input| {
-                let at = self.open(index, 1);
+                let at = self.open(index, 1, None);
                 self.send(at, Load::One(input), deliver);
             })
         } else {
-            if self.filling.len() == 0 {
-                self.filling_first = index;
-            }
             self.filling.push(item, limit)
         };
         self.encoding = false;
         if let Err(error) = result {
             self.flush(deliver);
-            let at = self.open(index, 1);
+            let at = self.open(index, 1, None);
             self.fail_rest(at, &encode_error(error), deliver);
-        } else if self.filling.len() as usize >= self.granularity {
+        } else if self.filling.len() as usize >= self.granularity
+            || self.auto.is_some() && self.filling.bytes() >= AUTO_BYTES_MAX
+        {
             self.flush(deliver);
         }
     }
@@ -231,7 +298,7 @@ impl<R: Payload> Engine<R> {
     /// Whether items of this type are [`fill`](Self::fill)ed in.
     #[inline]
     pub(super) fn fills<I: Payload>(&self) -> bool {
-        self.granularity > 1 && BatchBytes::are_plain::<I>(self.max_payload)
+        (self.granularity > 1 || self.auto.is_some()) && BatchBytes::are_plain::<I>(self.max_payload)
     }
 
     /// Takes items of a plain type in, whose encoding is no user code, until the message is full and sent, something has
@@ -243,7 +310,7 @@ impl<R: Payload> Engine<R> {
         deliver: &mut impl Deliver<R>,
     ) -> bool {
         if self.filling.len() == 0 {
-            self.filling_first = self.pulled;
+            self.begin();
         }
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
         // The end of the stream or of its pool is an arrival, too.
@@ -262,7 +329,7 @@ impl<R: Payload> Engine<R> {
         self.flush(deliver);
         let index = self.pulled;
         self.pulled += 1;
-        let at = self.open(index, 1);
+        let at = self.open(index, 1, None);
         self.fail_rest(at, &TaskError::Cancelled, deliver);
     }
 
@@ -300,13 +367,22 @@ impl<R: Payload> Engine<R> {
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
         if items > 0 {
-            let at = self.open(self.filling_first, items);
-            self.send(at, Load::Filled, deliver);
+            let at = self.open(self.filling_first, items, None);
+            match &self.auto {
+                None => self.send(at, Load::Filled, deliver),
+                Some(_) => {
+                    let start = Instant::now();
+                    self.send(at, Load::Filled, deliver);
+                    if let Some(auto) = &mut self.auto {
+                        auto.sent(start.elapsed().as_nanos() as u64);
+                    }
+                }
+            }
         }
     }
 
-    /// Takes a slot for a message of so many items.
-    fn open(&mut self, first: u64, items: u32) -> usize {
+    /// Takes a slot for a message of so many items; its place in the order of an ordered stream, if that is not the end.
+    fn open(&mut self, first: u64, items: u32, place: Option<usize>) -> usize {
         let at = self.free.pop().unwrap_or_else(|| {
             let address = Address { slot: self.slots.len() as u32, epoch: 0 };
             let records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
@@ -321,14 +397,18 @@ impl<R: Payload> Engine<R> {
                 held,
                 due: None,
                 losses: 0,
+                step: 0,
+                received_sent: 0,
+                received_seen: None,
             });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[at];
         (slot.items, slot.received, slot.first) = (items, 0, first);
         (slot.due, slot.losses) = (None, 0);
+        slot.step = self.auto.as_ref().map_or(0, Auto::step);
         if self.ordered {
-            self.order.push_back(at);
+            self.order.insert(place.unwrap_or(self.order.len()), at);
         }
         at
     }
@@ -363,6 +443,8 @@ impl<R: Payload> Engine<R> {
         let (mut held, job) = Job::allocate(core);
         held.set_batch(slot.records.clone());
         slot.job = Some(job);
+        (slot.received_sent, slot.received_seen) = (slot.received, None);
+        let timed = self.auto.is_some();
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));
         match load {
@@ -372,7 +454,7 @@ impl<R: Payload> Engine<R> {
                 self.station = core.submit_along(self.station, held, parcel);
             }
             Load::Filled => {
-                let (code, batch) = (self.code, Batch { items: slot.items, done: 0 });
+                let (code, batch) = (self.code, Batch { items: slot.items, done: 0, timed });
                 let payload = self.filling.payload();
                 self.station = match core.submit_batch_along(self.station, held, code, batch, payload) {
                     Ok((station, ahead)) => {
@@ -551,7 +633,12 @@ impl<R: Payload> Engine<R> {
     /// The message's job has ended.
     fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
         match outcome {
-            Outcome::Reply(Reply { status: Status::BatchDone, .. }) => {
+            Outcome::Reply(Reply { status: Status::BatchDone, body }) => {
+                let time = body.as_bytes().first().and_then(|&code| time_of_code(code));
+                if let (Some(auto), Some(ns)) = (&mut self.auto, time) {
+                    let slot = &self.slots[at];
+                    auto.done(slot.step, slot.items - slot.received_sent, ns);
+                }
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
@@ -601,8 +688,94 @@ impl<R: Payload> Engine<R> {
         if done == items {
             return self.close(at, deliver);
         }
-        parcel.batch = Some(Batch { items, done });
+        if let Some(batch) = parcel.batch.filter(|batch| batch.items != items) {
+            // It was shortened, and a batch consists of its items and nothing else.
+            let part = self.filling.part(parcel.input.as_bytes(), batch.items as usize, 0..items as usize);
+            let Some(input) = part else {
+                return self.fail_rest(at, &damaged("a batch's table is damaged"), deliver);
+            };
+            parcel.input = input;
+        }
+        let timed = self.auto.is_some();
+        parcel.batch = Some(Batch { items, done, timed });
         self.send(at, Load::Again(parcel), deliver);
+    }
+
+    /// To be called before a wait for results, where all that has come has been read: takes back what waits behind a slow item
+    /// while there is a worker that has nothing to do, and has the stream woken when it is time to look again.
+    pub(super) fn mind_slow_items(&mut self, deliver: &mut impl Deliver<R>) {
+        let is_batch = |slot: &Slot<R>| slot.job.is_some() && slot.items - slot.received > 1;
+        if self.auto.is_none() || !self.slots.iter().any(is_batch) {
+            return;
+        }
+        let now = Instant::now();
+        if self.look_at.is_some_and(|at| now < at) {
+            return;
+        }
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
+            if is_batch(slot) && slot.received_seen.replace(slot.received) == Some(slot.received) {
+                self.shorten(at, deliver);
+            }
+        }
+        self.look_at = Some(now + SLOW);
+        self.handle.core().set_timer(now + SLOW, Timer::Wake(Waker::from(self.arrivals.clone())));
+    }
+
+    /// If this message is at the item at which it was when it was looked at last, the items behind go elsewhere.
+    fn shorten(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
+        let core = self.handle.core();
+        let Some(job) = self.slots[at].job else { return };
+        if !core.is_running(job, job.generation()) {
+            return;
+        }
+        // That has delivered what there is.
+        self.collect(deliver);
+        let slot = &self.slots[at];
+        if slot.received_seen != Some(slot.received) || slot.job.is_none() {
+            return;
+        }
+        if let Some(auto) = &mut self.auto {
+            auto.is_running(SLOW.as_nanos() as u64);
+        }
+        let core = self.handle.core();
+        if !core.idle.any() {
+            return;
+        }
+        let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, job.generation()) else {
+            return;
+        };
+        self.collect(deliver);
+        let slot = &mut self.slots[at];
+        let (first, rest, items) = (slot.first, slot.received + 1, slot.items);
+        if slot.job.is_none() || rest >= items {
+            return;
+        }
+        // Of the items that have no result the first one runs there, or comes back with what remains of the message.
+        let Some(parts) = self.parts(&input, batch, rest..items) else { return };
+        let slot = &mut self.slots[at];
+        slot.items = rest;
+        let mut place = self.order.iter().position(|&other| other == at);
+        for (part, input) in parts {
+            place = place.map(|place| place + 1);
+            let to = self.open(first + u64::from(part.start), part.end - part.start, place);
+            let batch = Some(Batch { items: part.end - part.start, done: 0, timed: true });
+            self.send(to, Load::Again(Parcel { code: self.code, batch, input }), deliver);
+        }
+    }
+
+    /// Items of a message as messages of their own.
+    fn parts(&self, input: &Encoded, batch: Batch, items: Range<u32>) -> Option<Vec<(Range<u32>, Encoded)>> {
+        let workers = self.handle.core().stations.len() as u32;
+        let size = self.auto.as_ref()?.size(None) as u32;
+        let size = size.min(items.len().div_ceil(workers as usize) as u32).max(1);
+        let starts = items.clone().step_by(size as usize);
+        let parts = starts.map(|start| {
+            let part = start..items.end.min(start + size);
+            let range = part.start as usize..part.end as usize;
+            Some((part, self.filling.part(input.as_bytes(), batch.items as usize, range)?))
+        });
+        parts.collect()
     }
 
     /// Gives up on a message whose results make no sense.
@@ -632,6 +805,7 @@ impl<R: Payload> Engine<R> {
     fn close(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
         self.slots[at].bytes.clear();
         if !self.ordered {
+            self.closed += u64::from(self.slots[at].items);
             self.free.push(at);
             return;
         }
@@ -644,10 +818,18 @@ impl<R: Payload> Engine<R> {
             if slot.received < slot.items || slot.job.is_some() {
                 break;
             }
+            self.closed += u64::from(slot.items);
             self.free.push(front);
             self.order.pop_front();
         }
     }
+}
+
+/// How much a window holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    messages: usize,
+    items: u64,
 }
 
 /// Values of items that follow each other, as they came.

@@ -464,17 +464,19 @@ impl<T, R: Payload> Feed<T, R> {
     }
 
     fn make_engine(&mut self) -> Result<(), Error> {
-        let granularity = check_granularity(self.granularity)?;
+        check_granularity(self.granularity)?;
         let (handle, control) = (self.handle.clone(), self.control.clone());
-        self.engine = Some(Engine::new(
+        let mut engine = Engine::new(
             handle,
             control,
             self.named,
-            granularity,
+            self.granularity,
             self.window,
             self.ordered,
             self.terms,
-        ));
+        );
+        engine.expect(self.length());
+        self.engine = Some(engine);
         Ok(())
     }
 
@@ -553,7 +555,14 @@ impl<T, R: Payload> Feed<T, R> {
         if self.source.is_none() && engine.is_empty() {
             return false;
         }
-        engine.wait();
+        let Some(engine) = &mut self.engine else { return false };
+        engine.mind_slow_items(&mut |index, item| {
+            delivered.set(true);
+            deliver.one(index, item);
+        });
+        if !delivered.get() {
+            engine.wait();
+        }
         true
     }
 

@@ -21,6 +21,7 @@ mod crashes;
 mod design;
 mod events;
 mod fork_safety;
+mod granularity;
 mod host;
 mod hygiene;
 mod limits;
