@@ -176,8 +176,7 @@ impl Port {
         self.stamp();
         match self.look() {
             Some(Look::Start(request)) => {
-                // Batches are long, and whoever sends them does not publish in a loop.
-                self.run = if request.batch.is_some() { 0 } else { self.run.saturating_add(1) };
+                self.run = self.run.saturating_add(1);
                 return Some(request);
             }
             Some(Look::Leave) => return None,
