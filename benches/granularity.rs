@@ -17,7 +17,7 @@ enum Work {
     /// So many rounds of arithmetic.
     Rounds(u64),
     Sleep(Duration),
-    /// 1 ms; one item in the middle 1 s.
+    /// 1 ms; one item among the first 1 s.
     Mix,
 }
 
@@ -29,13 +29,15 @@ fn main() {
         return;
     }
     let pool = Pool::new(2).expect("a pool");
-    let round_ns = ns_each(1 << 22, || drop(black_box(rounds(1 << 22))));
+    let round_ns = ns_each(1 << 22, || {
+        black_box(rounds(1 << 22));
+    });
     let of_ns = |ns: f64| Work::Rounds((ns / round_ns).max(1.0) as u64);
     let ms = Duration::from_millis;
     let mix = mode.pick(Work::Mix, Work::Sleep(ms(1)));
     let rows = [
         ("items of 10 ns", of_ns(10.0), 2_000_000, 7, vec![1, 64, 256, 1024, 4096]),
-        ("items of 1 µs", of_ns(1e3), 100_000, 7, vec![1, 8, 32, 128, 512]),
+        ("items of 1 µs", of_ns(1e3), 200_000, 7, vec![1, 8, 32, 128, 512]),
         ("items of 100 µs", of_ns(1e5), 2000, 7, vec![1, 2, 8, 32]),
         ("items of 10 ms (asleep)", Work::Sleep(ms(10)), 60, 3, vec![1, 2, 8]),
         ("999 of 1 ms and one of 1 s (asleep)", mix, MIX, 3, vec![1, 4, 16]),
@@ -69,7 +71,7 @@ fn stream(pool: &Pool, granularity: Granularity, work: Work, items: u64) {
         sum += result.expect("a result");
     };
     let items = 0..black_box(items);
-    let expected = items.clone().sum();
+    let expected: u64 = items.clone().sum();
     let ran = match work {
         Work::Rounds(n) => {
             let items = items.map(|i| (i, n));
@@ -94,7 +96,7 @@ fn stream(pool: &Pool, granularity: Granularity, work: Work, items: u64) {
         }
         Work::Mix => pool
             .map(items, |item: u64| {
-                sleep(Duration::from_millis(if item == MIX / 2 { 1000 } else { 1 }));
+                sleep(Duration::from_millis(if item == MIX / 10 { 1000 } else { 1 }));
                 item
             })
             .granularity(granularity)

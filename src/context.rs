@@ -392,7 +392,7 @@ impl<'a> Call<'a> {
         let next = {
             let mut port = core.port.borrow_mut();
             let done = port.leave_window::<R>(items.len());
-            port.notify();
+            port.notify_of_item();
             items.start + done
         };
         let ended = match ended {
@@ -508,6 +508,9 @@ impl<'a> Call<'a> {
             let mut port = core.port.borrow_mut();
             if let Err(error) = port.reserve_stream(items.saturating_mul(stride.map_or(64, |s| s + 1))) {
                 return port.answer(index, Status::Memory, error.to_string().as_bytes());
+            }
+            if self.request.timed {
+                port.be_quiet();
             }
             port.open_stream(index, 0, stride.is_some())
         };

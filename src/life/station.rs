@@ -45,7 +45,9 @@ use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{AlignedBytes, ElementsRef};
 use crate::panics;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Form, Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation};
+use crate::protocol::lane::{
+    Batch, Form, Lane, Parcel, Refusal, Reply, Sink, SmallReply, SmallRequest, Violation,
+};
 use crate::protocol::wire::{Status, Wake};
 
 /// Who has owned a station so often in a row keeps it. Four times as often after each revocation (which takes two

@@ -1208,7 +1208,9 @@ impl<T> Lane<T> {
             return None;
         }
         let entry = self.entries[slot_of(index)].as_ref()?;
-        if entry.batch.is_none() || entry.stopped {
+        // What was larger than the arena is not there any more.
+        let head = self.region.request(index).poll(index)?;
+        if entry.batch.is_none() || entry.stopped || Place::from_wire(head.kind) == Some(Place::Stream) {
             return None;
         }
         let parcel = self.parcel(index);

@@ -120,6 +120,8 @@ pub(crate) struct Port {
     stream: Option<u64>,
     /// Where the bare values of the open batch end, if they have.
     values_end: u64,
+    /// Whether nobody is rung for a single item of the open batch: whoever wants them looks by himself in time.
+    quiet: bool,
 }
 
 impl Port {
@@ -144,7 +146,13 @@ impl Port {
             in_received: 0,
             stream: None,
             values_end: OPEN_END,
+            quiet: false,
         }
+    }
+
+    /// The batch that is about to be opened is over so soon that whoever sleeps is rung at its end only.
+    pub(crate) fn be_quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Tells the master how far this worker is.
@@ -655,7 +663,11 @@ impl Port {
         if bytes == 0 || self.region.reserve(start + bytes).is_err() {
             return None;
         }
-        let (sent, wake) = (&raw const self.region.b().out.0.sent, &raw const self.region.a().wake.0);
+        let out = &self.region.b().out.0;
+        // In a quiet batch, a word that stays what it is.
+        let wake = if self.quiet { &raw const out.start } else { &raw const self.region.a().wake.0 };
+        let rung = if self.quiet { out.start.load(Ordering::Relaxed) } else { self.rung };
+        let sent = &raw const out.sent;
         let request = std::ptr::from_ref(self.region.request(index));
         // SAFETY: WINDOW-2.
         let request: &RequestSlot = unsafe { &*request };
@@ -672,7 +684,7 @@ impl Port {
             wake: unsafe { &*wake },
             request,
             head,
-            rung: self.rung,
+            rung,
             light: barrier::Light::get(),
             _values: PhantomData,
         })
@@ -720,12 +732,20 @@ impl Port {
         // Edge OUT-SENT: the bytes before the position behind them.
         self.region.b().out.0.sent.store(self.head, Ordering::Release);
         point(Point::Committed);
-        self.notify();
+        self.notify_of_item();
+    }
+
+    /// As [`notify`](Self::notify), unless the batch is a quiet one.
+    pub(crate) fn notify_of_item(&mut self) {
+        if !self.quiet {
+            self.notify();
+        }
     }
 
     /// Ends a batch: all of it is done, or it was cut. How long it took, as [`time_code`](super::wire::time_code), or 0.
     pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status, time_code: u8) {
         self.stream = None;
+        self.quiet = false;
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);

@@ -112,6 +112,8 @@ pub(super) struct Engine<R> {
     total: Option<u64>,
     /// When to look for slow items again.
     look_at: Option<Instant>,
+    /// When the last timed answer was read.
+    answered_at: Option<Instant>,
     max_payload: usize,
     /// `None`: the pool's.
     terms: Option<Terms>,
@@ -176,6 +178,7 @@ impl<R: Payload> Engine<R> {
             auto,
             total: None,
             look_at: None,
+            answered_at: None,
             max_payload,
             terms,
             window,
@@ -220,10 +223,8 @@ impl<R: Payload> Engine<R> {
 
     /// Messages of the window.
     fn window(&self) -> usize {
-        self.window.unwrap_or_else(|| {
-            let depth = if self.granularity < SMALL { DEPTH_SMALL } else { DEPTH };
-            self.handle.core().stations.len() * depth
-        })
+        let automatic = || self.handle.core().stations.len() * self.auto.as_ref().map_or(DEPTH, Auto::depth);
+        self.window.unwrap_or_else(automatic)
     }
 
     /// Whether another item may be pulled from the source, in a window of that size.
@@ -368,16 +369,7 @@ impl<R: Payload> Engine<R> {
         let items = self.filling.len();
         if items > 0 {
             let at = self.open(self.filling_first, items, None);
-            match &self.auto {
-                None => self.send(at, Load::Filled, deliver),
-                Some(_) => {
-                    let start = Instant::now();
-                    self.send(at, Load::Filled, deliver);
-                    if let Some(auto) = &mut self.auto {
-                        auto.sent(start.elapsed().as_nanos() as u64);
-                    }
-                }
-            }
+            self.send(at, Load::Filled, deliver);
         }
     }
 
@@ -637,6 +629,10 @@ impl<R: Payload> Engine<R> {
                 let time = body.as_bytes().first().and_then(|&code| time_of_code(code));
                 if let (Some(auto), Some(ns)) = (&mut self.auto, time) {
                     let slot = &self.slots[at];
+                    let now = Instant::now();
+                    if let Some(before) = self.answered_at.replace(now) {
+                        auto.answered(now.duration_since(before).as_nanos() as u64, ns);
+                    }
                     auto.done(slot.step, slot.items - slot.received_sent, ns);
                 }
                 // All there, unless the worker miscounted.
@@ -726,7 +722,8 @@ impl<R: Payload> Engine<R> {
     fn shorten(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
         let core = self.handle.core();
         let Some(job) = self.slots[at].job else { return };
-        if !core.is_running(job, job.generation()) {
+        let generation = job.generation();
+        if !core.is_running(job, generation) {
             return;
         }
         // That has delivered what there is.
@@ -742,13 +739,15 @@ impl<R: Payload> Engine<R> {
         if !core.idle.any() {
             return;
         }
-        let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, job.generation()) else {
+        let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, generation) else {
             return;
         };
         self.collect(deliver);
         let slot = &mut self.slots[at];
         let (first, rest, items) = (slot.first, slot.received + 1, slot.items);
-        if slot.job.is_none() || rest >= items {
+        // It may have ended since, and what remained of it been sent again.
+        let is_same = slot.job.is_some_and(|now| std::ptr::eq(now, job) && now.generation() == generation);
+        if !is_same || rest >= items {
             return;
         }
         // Of the items that have no result the first one runs there, or comes back with what remains of the message.

@@ -466,15 +466,8 @@ impl<T, R: Payload> Feed<T, R> {
     fn make_engine(&mut self) -> Result<(), Error> {
         check_granularity(self.granularity)?;
         let (handle, control) = (self.handle.clone(), self.control.clone());
-        let mut engine = Engine::new(
-            handle,
-            control,
-            self.named,
-            self.granularity,
-            self.window,
-            self.ordered,
-            self.terms,
-        );
+        let mut engine =
+            Engine::new(handle, control, self.named, self.granularity, self.window, self.ordered, self.terms);
         engine.expect(self.length());
         self.engine = Some(engine);
         Ok(())

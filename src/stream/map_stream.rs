@@ -222,7 +222,8 @@ impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
         check_granularity(self.granularity).unwrap_or_else(|error| panic!("{error}"));
         let (handle, control) = (self.sleeper.handle.clone(), self.control.clone());
         let (granularity, window) = (self.granularity, self.window);
-        let mut engine = Engine::new(handle, control, self.named, granularity, window, self.ordered, self.terms);
+        let mut engine =
+            Engine::new(handle, control, self.named, granularity, window, self.ordered, self.terms);
         let hint = self.source.as_ref().map(|source| source.size_hint());
         engine.expect(hint.and_then(|(least, most)| most.filter(|&most| most == least)).map(|n| n as u64));
         engine
