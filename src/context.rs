@@ -18,7 +18,7 @@ use crate::ground::prefetch::{self, Ahead};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
-use crate::protocol::code::{TaskCode, hash_of};
+use crate::protocol::code::{About, Shape, TaskCode, hash_of};
 use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, record_stride, sizes_to_bytes, text_to_bytes};
 use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status, time_code};
@@ -32,6 +32,26 @@ use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status, time_code
 /// let third = pool.submit_with(|w: &Worker<Vec<i32>>, i: &View<usize>| w.env()[i.to_native() as usize], &2_usize);
 /// assert_eq!(third.wait()?, 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// `E` is the type of the pool's environment, `S` of its service, `W` of its state; `Worker` alone means that it has none. A
+/// task that names other types than its pool has is refused:
+///
+/// ```compile_fail,E0631
+/// # use forkring::{Pool, View, Worker};
+/// let pool = Pool::builder().workers(1).env(vec![10, 20, 30]).build().unwrap();
+/// let _ = pool.submit_with(|_: &Worker, i: &View<u32>| i.to_native(), &2_u32); // `&Worker<Vec<i32>>` is what it has to be
+/// ```
+///
+/// It belongs to the thread that runs the task. Threads that a task starts get what they need from it beforehand:
+///
+/// ```compile_fail,E0277
+/// # use forkring::{Pool, View, Worker};
+/// let pool = Pool::new(1).unwrap();
+/// let _ = pool.submit_with(
+///     |w: &Worker, _: &View<u32>| std::thread::scope(|scope| scope.spawn(|| w.id()).join().unwrap()), // take the id before
+///     &2_u32,
+/// );
 /// ```
 pub struct Worker<E = (), S = crate::NoService, W = ()> {
     core: &'static WorkerCore,
@@ -100,6 +120,16 @@ impl<E, S, W> Worker<E, S, W> {
 
 impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
     /// Asks the master's service and waits for the answer. Other workers are served meanwhile.
+    ///
+    /// Only a pool with a [service](crate::Builder::service) has this method:
+    ///
+    /// ```compile_fail,E0599
+    /// # use forkring::{Pool, View, Worker};
+    /// let pool = Pool::new(1).unwrap(); // without `Pool::builder().service(…)`
+    /// let _ = pool.submit_with(|w: &Worker, n: &View<u32>| w.call(&n.to_native()), &4_u32);
+    /// ```
+    ///
+    /// Blocks the task, for a few microseconds and however long the handler takes; a time limit of the task goes on meanwhile.
     ///
     /// # Errors
     ///
@@ -240,7 +270,7 @@ impl StartWorker {
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     core: &'static WorkerCore,
-    request: Request,
+    request: &'a Request,
     input: &'a [u8],
 }
 
@@ -257,7 +287,7 @@ enum Failure {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(core: &'static WorkerCore, request: Request, input: &'a [u8]) -> Self {
+    pub(crate) fn new(core: &'static WorkerCore, request: &'a Request, input: &'a [u8]) -> Self {
         Self { core, request, input }
     }
 
@@ -279,7 +309,7 @@ impl<'a> Call<'a> {
     /// Waits for all of an input that flows. `false`: it cannot be read, which is answered.
     fn receive(&mut self) -> bool {
         let mut port = self.core.port.borrow_mut();
-        match port.input(&self.request) {
+        match port.input(self.request) {
             Ok(Bytes::InPlace(bytes)) => {
                 self.input = bytes;
                 true
@@ -562,11 +592,11 @@ struct Items<'a> {
 impl<'a> Items<'a> {
     #[inline]
     fn new<I: Input + ?Sized>(bytes: &'a [u8], items: usize) -> Option<Self> {
-        Self::with_shape(bytes, items, Shape::of::<I>())
+        Self::with_layout(bytes, items, Layout::of::<I>())
     }
 
     #[inline]
-    fn with_shape(bytes: &'a [u8], items: usize, Shape { stride, align }: Shape) -> Option<Self> {
+    fn with_layout(bytes: &'a [u8], items: usize, Layout { stride, align }: Layout) -> Option<Self> {
         if let Some(stride) = stride {
             let fits = stride.checked_mul(items)? <= bytes.len();
             return fits.then_some(Self { bytes, table: &[], align });
@@ -586,6 +616,11 @@ impl<'a> Items<'a> {
         if let Some(stride) = stride {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
+        self.by_table(i)
+    }
+
+    #[inline]
+    fn by_table(&self, i: usize) -> Option<&'a [u8]> {
         let end = self.end(i)?;
         let start = if i == 0 { 0 } else { self.end(i - 1)?.checked_next_multiple_of(self.align)? };
         self.bytes.get(start..end)
@@ -597,6 +632,18 @@ impl<'a> Items<'a> {
     }
 }
 
+/// An item of a batch whose type is known by its shape only. As [`Items::get`].
+pub(crate) fn item_of(bytes: &[u8], items: usize, i: usize, shape: Shape) -> Option<&[u8]> {
+    let Shape { size, align, plain } = shape;
+    if plain {
+        return bytes.get(i.checked_mul(size)?..(i + 1).checked_mul(size)?);
+    }
+    let table = bytes.len().checked_sub(items.checked_mul(8)?)?;
+    let (bytes, table) = bytes.split_at(table);
+    let items = Items { bytes, table, align };
+    items.by_table(i)
+}
+
 /// Collects the items of a batch in the form that [`Items`] reads.
 #[derive(Debug, Default)]
 pub(crate) struct BatchBytes {
@@ -606,18 +653,18 @@ pub(crate) struct BatchBytes {
     /// Where it is going to be copied to, and what is going to be read next, as far as is known.
     pub(crate) ahead: Ahead,
     /// What the items are, once there was one.
-    shape: Option<Shape>,
+    layout: Option<Layout>,
 }
 
 /// What [`Items`] has to know of a type to find its values in a batch.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+struct Layout {
     /// The size of each, if they are all of one size.
     stride: Option<usize>,
     align: usize,
 }
 
-impl Shape {
+impl Layout {
     #[inline]
     fn of<I: Input + ?Sized>() -> Self {
         Self { stride: codec::plain_size::<I>(), align: codec::view_align::<I>() }
@@ -628,7 +675,7 @@ impl BatchBytes {
     /// Adds an item. On an error, what was there before stays.
     #[inline]
     pub(crate) fn push<I: Input + ?Sized>(&mut self, item: &I, limit: usize) -> Result<(), EncodeError> {
-        self.shape = Some(Shape::of::<I>());
+        self.layout = Some(Layout::of::<I>());
         if let Some(plain) = codec::plain_bytes(item).filter(|plain| plain.len() <= limit) {
             self.bytes.extend_from_slice(plain);
             self.items += 1;
@@ -676,7 +723,7 @@ impl BatchBytes {
         enough: impl Fn() -> bool,
     ) -> bool {
         let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
-        self.shape = Some(Shape::of::<I>());
+        self.layout = Some(Layout::of::<I>());
         let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
         let filler = Filler::new(&mut self.bytes, room * stride);
         let mut filling = Filling { filler, stride, items: &mut self.items, pulled };
@@ -708,8 +755,8 @@ impl BatchBytes {
 
     /// Part of a batch of so many items of the type that was collected last, as a batch of its own.
     pub(crate) fn part(&self, payload: &[u8], items: usize, part: Range<usize>) -> Option<Encoded> {
-        let shape = self.shape?;
-        let batch = Items::with_shape(payload, items, shape)?;
+        let shape = self.layout?;
+        let batch = Items::with_layout(payload, items, shape)?;
         if let Some(stride) = shape.stride {
             let bytes = batch.bytes.get(part.start * stride..part.end * stride)?;
             return Some(Encoded::Heap(AlignedBytes::from(bytes)));
@@ -826,7 +873,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>) },
+        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>, About::of::<F, I, R>) },
         types: hash_of::<(F, I, R)>(),
     }
 }
@@ -840,7 +887,7 @@ unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call
     match codec::element_size::<I>() {
         // What is copied anyway can be while it comes.
         Some(size) if request.flows() => call.run_one(|core, _| {
-            let elements = core.port.borrow_mut().receive_elements(&request, size);
+            let elements = core.port.borrow_mut().receive_elements(request, size);
             let elements = elements.ok_or_else(|| CodecError::new("a row of something else"))?;
             Ok(f(elements.into_value::<I>()?))
         }),
@@ -859,7 +906,7 @@ where
     assert_captures_nothing::<F>();
     // `I` may borrow and then has no type id; `F` fixes it but for lifetimes.
     Named {
-        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>, About::of::<F, I, R>) },
         types: hash_of::<(F, R)>(),
     }
 }
@@ -890,7 +937,7 @@ fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) 
 /// `Fn(I) -> R` that the pool was made around.
 pub(crate) fn bound_task<F: Fn(I) -> R, I: Payload, R: Payload>() -> Named {
     Named {
-        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) },
+        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>, About::of::<F, I, R>) },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -913,7 +960,9 @@ where
     R: Payload,
 {
     Named {
-        code: const { &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>) },
+        code: const {
+            &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>, About::of::<F, I, R>)
+        },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -945,7 +994,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>, About::of::<F, (), R>) },
         types: hash_of::<(F, R)>(),
     }
 }

@@ -24,16 +24,27 @@ pub(crate) fn for_writing_behind(place: *const u8) {
     for_writing_at(place.wrapping_add(BYTES_AHEAD));
 }
 
+/// This thread has come to `what` in a step of so many bytes, and may be going on like that. A long step is none.
+#[inline]
+pub(crate) fn for_writing_ahead<T>(what: &T, step_bytes: isize) {
+    const STEP_BYTES_MAX: usize = 128;
+    const STEPS_AHEAD: isize = 16;
+    if step_bytes.unsigned_abs() <= STEP_BYTES_MAX {
+        for_writing_at(std::ptr::from_ref(what).cast::<u8>().wrapping_offset(step_bytes * STEPS_AHEAD));
+    }
+}
+
 #[inline]
 fn for_writing_at(place: *const u8) {
-    // Spelt out: for a processor of no particular kind the compiler makes a prefetch for reading of `_MM_HINT_ET0`, which leaves
-    // the peer its copy of the line. Those that do not know `prefetchw` take it for a no-op.
+    // Not `_mm_prefetch`: without a target feature that only compilation for newer processors turns on, it asks for the line to
+    // read it, and the store then has to ask again. Every x86-64 processor knows the instruction, if only as one that does
+    // nothing.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint; no address makes it fault, and it changes neither memory nor registers.
+    // SAFETY: a hint; no address makes it fault.
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = place;
 }
 
@@ -44,7 +55,7 @@ pub(crate) fn for_reading<T>(what: &T) {
 }
 
 #[inline]
-fn for_reading_at(place: *const u8) {
+pub(crate) fn for_reading_at(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
