@@ -210,7 +210,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
         self
     }
 
-    /// How many items of a stream share a message, unless the stream says otherwise. Default: one.
+    /// How many items of a stream share a message, unless the stream says otherwise: [`Granularity`]. Default: one.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.granularity = granularity;
         self

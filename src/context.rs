@@ -9,17 +9,19 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::time::Instant;
 
 use crate::builder::Service;
 use crate::error::CodecError;
 use crate::faults::{Point, point};
+use crate::ground::prefetch::{self, Ahead};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
 use crate::protocol::code::{About, Shape, TaskCode, hash_of};
 use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, record_stride, sizes_to_bytes, text_to_bytes};
-use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
+use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status, time_code};
 
 /// The worker that a task runs in: its environment, its state, and the way to the master's service.
 ///
@@ -409,40 +411,18 @@ impl<'a> Call<'a> {
         let window = core.port.borrow_mut().window::<R>(self.request.index, items.len());
         let Some(window) = window else { return self.run_plain_item::<I, R>(batch, items.start, &f) };
         // One guard for all of them: whichever panics, it is the one behind those that are published.
-        let ended = panics::guard(|| {
-            let mut window = window;
-            let mut run = |input| {
-                point(Point::BeforeFunction);
-                let value = f(core, input)?;
-                point(Point::AfterFunction);
-                let go_on = window.put(&value);
-                point(Point::RecordDone);
-                Ok(go_on)
-            };
-            match codec::plain_size::<I>() {
-                Some(stride @ 1..) => {
-                    let inputs =
-                        batch.bytes.get(items.start * stride..items.end * stride).unwrap_or_default();
-                    for input in inputs.chunks_exact(stride) {
-                        if !run(input)? {
-                            break;
-                        }
-                    }
-                }
-                _ => {
-                    for i in items.clone() {
-                        if !run(batch.get::<I>(i).unwrap_or_default())? {
-                            break;
-                        }
-                    }
-                }
+        let ended = panics::guard(|| match codec::plain_size::<I>() {
+            Some(stride @ 1..) => {
+                let end = items.start + window.room().min(items.len());
+                let inputs = batch.bytes.get(items.start * stride..end * stride).unwrap_or_default();
+                window.run(inputs.chunks_exact(stride), |input| f(core, input))
             }
-            Ok(())
+            _ => window.run(items.clone(), |i| f(core, batch.get::<I>(i).unwrap_or_default())),
         });
         let next = {
             let mut port = core.port.borrow_mut();
             let done = port.leave_window::<R>(items.len());
-            port.notify();
+            port.notify_of_item();
             items.start + done
         };
         let ended = match ended {
@@ -552,11 +532,15 @@ impl<'a> Call<'a> {
         let Some(batch) = Items::new::<I>(self.input, items) else {
             return core.port.borrow_mut().answer(index, Status::Decode, b"a batch's table is damaged");
         };
+        let since = self.request.timed.then(Instant::now);
         let stride = record_stride::<R>();
         let start = {
             let mut port = core.port.borrow_mut();
             if let Err(error) = port.reserve_stream(items.saturating_mul(stride.map_or(64, |s| s + 1))) {
                 return port.answer(index, Status::Memory, error.to_string().as_bytes());
+            }
+            if self.request.timed {
+                port.be_quiet();
             }
             port.open_stream(index, 0, stride.is_some())
         };
@@ -570,12 +554,13 @@ impl<'a> Call<'a> {
             };
             // Edge CUT: the record was committed before this look, with a barrier between; the master marks, fences, and
             // looks how many records there are. So it knows the last item that can have started.
-            if next < items && core.port.borrow().cancelled(index) {
+            if next < items && core.port.borrow().ends_early(index) {
                 status = Status::BatchCut;
                 break;
             }
         }
-        core.port.borrow_mut().close_stream(index, start, status);
+        let time = since.map_or(0, |since| time_code(since.elapsed().as_nanos() as u64));
+        core.port.borrow_mut().close_stream(index, start, status, time);
     }
 }
 
@@ -605,9 +590,14 @@ struct Items<'a> {
 }
 
 impl<'a> Items<'a> {
+    #[inline]
     fn new<I: Input + ?Sized>(bytes: &'a [u8], items: usize) -> Option<Self> {
-        let align = codec::view_align::<I>();
-        if let Some(stride) = codec::plain_size::<I>() {
+        Self::with_layout(bytes, items, Layout::of::<I>())
+    }
+
+    #[inline]
+    fn with_layout(bytes: &'a [u8], items: usize, Layout { stride, align }: Layout) -> Option<Self> {
+        if let Some(stride) = stride {
             let fits = stride.checked_mul(items)? <= bytes.len();
             return fits.then_some(Self { bytes, table: &[], align });
         }
@@ -618,7 +608,12 @@ impl<'a> Items<'a> {
 
     #[inline]
     fn get<I: Input + ?Sized>(&self, i: usize) -> Option<&'a [u8]> {
-        if let Some(stride) = codec::plain_size::<I>() {
+        self.item(i, codec::plain_size::<I>())
+    }
+
+    #[inline]
+    fn item(&self, i: usize, stride: Option<usize>) -> Option<&'a [u8]> {
+        if let Some(stride) = stride {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
         self.by_table(i)
@@ -655,12 +650,32 @@ pub(crate) struct BatchBytes {
     bytes: AlignedBytes,
     ends: Vec<u8>,
     items: u32,
+    /// Where it is going to be copied to, and what is going to be read next, as far as is known.
+    pub(crate) ahead: Ahead,
+    /// What the items are, once there was one.
+    layout: Option<Layout>,
+}
+
+/// What [`Items`] has to know of a type to find its values in a batch.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// The size of each, if they are all of one size.
+    stride: Option<usize>,
+    align: usize,
+}
+
+impl Layout {
+    #[inline]
+    fn of<I: Input + ?Sized>() -> Self {
+        Self { stride: codec::plain_size::<I>(), align: codec::view_align::<I>() }
+    }
 }
 
 impl BatchBytes {
     /// Adds an item. On an error, what was there before stays.
     #[inline]
     pub(crate) fn push<I: Input + ?Sized>(&mut self, item: &I, limit: usize) -> Result<(), EncodeError> {
+        self.layout = Some(Layout::of::<I>());
         if let Some(plain) = codec::plain_bytes(item).filter(|plain| plain.len() <= limit) {
             self.bytes.extend_from_slice(plain);
             self.items += 1;
@@ -708,15 +723,22 @@ impl BatchBytes {
         enough: impl Fn() -> bool,
     ) -> bool {
         let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
+        self.layout = Some(Layout::of::<I>());
         let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
         let filler = Filler::new(&mut self.bytes, room * stride);
-        let mut filling = Filling { filler, added: 0, items: &mut self.items, pulled };
-        for _ in 0..room {
-            let Some(item) = source.next() else { return false };
-            filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
-            filling.added += 1;
-            if enough() {
-                break;
+        let mut filling = Filling { filler, stride, items: &mut self.items, pulled };
+        let mut line = self.ahead.after(filling.filler.len());
+        while filling.filler.room() >= stride {
+            line.ask();
+            for _ in 0..(prefetch::LINE_BYTES / stride).max(1) {
+                if filling.filler.room() < stride {
+                    return true;
+                }
+                let Some(item) = source.next() else { return false };
+                filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
+                if enough() {
+                    return true;
+                }
             }
         }
         true
@@ -726,14 +748,50 @@ impl BatchBytes {
         self.items
     }
 
-    /// The payload of what was collected. The next one is expected to take about as much room.
-    pub(crate) fn finish(&mut self) -> Encoded {
-        let next = AlignedBytes::with_capacity(self.bytes.len() + self.bytes.len() / 8);
-        let mut bytes = std::mem::replace(&mut self.bytes, next);
-        bytes.extend_from_slice(&self.ends);
+    /// The bytes of the items so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Part of a batch of so many items of the type that was collected last, as a batch of its own.
+    pub(crate) fn part(&self, payload: &[u8], items: usize, part: Range<usize>) -> Option<Encoded> {
+        let shape = self.layout?;
+        let batch = Items::with_layout(payload, items, shape)?;
+        if let Some(stride) = shape.stride {
+            let bytes = batch.bytes.get(part.start * stride..part.end * stride)?;
+            return Some(Encoded::Heap(AlignedBytes::from(bytes)));
+        }
+        let (mut bytes, mut ends) = (AlignedBytes::new(), Vec::new());
+        for i in part {
+            bytes.pad_to(shape.align);
+            bytes.extend_from_slice(batch.item(i, shape.stride)?);
+            ends.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        }
+        bytes.extend_from_slice(&ends);
+        Some(Encoded::Heap(bytes))
+    }
+
+    /// The payload of what was collected, until [`clear`](Self::clear).
+    pub(crate) fn payload(&mut self) -> &[u8] {
+        if !self.ends.is_empty() {
+            self.bytes.extend_from_slice(&self.ends);
+            self.ends.clear();
+        }
+        &self.bytes
+    }
+
+    /// Starts anew, in the same memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear_for_reuse();
         self.ends.clear();
         self.items = 0;
-        Encoded::Heap(bytes)
+    }
+
+    /// The payload of what was collected, to be kept; starts anew.
+    pub(crate) fn finish(&mut self) -> Encoded {
+        self.payload();
+        self.items = 0;
+        Encoded::Heap(std::mem::take(&mut self.bytes))
     }
 }
 
@@ -760,7 +818,7 @@ impl<T> Drop for Held<'_, T> {
 /// A [`BatchBytes::fill`] under way. Its counts are right also after a panic of the source.
 struct Filling<'a> {
     filler: Filler<'a>,
-    added: u32,
+    stride: usize,
     items: &'a mut u32,
     pulled: &'a mut u64,
 }
@@ -768,8 +826,9 @@ struct Filling<'a> {
 impl Drop for Filling<'_> {
     #[inline]
     fn drop(&mut self) {
-        *self.items += self.added;
-        *self.pulled += u64::from(self.added);
+        let added = self.filler.added() / self.stride.max(1);
+        *self.items += added as u32;
+        *self.pulled += added as u64;
     }
 }
 

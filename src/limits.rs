@@ -46,7 +46,7 @@ pub(crate) fn check_recycling(recycling: &Recycling) -> Result<(), Error> {
     Ok(())
 }
 
-pub(crate) fn check_granularity(granularity: Granularity) -> Result<usize, Error> {
+pub(crate) fn check_granularity(granularity: Granularity) -> Result<(), Error> {
     match granularity {
         Granularity::Fixed(0) => {
             Err(Error::new("a granularity of 0 would send empty messages for ever; use 1 or more"))
@@ -54,6 +54,6 @@ pub(crate) fn check_granularity(granularity: Granularity) -> Result<usize, Error
         Granularity::Fixed(n) if n > GRANULARITY_MAX => {
             Err(Error::new(format!("a granularity of {n} is too large; the limit is {GRANULARITY_MAX}")))
         }
-        Granularity::Fixed(n) => Ok(n),
+        Granularity::Fixed(_) | Granularity::Auto => Ok(()),
     }
 }

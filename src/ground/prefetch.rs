@@ -8,6 +8,9 @@
 
 /// How many slots ahead lines are asked for.
 pub(crate) const SLOTS_AHEAD: u64 = 8;
+/// What is asked for at a time.
+pub(crate) const LINE_BYTES: usize = 64;
+const BYTES_AHEAD: usize = SLOTS_AHEAD as usize * LINE_BYTES;
 
 /// This thread is going to write to `what`.
 #[inline]
@@ -18,7 +21,6 @@ pub(crate) fn for_writing<T>(what: &T) {
 /// This thread is going to write what lies some lines behind `place`.
 #[inline]
 pub(crate) fn for_writing_behind(place: *const u8) {
-    const BYTES_AHEAD: usize = SLOTS_AHEAD as usize * 64;
     for_writing_at(place.wrapping_add(BYTES_AHEAD));
 }
 
@@ -62,4 +64,31 @@ pub(crate) fn for_reading_at(place: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Where this thread is going to write a row of lines, and read one, soon. Addresses to ask for, nothing else.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ahead {
+    write: usize,
+    read: usize,
+}
+
+impl Ahead {
+    pub(crate) fn new(write: *const u8, read: *const u8) -> Self {
+        Self { write: write.addr(), read: read.addr() }
+    }
+
+    /// Both, so many bytes further.
+    #[inline]
+    pub(crate) fn after(self, bytes: usize) -> Self {
+        Self { write: self.write.wrapping_add(bytes), read: self.read.wrapping_add(bytes) }
+    }
+
+    /// Asks for the next line of both.
+    #[inline]
+    pub(crate) fn ask(&mut self) {
+        for_writing_at(std::ptr::without_provenance(self.write));
+        for_reading_at(std::ptr::without_provenance(self.read));
+        *self = self.after(LINE_BYTES);
+    }
 }

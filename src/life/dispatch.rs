@@ -15,9 +15,10 @@ use super::meter::outcome_of_error;
 use super::station::{Owned, Stage};
 use super::verdict::Why;
 use crate::error::TaskError;
+use crate::ground::prefetch::Ahead;
 use crate::memory::codec::ElementsRef;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Parcel, SmallRequest};
+use crate::protocol::lane::{Batch, Parcel, SmallRequest};
 
 /// At most this many tasks move at a time.
 const MOVE_MAX: usize = 128;
@@ -110,14 +111,39 @@ impl Core {
     /// worker that is awake and keeps up is cheaper than one that has to be woken for each message.
     #[inline]
     pub(crate) fn submit_along(&self, station: usize, job: JobRef, parcel: Parcel) -> usize {
-        let station = match self.stations.len() {
+        let station = self.choose_along(station);
+        self.submit_at(station, job, parcel);
+        station
+    }
+
+    /// As [`submit_along`](Self::submit_along), of a batch whose payload is copied from where it is. The job comes back, with
+    /// the station to leave it at, if that is not possible at once.
+    pub(crate) fn submit_batch_along(
+        &self,
+        station: usize,
+        job: JobRef,
+        code: CodeId,
+        batch: Batch,
+        payload: &[u8],
+    ) -> Result<(usize, Ahead), (JobRef, usize)> {
+        let station = self.choose_along(station);
+        match self.stations[station].try_own(self) {
+            Some(mut owned) => match owned.send_batch(job, code, batch, payload) {
+                Ok(ahead) => Ok((station, ahead)),
+                Err(job) => Err((job, station)),
+            },
+            None => Err((job, station)),
+        }
+    }
+
+    #[inline]
+    fn choose_along(&self, station: usize) -> usize {
+        match self.stations.len() {
             1 => 0,
             _ if !self.surplus.contains(station) => station,
             // In runs, when all have enough.
             _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
-        };
-        self.submit_at(station, job, parcel);
-        station
+        }
     }
 
     /// Hands a job to this station.
@@ -205,6 +231,42 @@ impl Core {
     /// Ends a job, if need be by killing its worker.
     pub(crate) fn kill(&self, job: &'static Job, generation: u64, error: &TaskError, why: Why) {
         self.reach(job, generation, error, Some(why));
+    }
+
+    /// Whether this job is running, as far as is known; delivers what has come of it.
+    pub(crate) fn is_running(&self, job: &'static Job, generation: u64) -> bool {
+        self.at_ring(job, generation, |owned, index| {
+            owned.poll();
+            owned.lane.as_ref().and_then(|lane| lane.running()).is_some_and(|running| running.index == index)
+        })
+        .unwrap_or(false)
+    }
+
+    /// If this job is a batch that is running, no other item of it starts: see
+    /// [`Lane::shorten`](crate::protocol::lane::Lane::shorten). What has come is delivered when this returns.
+    pub(crate) fn shorten(&self, job: &'static Job, generation: u64) -> Option<Parcel> {
+        self.at_ring(job, generation, |owned, index| {
+            let parcel = owned.lane.as_mut()?.shorten(index)?;
+            owned.poll();
+            Some(parcel)
+        })?
+    }
+
+    /// Owns the station in whose ring this job is.
+    fn at_ring<T>(
+        &self,
+        job: &'static Job,
+        generation: u64,
+        act: impl FnOnce(&mut Owned<'_>, u64) -> T,
+    ) -> Option<T> {
+        let at = job.place().station;
+        let mut station = self.stations.get(at)?.own(self);
+        let Place { station: now, spot: Spot::Ring(index) } = job.place() else { return None };
+        // The generation is read last: it vouches for the place.
+        if now != at || job.is_done() || job.generation() != generation || station.violation.is_some() {
+            return None;
+        }
+        Some(act(&mut station, index))
     }
 
     fn reach(&self, job: &'static Job, generation: u64, error: &TaskError, kill: Option<Why>) -> bool {

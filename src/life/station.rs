@@ -41,14 +41,14 @@ use super::verdict::{Seen, Verdict, Why};
 use crate::error::TaskError;
 use crate::ground::doorbell::Doorbell;
 use crate::ground::ownership::{Grip, NODE_ALIGN, Ownership, ThreadNumber};
-use crate::ground::prefetch;
+use crate::ground::prefetch::{self, Ahead};
 use crate::ground::sys::process::PidFd;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{AlignedBytes, ElementsRef};
 use crate::panics;
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{
-    Form, Lane, Parcel, Refusal, Reply, Run, Sink, SmallReply, SmallRequest, Violation,
+    Batch, Form, Lane, Parcel, Refusal, Reply, Run, Sink, SmallReply, SmallRequest, Violation,
 };
 use crate::protocol::wire::{Status, Wake};
 
@@ -720,6 +720,45 @@ impl<'a> Owned<'a> {
             self.watch_time(limit);
         }
         Ok(())
+    }
+
+    /// As [`accept`](Self::accept), of a batch whose payload is copied from where it is. The job comes back if it has to wait, or
+    /// cannot be accepted.
+    pub(crate) fn send_batch(
+        &mut self,
+        job: JobRef,
+        code: CodeId,
+        batch: Batch,
+        payload: &[u8],
+    ) -> Result<Ahead, JobRef> {
+        if self.refusal.is_some() || !self.queue.is_empty() || !self.can_send() {
+            return Err(job);
+        }
+        self.leave_idle();
+        let (id, core) = (self.station.id, self.core);
+        let inner = &mut **self;
+        let Some(lane) = &mut inner.lane else { return Err(job) };
+        // As in `send`.
+        let was_empty = lane.in_flight() == 0;
+        if inner.wake == Wake::Nobody && !inner.watched && was_empty {
+            inner.wake = Wake::Driver;
+            lane.arm(Wake::Driver);
+        }
+        let shared = job.job();
+        let limit = if job.is_limited(core) { job.timeout(core) } else { None };
+        let index = lane.push_batch(job, code, batch, payload)?;
+        JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
+        lane.ring_if_asleep();
+        let ahead = lane.ahead();
+        inner.may_spare = true;
+        inner.streams_only |= was_empty;
+        if was_empty {
+            inner.waits = 0;
+        }
+        if let Some(limit) = limit {
+            self.watch_time(limit);
+        }
+        Ok(ahead)
     }
 
     /// Ends a job; its waker is called after the station is released.

@@ -64,6 +64,11 @@ impl<'a> ArenaReader<'a> {
         position as usize & (self.bytes - 1)
     }
 
+    /// Where `position` is.
+    pub(crate) fn address(&self, position: u64) -> *const u8 {
+        self.base.as_ptr().wrapping_add(self.at(position))
+    }
+
     /// Copies `out.len()` bytes from `position` on, around the end if need be. At most one lap.
     pub(crate) fn copy_out(&self, position: u64, out: &mut [u8]) {
         assert!(out.len() <= self.bytes, "a copy is at most one lap");

@@ -14,7 +14,7 @@ use crate::caller::Caller;
 use crate::ground::barrier;
 use crate::ground::claim::Claimed;
 use crate::ground::doorbell::Doorbell;
-use crate::ground::prefetch::{self, SLOTS_AHEAD as AHEAD};
+use crate::ground::prefetch::{self, Ahead, SLOTS_AHEAD as AHEAD};
 use crate::ground::ring::{Head, RESPONSE_WORDS};
 use crate::ground::sys::{SysError, clock};
 use crate::memory::arena::{ArenaReader, place};
@@ -25,7 +25,7 @@ use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CALLER, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting,
-    Place, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    Place, RESPONSE_INLINE_BYTES, SHORTENED, Status, TIMED, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
 
@@ -38,6 +38,8 @@ pub(crate) struct Violation(pub(crate) &'static str);
 pub(crate) struct Batch {
     pub(crate) items: u32,
     pub(crate) done: u32,
+    /// Whether the worker is to say how long it took.
+    pub(crate) timed: bool,
 }
 
 /// A request outside the ring.
@@ -466,6 +468,41 @@ impl<T> Lane<T> {
         Ok(index)
     }
 
+    /// Publishes a batch whose payload is copied from where it is, into the arena. The token comes back if there is no room, or
+    /// no memory, for it at once.
+    pub(crate) fn push_batch(
+        &mut self,
+        token: T,
+        code: CodeId,
+        batch: Batch,
+        payload: &[u8],
+    ) -> Result<u64, T> {
+        let len = payload.len();
+        let start = place(self.tail, self.head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64);
+        let Some(start) = start.filter(|_| self.has_room() && self.outgoing.is_none()) else {
+            return Err(token);
+        };
+        // Where the memory is wanting, the heap's way says so.
+        if self.region.reserve(start as usize % ARENA_BYTES + len).is_err() {
+            return Err(token);
+        }
+        let slot = self.region.request(self.sent);
+        slot.set(INLINE_WORD, start);
+        slot.set(INLINE_WORD + 1, len as u64);
+        if self.head == self.tail {
+            self.tail = start;
+        }
+        self.head = start + len as u64;
+        self.region.arena().copy_in(start, payload);
+        Ok(self.publish(token, code, Some(batch), Head::new(Place::Span as u8, 0)))
+    }
+
+    /// Where the next batch is likely to go, and what of the results is likely to be read next.
+    pub(crate) fn ahead(&self) -> Ahead {
+        let write = self.region.arena().piece(self.head.next_multiple_of(SPAN_ALIGN as u64), 0).0;
+        Ahead::new(write.as_ptr(), self.region.peer_arena().address(self.out_tail))
+    }
+
     /// What follows the elements in their archive.
     fn copy_tail(&self, start: u64, elements: &ElementsRef<'_>) {
         let (skip, tail) = elements.tail();
@@ -479,9 +516,9 @@ impl<T> Lane<T> {
         let slot = self.region.request(index);
         slot.set(0, code.place);
         slot.set(1, code.types);
-        if let Some(Batch { items, done }) = batch {
+        if let Some(Batch { items, done, timed }) = batch {
             slot.set(2, u64::from(items) | u64::from(done) << 32);
-            head.extra |= BATCH;
+            head.extra |= if timed { BATCH | TIMED } else { BATCH };
         }
         if let Some(caller) = self.caller.take() {
             head.extra |= self.write_caller(index, caller);
@@ -829,7 +866,8 @@ impl<T> Lane<T> {
             }
             let status = Status::BatchDone;
             if let Some(token) = self.retire() {
-                sink.reply(token, Reply { status, body: Encoded::Inline { len: 0, bytes: [0; 32] } });
+                // How long it took, if that was wanted.
+                sink.reply(token, Reply { status, body: Encoded::inline(&[head.len]) });
             }
             return Ok(());
         }
@@ -1179,8 +1217,9 @@ impl<T> Lane<T> {
         let slot = self.region.request(index);
         let head = slot.poll(index).unwrap_or(Head::new(Place::Inline as u8, 0));
         let items = slot.get(2);
-        let batch =
-            (head.extra & BATCH != 0).then_some(Batch { items: items as u32, done: (items >> 32) as u32 });
+        let timed = head.extra & TIMED != 0;
+        let batch = Batch { items: items as u32, done: (items >> 32) as u32, timed };
+        let batch = (head.extra & BATCH != 0).then_some(batch);
         let code = CodeId { place: slot.get(0), types: slot.get(1) };
         let (position, len) = (slot.get(INLINE_WORD), slot.get(INLINE_WORD + 1));
         let input = match Place::from_wire(head.kind) {
@@ -1250,11 +1289,36 @@ impl<T> Lane<T> {
     }
 
     fn mark_cancelled(&mut self, index: u64) {
+        self.mark(index, CANCELLED);
+    }
+
+    fn mark(&mut self, index: u64, flag: u16) {
         let slot = self.region.request(index);
         if let Some(mut head) = slot.poll(index) {
-            head.extra |= CANCELLED;
+            head.extra |= flag;
             slot.publish(index, head);
         }
+    }
+
+    /// If this request is a batch that is running, no other item of it starts, and the one that is running does not notice.
+    /// Its request as it was. The caller [`poll`](Self::poll)s: of the items that have no result then, the first one may have
+    /// started, the others have not and never will.
+    pub(crate) fn shorten(&mut self, index: u64) -> Option<Parcel> {
+        let running = self.running()?;
+        if running.index != index || running.token.is_none() || self.outgoing.is_some() {
+            return None;
+        }
+        let entry = self.entries[slot_of(index)].as_ref()?;
+        // What was larger than the arena is not there any more.
+        let head = self.region.request(index).poll(index)?;
+        if entry.batch.is_none() || entry.stopped || Place::from_wire(head.kind) == Some(Place::Stream) {
+            return None;
+        }
+        let parcel = self.parcel(index);
+        self.mark(index, SHORTENED);
+        // Edge CUT: the mark, a barrier, then a look at the records.
+        let _ = barrier::heavy();
+        Some(parcel)
     }
 
     /// Marks a request as cancelled. The token comes back if it had not started: then it never does, and the worker's

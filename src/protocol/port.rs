@@ -26,7 +26,7 @@ use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, sized_header, value_bytes};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
-    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    RESPONSE_INLINE_BYTES, SHORTENED, Status, TIMED, Wake, WorkerState,
 };
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -38,6 +38,8 @@ pub(crate) struct Request {
     pub(crate) code: CodeId,
     /// Items and how many of them are done already.
     pub(crate) batch: Option<(u32, u32)>,
+    /// Whether to say how long the batch took; of a batch only.
+    pub(crate) timed: bool,
     place: Place,
     len: usize,
     position: u64,
@@ -127,6 +129,8 @@ pub(crate) struct Port {
     /// What to do when there is nothing to do, and the [stamp](Self::stamp) at which that was done last.
     when_idle: fn(),
     idle_at_ns: u64,
+    /// Whether nobody is rung for a single item of the open batch: whoever wants them looks by himself in time.
+    quiet: bool,
 }
 
 impl Port {
@@ -160,7 +164,13 @@ impl Port {
             stamps: false,
             when_idle,
             idle_at_ns: 0,
+            quiet: false,
         }
+    }
+
+    /// The batch that is about to be opened is over so soon that whoever sleeps is rung at its end only.
+    pub(crate) fn be_quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Tells the master how far this worker is.
@@ -363,6 +373,7 @@ impl Port {
         if head.extra & BATCH != 0 {
             let items = slot.get(2);
             request.batch = Some((items as u32, (items >> 32) as u32));
+            request.timed = head.extra & TIMED != 0;
         }
         #[cfg(feature = "tracing")]
         {
@@ -721,13 +732,17 @@ impl Port {
         if bytes == 0 || self.region.reserve(start + bytes).is_err() {
             return None;
         }
-        let (sent, wake) = (&raw const self.region.b().out.0.sent, &raw const self.region.a().wake.0);
+        let out = &self.region.b().out.0;
+        // In a quiet batch, a word that stays what it is.
+        let wake = if self.quiet { &raw const out.start } else { &raw const self.region.a().wake.0 };
+        let rung = if self.quiet { out.start.load(Ordering::Relaxed) } else { self.rung };
+        let sent = &raw const out.sent;
         let request = std::ptr::from_ref(self.region.request(index));
         // SAFETY: WINDOW-2.
         let request: &RequestSlot = unsafe { &*request };
         // One that is marked already is looked at after the first value.
         let head = request.word();
-        let head = if is_cancelled(request, index) { !head } else { head };
+        let head = if self.ends_early(index) { !head } else { head };
         Some(Window {
             next,
             left: bytes / value_bytes,
@@ -738,7 +753,7 @@ impl Port {
             wake: unsafe { &*wake },
             request,
             head,
-            rung: self.rung,
+            rung,
             light: barrier::Light::get(),
             _values: PhantomData,
         })
@@ -786,18 +801,26 @@ impl Port {
         // Edge OUT-SENT: the bytes before the position behind them.
         self.region.b().out.0.sent.store(self.head, Ordering::Release);
         point(Point::Committed);
-        self.notify();
+        self.notify_of_item();
     }
 
-    /// Ends a batch: all of it is done, or it was cut.
-    pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status) {
+    /// As [`notify`](Self::notify), unless the batch is a quiet one.
+    pub(crate) fn notify_of_item(&mut self) {
+        if !self.quiet {
+            self.notify();
+        }
+    }
+
+    /// Ends a batch: all of it is done, or it was cut. How long it took, as [`time_code`](super::wire::time_code), or 0.
+    pub(crate) fn close_stream(&mut self, index: u64, start: u64, status: Status, time_code: u8) {
         self.stream = None;
+        self.quiet = false;
         let slot = self.region.response(index);
         slot.set(0, start);
         slot.set(1, self.head - start);
         slot.set(2, self.values_end);
         point(Point::BatchUnpublished);
-        self.publish(index, Head { kind: Place::Stream as u8, len: 0, extra: status as u16 });
+        self.publish(index, Head { kind: Place::Stream as u8, len: time_code, extra: status as u16 });
         point(Point::BatchPublished);
         self.notify();
     }
@@ -901,6 +924,12 @@ impl Port {
         is_cancelled(self.region.request(index), index)
     }
 
+    /// Whether no other item of the batch that is running is to start.
+    pub(crate) fn ends_early(&self, index: u64) -> bool {
+        let marks = CANCELLED | SHORTENED;
+        self.region.request(index).poll(index).is_some_and(|head| head.extra & marks != 0)
+    }
+
     fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
         if let Some(found) = look(self) {
             return found;
@@ -972,28 +1001,47 @@ pub(crate) struct Window<'a, R> {
 }
 
 impl<R: Payload> Window<'_, R> {
-    /// Writes and publishes a value. `false`: the window is full, somebody wants to be rung, or the request was cancelled.
-    #[inline]
-    pub(crate) fn put(&mut self, value: &R) -> bool {
-        let (Some(value), Some(bytes)) = (codec::plain_bytes(value), value_bytes::<R>()) else {
-            return false;
-        };
-        assert!(self.left > 0 && value.len() <= bytes, "a window was given too much");
-        // SAFETY: WINDOW-1 and the assertion; `value` is memory of this process alone.
-        unsafe { self.next.copy_from_nonoverlapping(NonNull::from(value).cast(), value.len()) };
-        // SAFETY: as above.
-        self.next = unsafe { self.next.add(bytes) };
-        prefetch::for_writing_behind(self.next.as_ptr());
-        self.left -= 1;
-        self.position += bytes as u64;
-        point(Point::RecordUncommitted);
-        // Edge OUT-SENT: the bytes before the position behind them.
-        self.sent.store(self.position, Ordering::Release);
-        point(Point::Committed);
-        // Edges SLEEP and CUT: the publication before the looks.
-        self.light.barrier();
-        let news = self.wake.load(Ordering::Relaxed) != self.rung || self.request.word() != self.head;
-        self.left > 0 && !news
+    /// How many values fit.
+    pub(crate) fn room(&self) -> usize {
+        self.left
+    }
+
+    /// Writes and publishes the value of each input, until the window is full, somebody wants to be rung, the request was
+    /// cancelled, or there is no value.
+    ///
+    /// One loop over what can be kept in registers: this is all that an item costs beside its function.
+    #[inline(always)]
+    pub(crate) fn run<I, E>(
+        self,
+        inputs: impl Iterator<Item = I>,
+        mut value_of: impl FnMut(I) -> Result<R, E>,
+    ) -> Result<(), E> {
+        let Some(width) = value_bytes::<R>() else { return Ok(()) };
+        let Self { mut next, mut position, rung, head, light, .. } = self;
+        for (_, input) in (0..self.left).zip(inputs) {
+            point(Point::BeforeFunction);
+            let value = value_of(input)?;
+            point(Point::AfterFunction);
+            let Some(bytes) = codec::plain_bytes(&value).filter(|bytes| bytes.len() <= width) else { break };
+            // SAFETY: WINDOW-1: this is done `left` times at most, and `bytes` is memory of this process alone.
+            unsafe { next.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+            // SAFETY: as above.
+            next = unsafe { next.add(width) };
+            prefetch::for_writing_behind(next.as_ptr());
+            position += width as u64;
+            point(Point::RecordUncommitted);
+            // Edge OUT-SENT: the bytes before the position behind them.
+            self.sent.store(position, Ordering::Release);
+            point(Point::Committed);
+            // Edges SLEEP and CUT: the publication before the looks.
+            light.barrier();
+            if self.wake.load(Ordering::Relaxed) != rung || self.request.word() != head {
+                point(Point::RecordDone);
+                break;
+            }
+            point(Point::RecordDone);
+        }
+        Ok(())
     }
 }
 

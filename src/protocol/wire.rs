@@ -2,14 +2,14 @@
 //!
 //! | request slot | |
 //! |---|---|
-//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`], [`BATCH`], [`FLOWS`] and [`CALLER`] |
+//! | head | index, [`Place`] as kind, inline length, flags [`CANCELLED`], [`BATCH`], [`FLOWS`], [`SHORTENED`], [`TIMED`] and [`CALLER`] |
 //! | word 0, 1 | the function: [`crate::protocol::code::CodeId`] |
 //! | word 2 | batch: items (low half) and how many of them are already done (high half) |
 //! | words 3–6 | up to 32 bytes inline, or position and length of a span or stream; of a span that [`FLOWS`] also how many bytes its elements have |
 //!
 //! | response slot | |
 //! |---|---|
-//! | head | index, [`Place`] as kind, [`Status`] as extra; inline its length, else 0 for an archive and for a row of numbers the size of one |
+//! | head | index, [`Place`] as kind, [`Status`] as extra; inline its length, else 0 for an archive and for a row of numbers the size of one; of a batch that is [`TIMED`] how long it took ([`time_code`]) |
 //! | words 0–2 | up to 24 bytes inline, or position and length of a span or stream |
 
 /// First word of a request's inline payload; at byte 32 of the slot, so that it is aligned for any view.
@@ -25,8 +25,26 @@ pub(crate) const BATCH: u16 = 2;
 /// `in_sent` says how far it has come.
 pub(crate) const FLOWS: u16 = 4;
 
+/// Request flag: of a batch that is running, no other item starts.
+pub(crate) const SHORTENED: u16 = 8;
+/// Request flag: of a batch, how long it takes is wanted.
+pub(crate) const TIMED: u16 = 16;
 /// Request flag: there are words about who submitted it.
-pub(crate) const CALLER: u16 = 8;
+pub(crate) const CALLER: u16 = 32;
+
+/// A time in a byte, with an error of an eighth: the place of its highest bit and the two bits below that. 0 is no time.
+pub(crate) fn time_code(ns: u64) -> u8 {
+    let ns = ns.max(4);
+    let highest = ns.ilog2();
+    ((highest - 1) as u8) << 2 | (ns >> (highest - 2)) as u8 & 3
+}
+
+/// What [`time_code`] stands for, in nanoseconds: any byte is a time or none.
+pub(crate) fn time_of_code(code: u8) -> Option<u64> {
+    let (highest, below) = (u32::from(code >> 2), u64::from(code & 3));
+    // In the middle of all that have this code.
+    (highest > 0).then(|| (2 * (4 + below) + 1) << (highest - 1) >> 1)
+}
 
 /// Payloads that are copied on both sides at once are copied in parts of this size.
 pub(crate) const PART_BYTES: usize = 32 << 10;
@@ -189,5 +207,22 @@ impl Wake {
             2 => Self::Waiter,
             _ => Self::Nobody,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_survives_in_a_byte_but_for_an_eighth() {
+        assert_eq!(time_of_code(0), None);
+        for ns in (3..62).flat_map(|bits| (0..8).map(move |part| (1_u64 << bits) + (part << bits >> 3))) {
+            let back = time_of_code(time_code(ns)).unwrap();
+            assert!(back.abs_diff(ns) <= ns / 8 + 1, "{ns} came back as {back}");
+        }
+        assert!(time_of_code(time_code(0)).is_some_and(|ns| ns < 8));
+        assert!((0..=255).all(|code| code < 4 || time_of_code(code).is_some()));
+        time_code(u64::MAX);
     }
 }

@@ -2,10 +2,14 @@
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::Granularity;
+use super::auto::Auto;
 use super::records::{Address, Arrivals, News, Note, Records, What};
 use super::stop::{Control, Message, call_off};
 use crate::caller::Caller;
@@ -15,14 +19,15 @@ use crate::life::core::Core;
 use crate::life::crashers::Scene;
 use crate::life::job::{Job, Outcome};
 use crate::life::terms::Terms;
+use crate::life::timers::Timer;
 use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
 use crate::memory::codec::{self, AlignedBytes, Encoded, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Form, Parcel, Reply};
-use crate::protocol::records::{Parsed, STRIDE_MAX, parse, record_stride, value_bytes};
-use crate::protocol::wire::Status;
+use crate::protocol::records::{Parsed, parse, record_stride, value_bytes};
+use crate::protocol::wire::{Status, time_of_code};
 use crate::task;
 
 /// Batches in flight for each worker. Deep enough that a worker never waits for the caller, shallow enough that little
@@ -31,6 +36,10 @@ const DEPTH: usize = 16;
 /// With few items in a message, a deeper window makes up for the caller's pauses.
 const DEPTH_SMALL: usize = 64;
 const SMALL: usize = 16;
+/// An automatic message with so many bytes is full.
+const AUTO_BYTES_MAX: usize = 128 << 10;
+/// An item that has not ended between two looks, so far apart, is slow: others do not wait behind it.
+const SLOW: Duration = Duration::from_millis(2);
 
 /// A stream's outcome of one item.
 pub(super) type Item<R> = Result<R, TaskError>;
@@ -71,6 +80,22 @@ struct Slot<R> {
     due: Option<Instant>,
     /// How many workers were lost over the item that comes next.
     losses: u32,
+    /// In which step of an automatic granularity it was made.
+    step: u32,
+    /// How many items were done when it was sent, and at the last look at what is slow.
+    received_sent: u32,
+    received_seen: Option<u32>,
+}
+
+/// What a message has to carry.
+#[derive(Debug)]
+enum Load {
+    /// An item by itself.
+    One(Encoded),
+    /// What has been filled in.
+    Filled,
+    /// What is left of a batch.
+    Again(Parcel),
 }
 
 /// See the module's documentation.
@@ -80,11 +105,25 @@ pub(super) struct Engine<R> {
     control: Arc<Control>,
     code: CodeId,
     ordered: bool,
+    /// Items of a message: fixed, or of the one that is being filled.
     granularity: usize,
+    auto: Option<Auto>,
+    /// Whether the message that is being filled is an item by itself.
+    alone: bool,
+    /// How many items the source has in all, if it is known.
+    total: Option<u64>,
+    /// When to look for slow items again.
+    look_at: Option<Instant>,
+    /// When the last timed answer was read.
+    answered_at: Option<Instant>,
     max_payload: usize,
     /// `None`: the pool's.
     terms: Option<Terms>,
-    window: usize,
+    /// How many messages the window holds, if that is fixed; and how many items, if that was asked for.
+    window: Option<usize>,
+    window_items: Option<usize>,
+    /// Items whose messages are over.
+    closed: u64,
     /// Where the last message went.
     station: usize,
     slots: Vec<Slot<R>>,
@@ -92,8 +131,10 @@ pub(super) struct Engine<R> {
     /// In an ordered stream, the slots in use, in the order of their items.
     order: VecDeque<usize>,
     arrivals: Arc<Arrivals>,
-    /// Empty between two collections.
+    /// What has come, and how much of it has been read.
     news: News,
+    notes_read: usize,
+    bytes_read: usize,
     /// Where a record's payload is decoded: records are packed, and views are aligned.
     aligned: AlignedBytes,
     filling: BatchBytes,
@@ -109,17 +150,22 @@ impl<R: Payload> Engine<R> {
         handle: Handle,
         control: Arc<Control>,
         named: Named,
-        granularity: usize,
+        granularity: Granularity,
         window: Option<usize>,
         ordered: bool,
         terms: Option<Terms>,
     ) -> Self {
         let core = handle.core();
         let code = CodeId::of(named.code, named.types, &core.objects);
-        let depth = if granularity < SMALL { DEPTH_SMALL } else { DEPTH };
-        let window = match window {
-            Some(items) => items.div_ceil(granularity).max(1),
-            None => core.stations.len() * depth,
+        let workers = core.stations.len();
+        let window_items = window;
+        let (granularity, auto, window) = match granularity {
+            Granularity::Fixed(items) => {
+                let depth = if items < SMALL { DEPTH_SMALL } else { DEPTH };
+                let window = window.map_or(workers * depth, |window| window.div_ceil(items).max(1));
+                (items, None, Some(window))
+            }
+            Granularity::Auto => (1, Some(Auto::new(workers, window)), None),
         };
         let max_payload = core.policy.max_payload;
         let station = core.next_in_turn();
@@ -130,15 +176,24 @@ impl<R: Payload> Engine<R> {
             code,
             ordered,
             granularity,
+            alone: auto.is_none() && granularity == 1,
+            auto,
+            total: None,
+            look_at: None,
+            answered_at: None,
             max_payload,
             terms,
             window,
+            window_items,
+            closed: 0,
             station,
             slots: Vec::new(),
             free: Vec::new(),
             order: VecDeque::new(),
             arrivals,
             news: News::default(),
+            notes_read: 0,
+            bytes_read: 0,
             aligned: AlignedBytes::new(),
             filling: BatchBytes::default(),
             filling_first: 0,
@@ -158,21 +213,48 @@ impl<R: Payload> Engine<R> {
         self.slots.len() - self.free.len()
     }
 
-    /// How many messages the window holds while so many results wait to be asked for.
-    pub(super) fn room(&self, waiting: usize) -> usize {
-        self.window.saturating_sub(waiting / self.granularity)
+    /// How much the window holds while so many results wait to be asked for.
+    pub(super) fn room(&self, waiting: usize) -> Room {
+        let messages = self.window().saturating_sub(waiting / self.granularity);
+        let items = match self.window_items {
+            Some(items) if self.auto.is_some() => items.max(1).saturating_sub(waiting) as u64,
+            _ => u64::MAX,
+        };
+        Room { messages, items }
     }
 
-    /// Whether another item may be pulled from the source, in a window of so many messages.
+    /// Messages of the window.
+    fn window(&self) -> usize {
+        let automatic = || self.handle.core().stations.len() * self.auto.as_ref().map_or(DEPTH, Auto::depth);
+        self.window.unwrap_or_else(automatic)
+    }
+
+    /// Whether another item may be pulled from the source, in a window of that size.
     #[inline]
-    pub(super) fn wants_items(&self, room: usize) -> bool {
-        self.in_use() < room
+    pub(super) fn wants_items(&self, room: Room) -> bool {
+        self.in_use() < room.messages && self.pulled - self.closed < room.items
+    }
+
+    /// The source has so many items in all.
+    pub(super) fn expect(&mut self, total: Option<u64>) {
+        self.total = total;
+    }
+
+    /// The next message begins.
+    #[inline]
+    fn begin(&mut self) {
+        self.filling_first = self.pulled;
+        if let Some(auto) = &mut self.auto {
+            let left = self.total.map(|total| total.saturating_sub(self.pulled));
+            self.granularity = auto.size(left);
+            self.alone = self.granularity == 1 && auto.skips_timing();
+        }
     }
 
     /// While fewer results than this wait, the window is at most half full: time to pull even though they do.
     pub(super) fn low_mark(&self) -> usize {
         // `in_use + waiting / granularity <= window / 2`, without a division for each result.
-        match (self.window / 2).checked_sub(self.in_use()) {
+        match (self.window() / 2).checked_sub(self.in_use()) {
             Some(spare) => (spare + 1).saturating_mul(self.granularity),
             None => 0,
         }
@@ -190,26 +272,28 @@ impl<R: Payload> Engine<R> {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
             self.flush(deliver);
         }
+        if self.filling.len() == 0 {
+            self.begin();
+        }
         let index = self.pulled;
         self.pulled += 1;
         let limit = self.max_payload;
-        let result = if self.granularity == 1 {
+        let result = if self.alone {
             codec::encode(item, limit).map(|input| {
-                let at = self.open(index, 1);
-                self.send(at, Parcel { code: self.code, batch: None, input }, false, deliver);
+                let at = self.open(index, 1, None);
+                self.send(at, Load::One(input), deliver);
             })
         } else {
-            if self.filling.len() == 0 {
-                self.filling_first = index;
-            }
             self.filling.push(item, limit)
         };
         self.encoding = false;
         if let Err(error) = result {
             self.flush(deliver);
-            let at = self.open(index, 1);
+            let at = self.open(index, 1, None);
             self.fail_rest(at, &encode_error(error), deliver);
-        } else if self.filling.len() as usize >= self.granularity {
+        } else if self.filling.len() as usize >= self.granularity
+            || self.auto.is_some() && self.filling.bytes() >= AUTO_BYTES_MAX
+        {
             self.flush(deliver);
         }
     }
@@ -217,7 +301,7 @@ impl<R: Payload> Engine<R> {
     /// Whether items of this type are [`fill`](Self::fill)ed in.
     #[inline]
     pub(super) fn fills<I: Payload>(&self) -> bool {
-        self.granularity > 1 && BatchBytes::are_plain::<I>(self.max_payload)
+        (self.granularity > 1 || self.auto.is_some()) && BatchBytes::are_plain::<I>(self.max_payload)
     }
 
     /// Takes items of a plain type in, whose encoding is no user code, until the message is full and sent, something has
@@ -229,7 +313,7 @@ impl<R: Payload> Engine<R> {
         deliver: &mut impl Deliver<R>,
     ) -> bool {
         if self.filling.len() == 0 {
-            self.filling_first = self.pulled;
+            self.begin();
         }
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
         // The end of the stream or of its pool is an arrival, too.
@@ -248,7 +332,7 @@ impl<R: Payload> Engine<R> {
         self.flush(deliver);
         let index = self.pulled;
         self.pulled += 1;
-        let at = self.open(index, 1);
+        let at = self.open(index, 1, None);
         self.fail_rest(at, &TaskError::Cancelled, deliver);
     }
 
@@ -286,15 +370,13 @@ impl<R: Payload> Engine<R> {
     pub(super) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
         let items = self.filling.len();
         if items > 0 {
-            let input = self.filling.finish();
-            let at = self.open(self.filling_first, items);
-            let parcel = Parcel { code: self.code, batch: Some(Batch { items, done: 0 }), input };
-            self.send(at, parcel, false, deliver);
+            let at = self.open(self.filling_first, items, None);
+            self.send(at, Load::Filled, deliver);
         }
     }
 
-    /// Takes a slot for a message of so many items.
-    fn open(&mut self, first: u64, items: u32) -> usize {
+    /// Takes a slot for a message of so many items; its place in the order of an ordered stream, if that is not the end.
+    fn open(&mut self, first: u64, items: u32, place: Option<usize>) -> usize {
         let at = self.free.pop().unwrap_or_else(|| {
             let address = Address { slot: self.slots.len() as u32, epoch: 0 };
             let records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
@@ -309,26 +391,31 @@ impl<R: Payload> Engine<R> {
                 held,
                 due: None,
                 losses: 0,
+                step: 0,
+                received_sent: 0,
+                received_seen: None,
             });
             self.slots.len() - 1
         });
         let slot = &mut self.slots[at];
         (slot.items, slot.received, slot.first) = (items, 0, first);
         (slot.due, slot.losses) = (None, 0);
+        slot.step = self.auto.as_ref().map_or(0, Auto::step);
         if self.ordered {
-            self.order.push_back(at);
+            self.order.insert(place.unwrap_or(self.order.len()), at);
         }
         at
     }
 
-    fn send(&mut self, at: usize, parcel: Parcel, again: bool, deliver: &mut impl Deliver<R>) {
+    fn send(&mut self, at: usize, load: Load, deliver: &mut impl Deliver<R>) {
         let core = self.handle.core();
-        if !core.is_here() {
-            return self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
-        }
-        if self.control.is_stopped() {
-            return self.fail_rest(at, &TaskError::Cancelled, deliver);
-        }
+        let refusal = if !core.is_here() {
+            Some(TaskError::NotInThisProcess)
+        } else if self.control.is_stopped() {
+            Some(TaskError::Cancelled)
+        } else {
+            None
+        };
         // What is sent again has the time that is left.
         let mut terms = self.terms.map(Terms::starting_now);
         let slot = &mut self.slots[at];
@@ -336,20 +423,47 @@ impl<R: Payload> Engine<R> {
             terms.due = slot.due.or(terms.due);
             slot.due = terms.due;
         }
-        if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-            return self.fail_rest(at, &TaskError::TimedOut { limit }, deliver);
+        let refusal = refusal.or_else(|| {
+            let limit = terms.unwrap_or(core.policy.terms).expired()?;
+            Some(TaskError::TimedOut { limit })
+        });
+        if let Some(error) = refusal {
+            if let Load::Filled = load {
+                self.filling.clear();
+            }
+            return self.fail_rest(at, &error, deliver);
         }
         self.messages += 1;
         let (mut held, job) = Job::allocate(core);
         held.set_batch(slot.records.clone());
         held.note_caller(Caller::current());
         slot.job = Some(job);
+        (slot.received_sent, slot.received_seen) = (slot.received, None);
+        let timed = self.auto.is_some();
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));
-        if again {
-            core.submit_again(held, parcel);
-        } else {
-            self.station = core.submit_along(self.station, held, parcel);
+        match load {
+            Load::Again(parcel) => core.submit_again(held, parcel),
+            Load::One(input) => {
+                let parcel = Parcel { code: self.code, batch: None, input };
+                self.station = core.submit_along(self.station, held, parcel);
+            }
+            Load::Filled => {
+                let (code, batch) = (self.code, Batch { items: slot.items, done: 0, timed });
+                let payload = self.filling.payload();
+                self.station = match core.submit_batch_along(self.station, held, code, batch, payload) {
+                    Ok((station, ahead)) => {
+                        self.filling.clear();
+                        self.filling.ahead = ahead;
+                        station
+                    }
+                    Err((held, station)) => {
+                        let parcel = Parcel { code, batch: Some(batch), input: self.filling.finish() };
+                        core.submit_at(station, held, parcel);
+                        station
+                    }
+                };
+            }
         }
         if let Some(deadline) = deadline {
             core.set_deadline(deadline);
@@ -366,30 +480,61 @@ impl<R: Payload> Engine<R> {
 
     /// Reads what has arrived.
     pub(super) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
-        let mut news = std::mem::take(&mut self.news);
-        self.arrivals.take(&mut news);
-        let mut read = 0;
-        for &Note { address, what } in &news.notes {
-            let len = if let What::Results(_, len) = what { len } else { 0 };
-            let bytes = &news.bytes[read..read + len];
-            read += len;
-            self.accept(address, what, bytes, deliver);
+        self.gather();
+        while let Some(run) = self.read_note(deliver) {
+            deliver.run(run.first, run.values());
         }
-        news.clear();
-        self.news = news;
     }
 
-    /// Something has come for a message.
+    /// Takes what has arrived, to be [read](Self::read_note) note by note. `false`: nothing has.
+    pub(super) fn gather(&mut self) -> bool {
+        let news = !self.is_reading() && self.has_news();
+        if news {
+            self.news.clear();
+            (self.notes_read, self.bytes_read) = (0, 0);
+            self.arrivals.take(&mut self.news);
+        }
+        news
+    }
+
+    /// Whether some of what was gathered is still to be read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.notes_read < self.news.notes.len()
+    }
+
+    /// Reads the next note of what was gathered: delivers its results, or gives them back if they are values whose turn it
+    /// is. `None`: all has been read.
+    pub(super) fn read_note(&mut self, deliver: &mut impl Deliver<R>) -> Option<Run<'_, R>> {
+        let &Note { address, what } = self.news.notes.get(self.notes_read)?;
+        self.notes_read += 1;
+        let len = if let What::Results(_, len) = what { len } else { 0 };
+        let start = self.bytes_read;
+        self.bytes_read += len;
+        let bytes = std::mem::take(&mut self.news.bytes);
+        let first = self.accept(address, what, &bytes[start..start + len], deliver);
+        self.news.bytes = bytes;
+        let run = if first.is_some() { &self.news.bytes[start..start + len] } else { &[] };
+        Some(Run { first: first.unwrap_or_default(), bytes: run, _values: PhantomData })
+    }
+
+    /// Something has come for a message. The index of the first one, if they are values whose turn it is.
     #[inline]
-    fn accept(&mut self, address: Address, what: What, bytes: &[u8], deliver: &mut impl Deliver<R>) {
+    fn accept(
+        &mut self,
+        address: Address,
+        what: What,
+        bytes: &[u8],
+        deliver: &mut impl Deliver<R>,
+    ) -> Option<u64> {
         let at = address.slot as usize;
         let slot = &mut self.slots[at];
         if slot.records.address != address {
             // It was given up.
-            return;
+            return None;
         }
+        let mut run = None;
         let valid = match what {
-            What::Results(Form::Values, _) => self.read_values(at, bytes, deliver),
+            What::Results(Form::Values, _) => self.read_values(at, bytes, &mut run),
             What::Results(Form::Records, _) => self.read_records(at, bytes, deliver),
             What::Ended => {
                 if let Some(job) = slot.job.take_if(|job| job.is_done()) {
@@ -401,6 +546,7 @@ impl<R: Payload> Engine<R> {
         if !valid {
             self.abort(at, "a batch's results are damaged", deliver);
         }
+        run
     }
 
     /// Reads whole records. `false`: they make no sense.
@@ -443,11 +589,10 @@ impl<R: Payload> Engine<R> {
         valid
     }
 
-    /// Settles a run of bare values. `false`: they make no sense.
+    /// Settles a run of bare values; `run` is the index of the first one if it is their turn. `false`: they make no sense.
     #[inline]
-    fn read_values(&mut self, at: usize, bytes: &[u8], deliver: &mut impl Deliver<R>) -> bool {
-        let (Some(stride), Some(width)) = (record_stride::<R>(), value_bytes::<R>()) else { return false };
-        let value = |bytes: &[u8]| codec::plain_value::<R>(&bytes[..stride]);
+    fn read_values(&mut self, at: usize, bytes: &[u8], run: &mut Option<u64>) -> bool {
+        let Some(width) = value_bytes::<R>() else { return false };
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
         let count = bytes.len() / width;
@@ -458,15 +603,9 @@ impl<R: Payload> Engine<R> {
         slot.received += count as u32;
         slot.losses = 0;
         if front {
-            for (first, bytes) in (first..).step_by(RUN).zip(bytes.chunks(RUN * width)) {
-                // On the stack, where nothing else can be, so that the caller's function keeps what it counts in registers.
-                let mut run = [0; RUN * STRIDE_MAX];
-                let run = &mut run[..bytes.len()];
-                run.copy_from_slice(bytes);
-                deliver.run(first, run.chunks_exact(width).map_while(value));
-            }
+            *run = Some(first);
         } else {
-            slot.held.extend(bytes.chunks_exact(width).map_while(value).map(Ok));
+            slot.held.extend(Run { first, bytes, _values: PhantomData }.values().map(Ok));
         }
         true
     }
@@ -489,7 +628,16 @@ impl<R: Payload> Engine<R> {
     /// The message's job has ended.
     fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
         match outcome {
-            Outcome::Reply(Reply { status: Status::BatchDone, .. }) => {
+            Outcome::Reply(Reply { status: Status::BatchDone, body }) => {
+                let time = body.as_bytes().first().and_then(|&code| time_of_code(code));
+                if let (Some(auto), Some(ns)) = (&mut self.auto, time) {
+                    let slot = &self.slots[at];
+                    let now = Instant::now();
+                    if let Some(before) = self.answered_at.replace(now) {
+                        auto.answered(now.duration_since(before).as_nanos() as u64, ns);
+                    }
+                    auto.done(slot.step, slot.items - slot.received_sent, ns);
+                }
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
@@ -529,7 +677,9 @@ impl<R: Payload> Engine<R> {
         let Some((saver, about)) = core.crashers.as_ref().zip(parcel.code.about(&core.objects)) else {
             return;
         };
-        let (items, running) = (slot.items as usize, slot.received as usize);
+        // One that was shortened still has the table of all that it had.
+        let items = parcel.batch.map_or(slot.items, |batch| batch.items) as usize;
+        let running = slot.received as usize;
         if let Some(item) = item_of(parcel.input.as_bytes(), items, running, about.shape) {
             saver.keep(scene, Some(about), Encoded::Heap(AlignedBytes::from(item)));
             saver.start();
@@ -563,8 +713,97 @@ impl<R: Payload> Engine<R> {
         if done == items {
             return self.close(at, deliver);
         }
-        parcel.batch = Some(Batch { items, done });
-        self.send(at, parcel, true, deliver);
+        if let Some(batch) = parcel.batch.filter(|batch| batch.items != items) {
+            // It was shortened, and a batch consists of its items and nothing else.
+            let part = self.filling.part(parcel.input.as_bytes(), batch.items as usize, 0..items as usize);
+            let Some(input) = part else {
+                return self.fail_rest(at, &damaged("a batch's table is damaged"), deliver);
+            };
+            parcel.input = input;
+        }
+        let timed = self.auto.is_some();
+        parcel.batch = Some(Batch { items, done, timed });
+        self.send(at, Load::Again(parcel), deliver);
+    }
+
+    /// To be called before a wait for results, where all that has come has been read: takes back what waits behind a slow item
+    /// while there is a worker that has nothing to do, and has the stream woken when it is time to look again.
+    pub(super) fn mind_slow_items(&mut self, deliver: &mut impl Deliver<R>) {
+        let is_batch = |slot: &Slot<R>| slot.job.is_some() && slot.items - slot.received > 1;
+        if self.auto.is_none() || !self.slots.iter().any(is_batch) {
+            return;
+        }
+        let now = Instant::now();
+        if self.look_at.is_some_and(|at| now < at) {
+            return;
+        }
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
+            if is_batch(slot) && slot.received_seen.replace(slot.received) == Some(slot.received) {
+                self.shorten(at, deliver);
+            }
+        }
+        self.look_at = Some(now + SLOW);
+        self.handle.core().set_timer(now + SLOW, Timer::Wake(Waker::from(self.arrivals.clone())));
+    }
+
+    /// If this message is at the item at which it was when it was looked at last, the items behind go elsewhere.
+    fn shorten(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
+        let core = self.handle.core();
+        let Some(job) = self.slots[at].job else { return };
+        let generation = job.generation();
+        if !core.is_running(job, generation) {
+            return;
+        }
+        // That has delivered what there is.
+        self.collect(deliver);
+        let slot = &self.slots[at];
+        if slot.received_seen != Some(slot.received) || slot.job.is_none() {
+            return;
+        }
+        if let Some(auto) = &mut self.auto {
+            auto.is_running(SLOW.as_nanos() as u64);
+        }
+        let core = self.handle.core();
+        if !core.idle.any() {
+            return;
+        }
+        let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, generation) else {
+            return;
+        };
+        self.collect(deliver);
+        let slot = &mut self.slots[at];
+        let (first, rest, items) = (slot.first, slot.received + 1, slot.items);
+        // It may have ended since, and what remained of it been sent again.
+        let is_same = slot.job.is_some_and(|now| std::ptr::eq(now, job) && now.generation() == generation);
+        if !is_same || rest >= items {
+            return;
+        }
+        // Of the items that have no result the first one runs there, or comes back with what remains of the message.
+        let Some(parts) = self.parts(&input, batch, rest..items) else { return };
+        let slot = &mut self.slots[at];
+        slot.items = rest;
+        let mut place = self.order.iter().position(|&other| other == at);
+        for (part, input) in parts {
+            place = place.map(|place| place + 1);
+            let to = self.open(first + u64::from(part.start), part.end - part.start, place);
+            let batch = Some(Batch { items: part.end - part.start, done: 0, timed: true });
+            self.send(to, Load::Again(Parcel { code: self.code, batch, input }), deliver);
+        }
+    }
+
+    /// Items of a message as messages of their own.
+    fn parts(&self, input: &Encoded, batch: Batch, items: Range<u32>) -> Option<Vec<(Range<u32>, Encoded)>> {
+        let workers = self.handle.core().stations.len() as u32;
+        let size = self.auto.as_ref()?.size(None) as u32;
+        let size = size.min(items.len().div_ceil(workers as usize) as u32).max(1);
+        let starts = items.clone().step_by(size as usize);
+        let parts = starts.map(|start| {
+            let part = start..items.end.min(start + size);
+            let range = part.start as usize..part.end as usize;
+            Some((part, self.filling.part(input.as_bytes(), batch.items as usize, range)?))
+        });
+        parts.collect()
     }
 
     /// Gives up on a message whose results make no sense.
@@ -594,6 +833,7 @@ impl<R: Payload> Engine<R> {
     fn close(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
         self.slots[at].bytes.clear();
         if !self.ordered {
+            self.closed += u64::from(self.slots[at].items);
             self.free.push(at);
             return;
         }
@@ -606,14 +846,40 @@ impl<R: Payload> Engine<R> {
             if slot.received < slot.items || slot.job.is_some() {
                 break;
             }
+            self.closed += u64::from(slot.items);
             self.free.push(front);
             self.order.pop_front();
         }
     }
 }
 
-/// So many values are delivered in one go.
-const RUN: usize = 128;
+/// How much a window holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    messages: usize,
+    items: u64,
+}
+
+/// Values of items that follow each other, as they came.
+#[derive(Debug)]
+pub(super) struct Run<'a, R> {
+    /// The index of the first item.
+    pub(super) first: u64,
+    bytes: &'a [u8],
+    _values: PhantomData<fn() -> R>,
+}
+
+impl<'a, R: Payload> Run<'a, R> {
+    pub(super) fn empty() -> Self {
+        Self { first: 0, bytes: &[], _values: PhantomData }
+    }
+
+    #[inline]
+    pub(super) fn values(&self) -> impl Iterator<Item = R> + use<'a, R> {
+        let (stride, width) = (record_stride::<R>().unwrap_or(0), value_bytes::<R>().unwrap_or(1));
+        self.bytes.chunks_exact(width).map_while(move |bytes| codec::plain_value::<R>(&bytes[..stride]))
+    }
+}
 
 #[cold]
 fn damaged(why: &str) -> TaskError {

@@ -8,7 +8,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Deliver, Engine, Item};
+use super::engine::{Deliver, Engine, Item, Run};
 use super::progress::{Metered, Progress, Watch};
 use super::stop::{Control, Flow, Stopper};
 use super::{Granularity, StreamSummary};
@@ -55,6 +55,8 @@ struct Feed<T, R> {
     control: Arc<Control>,
     /// Whether the source was given up before its end.
     cut_short: bool,
+    /// Whether something was delivered since the last pull.
+    has_delivered: bool,
     /// Made at the first pull, when the options are final.
     engine: Option<Engine<R>>,
     /// Results that have not been asked for.
@@ -219,6 +221,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// # Errors
     ///
     /// A granularity out of range.
+    #[inline]
     pub fn iter_stream<I, R, T, Q>(
         &self,
         items: T,
@@ -239,6 +242,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// # Errors
     ///
     /// A granularity out of range.
+    #[inline]
     pub fn iter_stream_with<I, R, T, Q>(
         &self,
         items: T,
@@ -274,6 +278,7 @@ impl<T, R: Payload> Map<T, R> {
         let feed = Feed {
             control: Arc::new(Control::new(pool.handle().core().clone())),
             cut_short: false,
+            has_delivered: false,
             source: Some(source),
             handle: pool.handle().clone(),
             named,
@@ -376,6 +381,7 @@ impl<T, R: Payload, P: Watch> Map<T, R, P> {
     /// # Errors
     ///
     /// A granularity out of range.
+    #[inline]
     pub fn run<F: Flow>(self, mut g: impl FnMut(Result<R, TaskError>) -> F) -> Result<StreamSummary, Error> {
         self.run_judged(move |_, item| {
             let failed = item.is_err();
@@ -384,25 +390,45 @@ impl<T, R: Payload, P: Watch> Map<T, R, P> {
     }
 
     /// As [`run`](Self::run). `g` also says whether its item failed.
+    ///
+    /// Small, so that it becomes part of its caller: nothing that `g` captures is then seen by any other code, and what it
+    /// counts stays in registers while a run of values goes by.
+    #[inline]
     pub(super) fn run_judged<F: Flow>(
         self,
-        g: impl FnMut(u64, Item<R>) -> (bool, F),
+        mut g: impl FnMut(u64, Item<R>) -> (bool, F),
     ) -> Result<StreamSummary, Error> {
         let Self { mut feed, mut watch } = self;
         let start = Instant::now();
         feed.open()?;
         watch.begin(|| feed.length());
-        let control = feed.control.clone();
-        let mut judged = Judged { g: Some((g, watch)), control, ok: 0, failed: 0, broken: false };
-        // Whatever is there goes out before the source is pulled, which may block.
-        while feed.step(true, &mut judged) && !judged.broken {}
-        let Judged { g, ok, failed, .. } = judged;
-        if let Some((_, mut watch)) = g {
-            watch.end();
+        let (mut done, mut failed, mut broken) = (0, 0, false);
+        let mut items = Vec::new();
+        'stream: while let Some(run) = feed.turn(&mut items) {
+            for (index, item) in items.drain(..) {
+                let (fails, flow) = g(index, item);
+                (done, failed) = (done + 1, failed + u64::from(fails));
+                watch.note(fails);
+                broken = flow.stops();
+                if broken {
+                    break 'stream;
+                }
+            }
+            for (index, value) in (run.first..).zip(run.values()) {
+                let (fails, flow) = g(index, Ok(value));
+                (done, failed) = (done + 1, failed + u64::from(fails));
+                watch.note(fails);
+                broken = flow.stops();
+                if broken {
+                    break 'stream;
+                }
+            }
         }
-        let (items, batches) = feed.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
-        let stopped = feed.cut_short || feed.control.is_stopped();
-        Ok(StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped })
+        if broken {
+            feed.control.stop();
+        }
+        watch.end();
+        Ok(feed.summary(start, done - failed, failed))
     }
 
     /// The next result, which the watch is still to be told of.
@@ -438,36 +464,78 @@ impl<T, R: Payload> Feed<T, R> {
     }
 
     fn make_engine(&mut self) -> Result<(), Error> {
-        let granularity = check_granularity(self.granularity)?;
+        check_granularity(self.granularity)?;
         let (handle, control) = (self.handle.clone(), self.control.clone());
-        self.engine = Some(Engine::new(
-            handle,
-            control,
-            self.named,
-            granularity,
-            self.window,
-            self.ordered,
-            self.terms,
-        ));
+        let mut engine =
+            Engine::new(handle, control, self.named, self.granularity, self.window, self.ordered, self.terms);
+        engine.expect(self.length());
+        self.engine = Some(engine);
         Ok(())
     }
 
-    /// Delivers what has come, fills the window (after a delivery only if `fill`), or waits if there was nothing to
-    /// deliver. `false`: the stream is over.
-    fn step(&mut self, fill: bool, deliver: &mut impl Deliver<R>) -> bool {
-        let Some(engine) = &mut self.engine else { return false };
-        if !engine.is_here() {
-            self.cut_short |= self.source.take().is_some();
-            engine.disown(deliver);
-            return false;
-        }
-        let news = engine.has_news();
-        if news {
-            engine.collect(deliver);
-            if !fill {
-                return true;
+    fn summary(&self, start: Instant, ok: u64, failed: u64) -> StreamSummary {
+        let (items, batches) = self.engine.as_ref().map_or((0, 0), |engine| (engine.pulled, engine.messages));
+        let stopped = self.cut_short || self.control.is_stopped();
+        StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped }
+    }
+
+    /// The next results to be delivered: first those that are put into `items`, which is empty, then those of the run. `None`:
+    /// the stream is over. Whatever is there goes out before the source is pulled, which may block.
+    #[inline(never)]
+    fn turn(&mut self, items: &mut Vec<(u64, Item<R>)>) -> Option<Run<'_, R>> {
+        let mut deliver = |index, item| items.push((index, item));
+        while self.is_here(&mut deliver) {
+            let engine = self.engine.as_mut()?;
+            if engine.is_reading() {
+                return self.engine.as_mut()?.read_note(&mut deliver);
+            }
+            // Between two deliveries the source is pulled once at least.
+            if !std::mem::take(&mut self.has_delivered) && engine.gather() {
+                self.has_delivered = true;
+                continue;
+            }
+            let delivered = Cell::new(false);
+            let more = self.go_on(&mut |index, item| {
+                delivered.set(true);
+                deliver(index, item);
+            });
+            if delivered.get() {
+                return Some(Run::empty());
+            }
+            if !more {
+                return None;
             }
         }
+        (!items.is_empty()).then(Run::empty)
+    }
+
+    /// Delivers what has come, else fills the window, or waits if there is nothing to do. `false`: the stream is over.
+    fn step(&mut self, deliver: &mut impl Deliver<R>) -> bool {
+        if !self.is_here(deliver) {
+            return false;
+        }
+        match &mut self.engine {
+            Some(engine) if engine.has_news() => {
+                engine.collect(deliver);
+                true
+            }
+            _ => self.go_on(deliver),
+        }
+    }
+
+    /// Whether this is the process of the pool. In another one the stream ends.
+    fn is_here(&mut self, deliver: &mut impl Deliver<R>) -> bool {
+        let Some(engine) = &mut self.engine else { return false };
+        let here = engine.is_here();
+        if !here {
+            self.cut_short |= self.source.take().is_some();
+            engine.disown(deliver);
+        }
+        here
+    }
+
+    /// Fills the window, or waits if there is nothing to do. `false`: the stream is over.
+    fn go_on(&mut self, deliver: &mut impl Deliver<R>) -> bool {
         let delivered = Cell::new(false);
         self.refill(0, &mut |index, item| {
             delivered.set(true);
@@ -480,7 +548,12 @@ impl<T, R: Payload> Feed<T, R> {
         if self.source.is_none() && engine.is_empty() {
             return false;
         }
-        if !news {
+        let Some(engine) = &mut self.engine else { return false };
+        engine.mind_slow_items(&mut |index, item| {
+            delivered.set(true);
+            deliver.one(index, item);
+        });
+        if !delivered.get() {
             engine.wait();
         }
         true
@@ -519,71 +592,10 @@ impl<T, R: Payload> Feed<T, R> {
             let waiting = out.len();
             self.refill(waiting, &mut |index, item| out.push_back((index, item)));
         }
-        while out.is_empty() && self.step(false, &mut Waiting(&mut out)) {}
+        while out.is_empty() && self.step(&mut Waiting(&mut out)) {}
         self.out = out;
         let engine = self.engine.as_ref().filter(|_| self.source.is_some());
         self.low_mark = engine.map_or(0, Engine::low_mark);
-    }
-}
-
-/// Hands results to a function, and counts them.
-struct Judged<G, P> {
-    /// There, but while it is being called; with who is told of it.
-    g: Option<(G, P)>,
-    control: Arc<Control>,
-    ok: u64,
-    failed: u64,
-    /// Whether the function has stopped the stream: it is not called again.
-    broken: bool,
-}
-
-impl<G, P: Watch> Judged<G, P> {
-    /// Calls the function for each of these, items that follow each other.
-    #[inline]
-    fn each<R, F: Flow, V>(
-        &mut self,
-        first: u64,
-        values: impl Iterator<Item = V>,
-        item: impl Fn(V) -> Item<R>,
-    ) where
-        G: FnMut(u64, Item<R>) -> (bool, F),
-    {
-        if self.broken {
-            return;
-        }
-        // On the stack, where nothing points to it, what the function refers to can stay in registers, which is a third of
-        // the price of a result. After a panic nobody calls it again.
-        let Some((mut g, mut watch)) = self.g.take() else { return };
-        let (mut index, mut failed) = (first, 0);
-        for value in values {
-            // Made here: an iterator of outcomes would have each of them written to memory and read back.
-            let (fails, flow) = g(index, item(value));
-            index += 1;
-            failed += u64::from(fails);
-            watch.note(fails);
-            if flow.stops() {
-                self.broken = true;
-                break;
-            }
-        }
-        self.ok += index - first - failed;
-        self.failed += failed;
-        self.g = Some((g, watch));
-        if self.broken {
-            self.control.stop();
-        }
-    }
-}
-
-impl<R, F: Flow, G: FnMut(u64, Item<R>) -> (bool, F), P: Watch> Deliver<R> for Judged<G, P> {
-    #[inline]
-    fn one(&mut self, index: u64, item: Item<R>) {
-        self.each(index, std::iter::once(item), |item| item);
-    }
-
-    #[inline]
-    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
-        self.each(first, values, Ok);
     }
 }
 

@@ -219,9 +219,14 @@ enum Pulled {
 
 impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
     fn make_engine(&mut self) -> Engine<R> {
-        let granularity = check_granularity(self.granularity).unwrap_or_else(|error| panic!("{error}"));
+        check_granularity(self.granularity).unwrap_or_else(|error| panic!("{error}"));
         let (handle, control) = (self.sleeper.handle.clone(), self.control.clone());
-        Engine::new(handle, control, self.named, granularity, self.window, self.ordered, self.terms)
+        let (granularity, window) = (self.granularity, self.window);
+        let mut engine =
+            Engine::new(handle, control, self.named, granularity, window, self.ordered, self.terms);
+        let hint = self.source.as_ref().map(|source| source.size_hint());
+        engine.expect(hint.and_then(|(least, most)| most.filter(|&most| most == least)).map(|n| n as u64));
+        engine
     }
 
     /// Pulls items until the window is full, something has come, or the source has none for the moment.
@@ -312,6 +317,10 @@ impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
                 }
                 Pulled::Nothing if source.is_none() && engine.is_empty() => break,
                 Pulled::Nothing => {
+                    engine.mind_slow_items(&mut Waiting(out));
+                    if !out.is_empty() {
+                        break;
+                    }
                     if engine.register(context.waker()).is_pending() {
                         // In this order: what comes in between rings the driver, which wakes.
                         sleeper.sleep();

@@ -1,9 +1,10 @@
 //! Streams: a function applied to many items, in batches, with a bounded window.
 //!
 //! [`Map`] is the iterator that users see, [`MapStream`] its counterpart for async code, [`TryMap`] the one over a source that may
-//! fail; [`engine`] keeps the window of batches, [`records`] collects their results, [`stop`] ends a stream before its source
-//! does, [`progress`] tells how far it is.
+//! fail; [`engine`] keeps the window of batches, [`auto`] says how large they are, [`records`] collects their results, [`stop`] ends a
+//! stream before its source does, [`progress`] tells how far it is.
 
+mod auto;
 #[cfg(feature = "indicatif")]
 mod bar;
 mod engine;
@@ -33,6 +34,18 @@ pub use try_map::{TryIndexed, TryMap};
 pub enum Granularity {
     /// This many. 0 is an error.
     Fixed(usize),
+    /// As many as pay: the stream finds out while it runs.
+    ///
+    /// Workers say how long their messages took, and a message is made to carry about twenty times the work that it costs
+    /// itself, which is some tens of microseconds; never more than a millisecond's. A stream begins with one item a message and at
+    /// most doubles that with each answer, goes down at once when items take longer, and divides the end of a source whose
+    /// `size_hint` is exact among the workers. Items that take longer than that, or are large, travel alone. Nothing is carried over
+    /// from one stream to the next.
+    ///
+    /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are taken back,
+    /// after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller that is busy
+    /// elsewhere does so when it comes back.
+    Auto,
 }
 
 /// What a stream has done.

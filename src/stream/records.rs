@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, Waker};
+use std::task::{Poll, Wake, Waker};
 
 use parking_lot::Mutex;
 
@@ -148,6 +148,12 @@ impl Arrivals {
             _ => notes.push(Note { address, what }),
         }
         state.waker.take()
+    }
+}
+
+impl Wake for Arrivals {
+    fn wake(self: Arc<Self>) {
+        self.poke();
     }
 }
 

@@ -22,6 +22,7 @@ mod crashes;
 mod design;
 mod events;
 mod fork_safety;
+mod granularity;
 mod host;
 mod hygiene;
 mod limits;

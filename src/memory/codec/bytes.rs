@@ -111,13 +111,13 @@ impl AlignedBytes {
 
 /// Appends many small pieces without going through the buffer's length each time: it is set when the filler is dropped.
 ///
-/// * FILL-1: the first `len` bytes of the buffer are initialised, and `len` is at most its capacity.
+/// * FILL-1: `next` is the end of the buffer's bytes, all of which are initialised, and at most `end`, the end of the room
+///   that was made in it.
 #[derive(Debug)]
 pub(crate) struct Filler<'a> {
     bytes: &'a mut AlignedBytes,
-    start: *mut u8,
-    len: usize,
-    capacity: usize,
+    next: *mut u8,
+    end: *mut u8,
 }
 
 impl<'a> Filler<'a> {
@@ -125,8 +125,26 @@ impl<'a> Filler<'a> {
     #[inline]
     pub(crate) fn new(bytes: &'a mut AlignedBytes, additional: usize) -> Self {
         bytes.reserve(additional);
-        let (start, len, capacity) = (bytes.inner.as_mut_ptr(), bytes.inner.len(), bytes.inner.capacity());
-        Self { bytes, start, len, capacity }
+        let next = bytes.inner.as_mut_ptr().wrapping_add(bytes.inner.len());
+        Self { bytes, next, end: next.wrapping_add(additional) }
+    }
+
+    /// How many bytes still fit.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.end.addr() - self.next.addr()
+    }
+
+    /// How many bytes the buffer has.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.inner.len() + self.added()
+    }
+
+    /// How many bytes were appended so far.
+    #[inline]
+    pub(crate) fn added(&self) -> usize {
+        self.next.addr() - self.bytes.inner.as_ptr().addr() - self.bytes.inner.len()
     }
 
     /// Appends a piece.
@@ -136,20 +154,21 @@ impl<'a> Filler<'a> {
     /// If more is appended than room was made for.
     #[inline]
     pub(crate) fn push(&mut self, piece: &[u8]) {
-        assert!(piece.len() <= self.capacity - self.len, "a filler was given too much");
-        // SAFETY: FILL-1 and the assertion: the place lies in the buffer's memory.
-        let to = unsafe { self.start.add(self.len) };
-        // SAFETY: as above; a piece that somebody else has borrowed is no part of a buffer that is borrowed mutably.
-        unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len()) };
-        self.len += piece.len();
+        assert!(piece.len() <= self.room(), "a filler was given too much");
+        // SAFETY: FILL-1 and the assertion; a piece that somebody else has borrowed is no part of a buffer that is
+        // borrowed mutably.
+        unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), self.next, piece.len()) };
+        // SAFETY: as above.
+        self.next = unsafe { self.next.add(piece.len()) };
     }
 }
 
 impl Drop for Filler<'_> {
     #[inline]
     fn drop(&mut self) {
+        let len = self.len();
         // SAFETY: FILL-1.
-        unsafe { self.bytes.inner.set_len(self.len) };
+        unsafe { self.bytes.inner.set_len(len) };
     }
 }
 

@@ -331,7 +331,7 @@ impl<'a> Scenario<'a> {
         input.truncate(len);
         let batch = self.source.one_in(4).then(|| {
             let items = 1 + self.source.below(60) as u32;
-            Batch { items, done: self.source.below(items as usize) as u32 }
+            Batch { items, done: self.source.below(items as usize) as u32, timed: false }
         });
         self.push_parcel(input, batch);
     }
@@ -493,7 +493,7 @@ impl<'a> Scenario<'a> {
         };
         let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0, false), batch.done));
         if item == batch.items {
-            return port.close_stream(index, start, Status::BatchDone);
+            return port.close_stream(index, start, Status::BatchDone, 0);
         }
         port.append_sized(Status::SizedValue, &record_of(item));
         port.commit();

@@ -172,7 +172,7 @@ impl Drop for Stop<'_> {
 fn cutting_marks_the_batch_that_runs_though_an_earlier_answer_is_unread() {
     let mut scenario = Scenario::new(&[]);
     scenario.push_parcel(vec![1], None);
-    scenario.push_parcel(vec![9; 90], Some(Batch { items: 10, done: 0 }));
+    scenario.push_parcel(vec![9; 90], Some(Batch { items: 10, done: 0, timed: false }));
     let first = scenario.peer.port().unwrap().try_next_request().unwrap();
     scenario.peer.port().unwrap().answer(first.index, Status::Value, &result_of(&[1]));
     let second = scenario.peer.port().unwrap().try_next_request().unwrap();
