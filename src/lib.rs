@@ -158,6 +158,7 @@ mod faults;
 #[cfg(forkring_faults)]
 #[doc(hidden)]
 pub mod faults;
+mod given;
 pub mod hooks;
 mod launch;
 mod limits;
@@ -185,6 +186,7 @@ pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInf
 pub use error::{
     BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
 };
+pub use given::{Given, Inherited, Shared};
 pub use ground::spin::WaitPolicy;
 pub use life::service::BoxFuture;
 pub use life::setup::Affinity;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
+use super::crew::GIVEN_UP;
 use super::events;
 use super::job::{JobRef, Outcome};
 use super::messages::Who;
@@ -103,6 +104,7 @@ impl End {
         let hint = self.violation.map(|violation| LossHint::Violation(violation.0)).or(self.hint);
         let (exit_code, signal) = match self.status {
             ExitStatus::Exited(code) => (Some(code), None),
+            GIVEN_UP => (None, None),
             ExitStatus::Signaled(signal, _) => (None, Some(signal)),
         };
         let details = LostDetails {
@@ -177,6 +179,7 @@ impl Owned<'_> {
 
 pub(crate) fn describe(status: ExitStatus) -> String {
     match status {
+        GIVEN_UP => "was given up, and ends when its task returns".to_owned(),
         ExitStatus::Exited(code) => format!("left with exit code {code}"),
         ExitStatus::Signaled(signal, _) => format!("was ended by {}", signal_name(signal)),
     }

@@ -23,6 +23,7 @@ mod events;
 mod fork_safety;
 mod host;
 mod hygiene;
+mod in_process;
 mod limits;
 mod overload;
 mod payloads;
