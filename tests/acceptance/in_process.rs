@@ -342,7 +342,7 @@ fn handles_are_valid_in_a_worker() {
         // In a fork of the program they are inert, as ever.
         let child = fork_and(|| {
             let task = POOL.get().unwrap().submit(|n: u32| n, &1);
-            i32::from(task.wait() != Err(TaskError::NotInThisProcess))
+            i32::from(!matches!(task.wait(), Err(TaskError::NotInThisProcess)))
         });
         assert_eq!(exit_code_of(child), 0);
         pool.close().wait();

@@ -458,7 +458,7 @@ fn k_05_large_results_outlive_the_worker_that_made_them() {
 fn recycling_works_for_bound_pools_and_their_streams() {
     both(|| {
         listen();
-        fn two() -> Builder {
+        fn two() -> crate::support::EitherBuilder {
             builder().workers(2).max_tasks_per_worker(2)
         }
         let factor = 3;

@@ -94,8 +94,11 @@ pub(crate) fn in_process() -> bool {
     std::env::var_os(IN_PROCESS).is_some()
 }
 
+/// A builder of pools whose workers may be of both kinds.
+pub(crate) type EitherBuilder = Builder<(), NoService, (), Shared>;
+
 /// A builder of pools of the kind that the scenario is about.
-pub(crate) fn builder() -> Builder<(), NoService, (), Shared> {
+pub(crate) fn builder() -> EitherBuilder {
     Pool::builder().in_process_if(in_process())
 }
 
@@ -211,22 +214,22 @@ const CELLS: usize = 4096;
 
 /// One mapping, shared with every process that is forked after it was made.
 #[repr(C)]
-struct Shared {
+struct Events {
     gates: [AtomicU32; EVENTS],
     counters: [AtomicU32; EVENTS],
     barriers: [AtomicU32; EVENTS],
     cells: [AtomicU64; CELLS],
 }
 
-fn shared() -> &'static Shared {
-    static SHARED: OnceLock<&'static Shared> = OnceLock::new();
+fn shared() -> &'static Events {
+    static SHARED: OnceLock<&'static Events> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let size = std::num::NonZeroUsize::new(size_of::<Shared>()).unwrap();
+        let size = std::num::NonZeroUsize::new(size_of::<Events>()).unwrap();
         let (prot, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let address = unsafe { mmap_anonymous(None, size, prot, flags) }.unwrap();
         // SAFETY: large enough, page-aligned, zeroed, which is a valid value of atomics, and never unmapped.
-        unsafe { address.cast::<Shared>().as_ref() }
+        unsafe { address.cast::<Events>().as_ref() }
     })
 }
 

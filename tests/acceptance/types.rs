@@ -12,7 +12,7 @@ use std::time::Duration;
 use forkring::rkyv::with::{InlineAsBox, Skip};
 use forkring::{Granularity, Input, Payload, Pool, RemoteError, View, Worker};
 
-use crate::support::{both, new_pool, outcome, scenario};
+use crate::support::{both, new_pool, outcome};
 
 /// There and back by every way: as an argument, as a result, behind others in streams.
 #[track_caller]
@@ -425,8 +425,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_go_there_and_back() {
-        scenario(|| {
-            let pool = Pool::new(2).unwrap();
+        both(|| {
+            let pool = new_pool(2).unwrap();
             round_trips(&pool, &shapes());
             let map: HashMap<u32, Vec<Shape>> =
                 (0..3).map(|n| (n, shapes().into_iter().map(Serde::into_inner).collect())).collect();
@@ -480,8 +480,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_that_need_a_look_at_their_data_come_back_as_well() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             let rest =
                 [("more".to_owned(), serde_json::json!({ "a": [1, -2.5, null, "x"], "b": {} }))].into();
             round_trips(&pool, &[Loose { first: None, second: Some(5), rest }, Loose::default()].map(Serde));
@@ -504,8 +504,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_are_fields_of_derived_ones() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             let body = serde_json::json!({ "lines": ["a", "b"] });
             let shape = shapes().pop().unwrap();
             round_trips(&pool, &[Mail { to: vec!["Ada".to_owned()], body, shape }]);
@@ -538,8 +538,8 @@ mod with_serde {
 
     #[test]
     fn what_serde_refuses_is_an_error_of_its_task_that_says_why() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             pool.broadcast(|_: &Worker| std::panic::set_hook(Box::new(|_| ())));
             let there = |n| outcome(pool.submit(|Serde(f): Serde<Fragile>| f.0, &Serde(Fragile(n))));
             let back = |n: u32| outcome(pool.submit(|n: u32| Serde(Fragile(n)), &n));

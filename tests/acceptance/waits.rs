@@ -12,7 +12,7 @@ use forkring::{Granularity, Pool, Service, TaskHandle, View, WaitPolicy, Worker}
 
 use crate::support::{BOUND, both, builder, eventually, gate, new_pool, outcome, scenario};
 
-fn spinning() -> forkring::Builder {
+fn spinning() -> crate::support::EitherBuilder {
     builder().workers(1).wait_policy(WaitPolicy::Spin)
 }
 
