@@ -7,7 +7,7 @@ use std::time::Duration;
 use forkring::{Pool, Signal, TaskError, View, Worker, hooks};
 
 use crate::crashes::{Crash, die};
-use crate::support::{both, builder, counter, outcome, scenario, signal};
+use crate::support::{counter, outcome, scenario, signal};
 
 static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -105,9 +105,9 @@ fn l_09_each_start_and_each_end_of_a_worker_is_one_event_with_its_reason() {
 
 #[test]
 fn l_09_the_events_of_many_workers_come_in_order() {
-    both(|| {
+    scenario(|| {
         listen();
-        let pool = builder().workers(3).name("p").max_tasks_per_worker(4).build().unwrap();
+        let pool = Pool::builder().workers(3).name("p").max_tasks_per_worker(4).build().unwrap();
         let tasks: Vec<_> = (0..90_u32)
             .map(|n| {
                 let task = |n: u32| if n.is_multiple_of(9) { die(Crash::Kill) } else { n };

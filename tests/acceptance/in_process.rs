@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use forkring::{
-    Affinity, Builder, Granularity, NoService, OnWorkerLoss, Pool, Service, ServiceErrorKind, Shared,
-    Signal, StartWorker, TaskError, View, Worker,
+    Affinity, Builder, Granularity, NoService, OnWorkerLoss, Pool, Service, ServiceErrorKind, Shared, Signal,
+    StartWorker, TaskError, View, Worker,
 };
 
 use crate::support::{
@@ -316,7 +316,10 @@ fn a_failed_start_has_the_same_words() {
         let failed = threads().workers(2).init(|_| Err("no luck".into())).build().unwrap_err().to_string();
         assert!(failed.contains("init failed: no luck"), "{failed}");
         let panicked = threads().workers(2).init(|_| panic!("ouch")).build().unwrap_err().to_string();
-        assert!(panicked.contains("init panicked: ouch (at ") && panicked.contains("in_process.rs"), "{panicked}");
+        assert!(
+            panicked.contains("init panicked: ouch (at ") && panicked.contains("in_process.rs"),
+            "{panicked}"
+        );
         let stateless = threads().workers(2).state(|_, ()| Err::<(), _>("none".into())).build().unwrap_err();
         assert!(stateless.to_string().contains("state failed: none"), "{stateless}");
         let slow = threads().workers(1).init_timeout(Duration::from_millis(50)).init(|_| {
@@ -407,7 +410,8 @@ fn a_program_that_decides_while_it_runs_gets_both() {
         for on in [false, true] {
             let tables = Arc::new(vec![1, 2, 3]);
             let pool = Pool::builder().env(tables.clone()).in_process_if(on).workers(1).build().unwrap();
-            let sum = |w: &Worker<Arc<Vec<u32>>>, _: &View<()>| (w.env().iter().sum::<u32>(), std::process::id());
+            let sum =
+                |w: &Worker<Arc<Vec<u32>>>, _: &View<()>| (w.env().iter().sum::<u32>(), std::process::id());
             let (sum, pid) = outcome(pool.submit_with(sum, &())).unwrap();
             assert_eq!((sum, pid == std::process::id()), (6, on));
             assert_eq!(Arc::strong_count(&tables), 1 + usize::from(on), "the master's copy goes in build");

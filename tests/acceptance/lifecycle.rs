@@ -282,12 +282,12 @@ fn replacement_fails(init: fn() -> Result<(), forkring::BoxError>, word: &str) {
 
 #[test]
 fn a_06_an_init_that_fails_in_a_replacement_fails_the_pool_and_what_is_pending() {
-    both(|| replacement_fails(|| Err("the database has gone".into()), "the database has gone"));
+    scenario(|| replacement_fails(|| Err("the database has gone".into()), "the database has gone"));
 }
 
 #[test]
 fn a_06_an_init_that_panics_in_a_replacement_fails_the_pool_and_what_is_pending() {
-    both(|| replacement_fails(|| panic!("the database has burnt"), "the database has burnt"));
+    scenario(|| replacement_fails(|| panic!("the database has burnt"), "the database has burnt"));
 }
 
 #[test]

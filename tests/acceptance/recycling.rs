@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use forkring::{Builder, Granularity, Pool, View, Worker, hooks};
+use forkring::{Granularity, Pool, View, Worker, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 

@@ -223,7 +223,7 @@ fn submit_many(pool: &Pool, first: u32) -> [u64; 4] {
 
 #[test]
 fn l_06_the_sums_hold_at_any_instant() {
-    both(|| {
+    scenario(|| {
         quietly();
         let pool = new_pool(4).unwrap();
         let over = AtomicBool::new(false);

@@ -735,7 +735,7 @@ fn judge(pool: &Pool, results: Vec<(u64, Result<u64, TaskError>)>, code: Option<
 
 #[test]
 fn m_01_a_segfault_inside_a_batch_costs_one_item() {
-    both(|| {
+    scenario(|| {
         let pool = new_pool(2).unwrap();
         for g in [1000, 7, 1] {
             let f = |n: u64| body(n, || die(Crash::Segv));
