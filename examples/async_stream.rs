@@ -1,4 +1,5 @@
-//! Lines that come over a socket, worked on in other processes, and the answers sent back in order, under tokio.
+//! Lines that come over a socket, worked on in other processes, and the answers sent back in order: under tokio, smol,
+//! and the executor of `futures`.
 //!
 //!     cargo run --example async_stream
 //!
@@ -20,6 +21,7 @@ fn answer(line: String) -> String {
     format!("{line} = {sum}")
 }
 
+/// One connection. Knows of no runtime.
 async fn serve(pool: Pool, lines: mpsc::Receiver<String>, mut answers: mpsc::Sender<String>) {
     let mut results = pool.map_stream(lines, answer).window(100);
     while let Some(result) = results.next().await {
@@ -31,33 +33,54 @@ async fn serve(pool: Pool, lines: mpsc::Receiver<String>, mut answers: mpsc::Sen
     }
 }
 
+/// The other end of it.
+async fn talk(
+    mut server: mpsc::Sender<String>,
+    mut replies: mpsc::Receiver<String>,
+) -> Result<(), mpsc::SendError> {
+    // One line, and its answer comes though the client says no more.
+    server.send("1 + 2".to_owned()).await?;
+    assert_eq!(replies.next().await.as_deref(), Some("1 + 2 = 3"));
+
+    // A line that crashes costs its own answer.
+    for line in ["2 + 2", "crash", "3 + 4"] {
+        server.send(line.to_owned()).await?;
+    }
+    assert_eq!(replies.next().await.as_deref(), Some("2 + 2 = 4"));
+    let error = replies.next().await.unwrap_or_default();
+    assert!(error.starts_with("error: "), "{error}");
+    assert_eq!(replies.next().await.as_deref(), Some("3 + 4 = 7"));
+
+    // The client leaves, and so does the server.
+    drop(server);
+    assert_eq!(replies.next().await, None);
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    // The pool forks, so it is there before the runtime's threads.
+    // The pool forks, so it is there before any runtime's threads.
     let pool = Pool::new(2)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let (mut client, lines) = mpsc::channel(10);
-        let (answers, mut replies) = mpsc::channel(10);
-        let server = tokio::spawn(serve(pool.clone(), lines, answers));
+    let connect = || (pool.clone(), mpsc::channel(10), mpsc::channel(10));
 
-        // One line, and its answer comes though the client says no more.
-        client.send("1 + 2".to_owned()).await?;
-        assert_eq!(replies.next().await.as_deref(), Some("1 + 2 = 3"));
+    let (server, (to_server, lines), (answers, replies)) = connect();
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let server = tokio::spawn(serve(server, lines, answers));
+        talk(to_server, replies).await?;
+        Ok::<(), Box<dyn Error>>(server.await?)
+    })?;
 
-        // A line that crashes costs its own answer.
-        for line in ["2 + 2", "crash", "3 + 4"] {
-            client.send(line.to_owned()).await?;
-        }
-        assert_eq!(replies.next().await.as_deref(), Some("2 + 2 = 4"));
-        let error = replies.next().await.unwrap_or_default();
-        assert!(error.starts_with("error: "), "{error}");
-        assert_eq!(replies.next().await.as_deref(), Some("3 + 4 = 7"));
+    let (server, (to_server, lines), (answers, replies)) = connect();
+    smol::block_on(async {
+        let server = smol::spawn(serve(server, lines, answers));
+        talk(to_server, replies).await?;
+        server.await;
+        Ok::<(), Box<dyn Error>>(())
+    })?;
 
-        // The client leaves.
-        drop(client);
-        assert_eq!(replies.next().await, None);
-        server.await?;
-        pool.close().await;
-        Ok(())
-    })
+    let (server, (to_server, lines), (answers, replies)) = connect();
+    let both = async { futures::join!(serve(server, lines, answers), talk(to_server, replies)) };
+    futures::executor::block_on(both).1?;
+
+    pool.close().wait();
+    Ok(())
 }

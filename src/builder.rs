@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -380,6 +381,55 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// What the loss of a worker means for the pool. Default: [`OnWorkerLoss::FailTask`].
     pub fn on_worker_loss(self, policy: OnWorkerLoss) -> Self {
         self.set(|plan| plan.policy.on_worker_loss = policy)
+    }
+
+    /// Keeps the input of each task that ends with [`WorkerLost`](crate::WorkerLost), or runs out of time while it is running,
+    /// as a file in this directory. [`replay`](crate::replay) runs the task function on it again, in one's own process,
+    /// under a debugger. Default: off, which costs nothing; a task costs nothing extra either way.
+    ///
+    /// In a stream it is the input of exactly the item that was running, whatever the granularity. A task that is started
+    /// again because of [`retries`](Self::retries) is saved when its last attempt is lost. Not saved is what ended by
+    /// a panic, by [`Task::kill`](crate::Task::kill), or with its pool; nor the item of a batch whose worker broke the
+    /// protocol, since it is not known which one that was.
+    ///
+    /// A file's name tells when it was, pool, worker, cause and function:
+    /// `20261126T175402.031Z-forkring-w3-SIGSEGV-app__parse.crasher`. It begins with lines of text that say more, and
+    /// only its owner may read it, as inputs may be confidential. No file is ever overwritten. An input of more than
+    /// 64 MiB is not saved, and nothing is when the directory has 100 of these files, or 1 GiB of them. A
+    /// thread of the pool's writes them, which exists only while there is something to write; what fails there (a
+    /// full disk) is told to the log, and is no failure of anything else. [`close`](Pool::close), and the drop of the last
+    /// handle, wait for it, up to five seconds.
+    ///
+    /// The directory is made by `build()` if it is not there; that it cannot be is an error of `build()`.
+    ///
+    /// ```
+    /// use forkring::{Crasher, Pool};
+    ///
+    /// fn parse(text: String) -> usize {
+    ///     if text.contains('\0') { std::process::abort() } // stands for a bug
+    ///     text.len()
+    /// }
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("forkring-doc-{}", std::process::id()));
+    /// let pool = Pool::builder().workers(1).save_crashers(&dir).build()?;
+    /// let lost = pool.submit(parse, &"a\0b".to_owned()).wait();
+    /// assert!(lost.is_err());
+    /// pool.close().wait();
+    ///
+    /// // Later, and usually in another program or test:
+    /// for file in std::fs::read_dir(&dir)? {
+    ///     let path = file?.path();
+    ///     let crasher = Crasher::read(&path)?;
+    ///     println!("{crasher}");
+    ///     assert_eq!(crasher.input::<String>()?, "a\0b");
+    ///     // With `parse` in the place of this closure, and a debugger around the program, one sees where it dies.
+    ///     assert_eq!(forkring::replay(&path, |text: String| text.len())?, 3);
+    /// }
+    /// # std::fs::remove_dir_all(&dir)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn save_crashers(self, dir: impl Into<PathBuf>) -> Self {
+        self.set(|plan| plan.crashers = Some(dir.into()))
     }
 
     /// A name for messages and threads. Default: `forkring`.

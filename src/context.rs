@@ -16,7 +16,7 @@ use crate::faults::{Point, point};
 use crate::life::worker::{CatchGuard, WorkerCore, unwind_to_catch};
 use crate::memory::codec::{self, AlignedBytes, EncodeError, Encoded, Filler, Input, Payload, View};
 use crate::panics::{self, Caught};
-use crate::protocol::code::{TaskCode, hash_of};
+use crate::protocol::code::{About, Shape, TaskCode, hash_of};
 use crate::protocol::port::{Input as Bytes, Port, Request};
 use crate::protocol::records::{Panic, record_stride, sizes_to_bytes, text_to_bytes};
 use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
@@ -30,6 +30,26 @@ use crate::protocol::wire::{AnswerKind, RESPONSE_INLINE_BYTES, Status};
 /// let third = pool.submit_with(|w: &Worker<Vec<i32>>, i: &View<usize>| w.env()[i.to_native() as usize], &2_usize);
 /// assert_eq!(third.wait()?, 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// `E` is the type of the pool's environment, `S` of its service, `W` of its state; `Worker` alone means that it has none. A
+/// task that names other types than its pool has is refused:
+///
+/// ```compile_fail,E0631
+/// # use forkring::{Pool, View, Worker};
+/// let pool = Pool::builder().workers(1).env(vec![10, 20, 30]).build().unwrap();
+/// let _ = pool.submit_with(|_: &Worker, i: &View<u32>| i.to_native(), &2_u32); // `&Worker<Vec<i32>>` is what it has to be
+/// ```
+///
+/// It belongs to the thread that runs the task. Threads that a task starts get what they need from it beforehand:
+///
+/// ```compile_fail,E0277
+/// # use forkring::{Pool, View, Worker};
+/// let pool = Pool::new(1).unwrap();
+/// let _ = pool.submit_with(
+///     |w: &Worker, _: &View<u32>| std::thread::scope(|scope| scope.spawn(|| w.id()).join().unwrap()), // take the id before
+///     &2_u32,
+/// );
 /// ```
 pub struct Worker<E = (), S = crate::NoService, W = ()> {
     core: &'static WorkerCore,
@@ -98,6 +118,16 @@ impl<E, S, W> Worker<E, S, W> {
 
 impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
     /// Asks the master's service and waits for the answer. Other workers are served meanwhile.
+    ///
+    /// Only a pool with a [service](crate::Builder::service) has this method:
+    ///
+    /// ```compile_fail,E0599
+    /// # use forkring::{Pool, View, Worker};
+    /// let pool = Pool::new(1).unwrap(); // without `Pool::builder().service(…)`
+    /// let _ = pool.submit_with(|w: &Worker, n: &View<u32>| w.call(&n.to_native()), &4_u32);
+    /// ```
+    ///
+    /// Blocks the task, for a few microseconds and however long the handler takes; a time limit of the task goes on meanwhile.
     ///
     /// # Errors
     ///
@@ -238,7 +268,7 @@ impl StartWorker {
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
     core: &'static WorkerCore,
-    request: Request,
+    request: &'a Request,
     input: &'a [u8],
 }
 
@@ -255,7 +285,7 @@ enum Failure {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(core: &'static WorkerCore, request: Request, input: &'a [u8]) -> Self {
+    pub(crate) fn new(core: &'static WorkerCore, request: &'a Request, input: &'a [u8]) -> Self {
         Self { core, request, input }
     }
 
@@ -277,7 +307,7 @@ impl<'a> Call<'a> {
     /// Waits for all of an input that flows. `false`: it cannot be read, which is answered.
     fn receive(&mut self) -> bool {
         let mut port = self.core.port.borrow_mut();
-        match port.input(&self.request) {
+        match port.input(self.request) {
             Ok(Bytes::InPlace(bytes)) => {
                 self.input = bytes;
                 true
@@ -591,6 +621,11 @@ impl<'a> Items<'a> {
         if let Some(stride) = codec::plain_size::<I>() {
             return self.bytes.get(i * stride..(i + 1) * stride);
         }
+        self.by_table(i)
+    }
+
+    #[inline]
+    fn by_table(&self, i: usize) -> Option<&'a [u8]> {
         let end = self.end(i)?;
         let start = if i == 0 { 0 } else { self.end(i - 1)?.checked_next_multiple_of(self.align)? };
         self.bytes.get(start..end)
@@ -600,6 +635,18 @@ impl<'a> Items<'a> {
         let word = self.table.get(i * 8..i * 8 + 8)?;
         usize::try_from(u64::from_le_bytes(word.try_into().ok()?)).ok()
     }
+}
+
+/// An item of a batch whose type is known by its shape only. As [`Items::get`].
+pub(crate) fn item_of(bytes: &[u8], items: usize, i: usize, shape: Shape) -> Option<&[u8]> {
+    let Shape { size, align, plain } = shape;
+    if plain {
+        return bytes.get(i.checked_mul(size)?..(i + 1).checked_mul(size)?);
+    }
+    let table = bytes.len().checked_sub(items.checked_mul(8)?)?;
+    let (bytes, table) = bytes.split_at(table);
+    let items = Items { bytes, table, align };
+    items.by_table(i)
 }
 
 /// Collects the items of a batch in the form that [`Items`] reads.
@@ -767,7 +814,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>) },
+        code: const { &TaskCode::new(run_plain::<F, I, R>, hash_of::<(F, I, R)>, About::of::<F, I, R>) },
         types: hash_of::<(F, I, R)>(),
     }
 }
@@ -781,7 +828,7 @@ unsafe fn run_plain<F: Fn(I) -> R + Copy + 'static, I: Payload, R: Payload>(call
     match codec::element_size::<I>() {
         // What is copied anyway can be while it comes.
         Some(size) if request.flows() => call.run_one(|core, _| {
-            let elements = core.port.borrow_mut().receive_elements(&request, size);
+            let elements = core.port.borrow_mut().receive_elements(request, size);
             let elements = elements.ok_or_else(|| CodecError::new("a row of something else"))?;
             Ok(f(elements.into_value::<I>()?))
         }),
@@ -800,7 +847,7 @@ where
     assert_captures_nothing::<F>();
     // `I` may borrow and then has no type id; `F` fixes it but for lifetimes.
     Named {
-        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_context::<F, E, S, W, I, R>, hash_of::<(F, R)>, About::of::<F, I, R>) },
         types: hash_of::<(F, R)>(),
     }
 }
@@ -831,7 +878,7 @@ fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) 
 /// `Fn(I) -> R` that the pool was made around.
 pub(crate) fn bound_task<F: Fn(I) -> R, I: Payload, R: Payload>() -> Named {
     Named {
-        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>) },
+        code: const { &TaskCode::new(run_bound::<F, I, R>, hash_of::<(I, R)>, About::of::<F, I, R>) },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -854,7 +901,9 @@ where
     R: Payload,
 {
     Named {
-        code: const { &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>) },
+        code: const {
+            &TaskCode::new(run_bound_context::<F, E, S, W, I, R>, hash_of::<(I, R)>, About::of::<F, I, R>)
+        },
         types: hash_of::<(I, R)>(),
     }
 }
@@ -886,7 +935,7 @@ where
 {
     assert_captures_nothing::<F>();
     Named {
-        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>) },
+        code: const { &TaskCode::new(run_broadcast::<F, E, S, W, R>, hash_of::<(F, R)>, About::of::<F, (), R>) },
         types: hash_of::<(F, R)>(),
     }
 }

@@ -122,9 +122,11 @@ impl fmt::Display for TaskError {
         match self {
             Self::Panicked(panic) => panic.fmt(f),
             Self::WorkerLost(lost) => lost.fmt(f),
-            Self::TimedOut { limit } => write!(f, "the task ran out of its {limit:?}"),
+            Self::TimedOut { limit } => write!(f, "the task ran out of its time limit of {limit:?}"),
             Self::Cancelled => f.write_str("the task was cancelled"),
-            Self::Terminated => f.write_str("the pool was terminated before the task ended"),
+            Self::Terminated => f.write_str(
+                "the pool was terminated, or its last handle dropped, before the task ended; close() lets tasks finish",
+            ),
             Self::Closed => f.write_str("the pool is closed; submit before close()"),
             Self::PoolFailed(failure) => write!(f, "the pool has failed: {failure}"),
             Self::Encode(error) => write!(f, "a value could not be encoded: {error}"),

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::ground::sys::process::{self, Fork, PidFd};
 use crate::ground::sys::socket::Socket;
 use crate::ground::sys::{SysError, cores};
 use crate::life::core::{Core, Phase};
+use crate::life::crashers::Saver;
 use crate::life::crew::{Crew, Muster};
 use crate::life::driver::{Driver, Nursery};
 use crate::life::recycling::Recycling;
@@ -50,6 +52,7 @@ pub(crate) struct Plan {
     pub(crate) close_inherited_fds: bool,
     pub(crate) recycling: Recycling,
     pub(crate) setup: Setup,
+    pub(crate) crashers: Option<PathBuf>,
     pub(crate) name: String,
     /// Workers are threads of this process, and what the plan has from the user may be shared between them (SEED-1).
     pub(crate) in_process: bool,
@@ -84,6 +87,7 @@ impl Default for Plan {
             close_inherited_fds: false,
             recycling: Recycling::default(),
             setup: Setup::default(),
+            crashers: None,
             name: "forkring".to_owned(),
             in_process: false,
         }
@@ -132,6 +136,7 @@ pub(crate) fn launch(
         limits::check_in_process(&plan)?;
     }
     let setup = plan.setup.check()?;
+    let saver = plan.crashers.as_deref().map(|dir| Saver::new(dir, &plan.name)).transpose()?;
     faults::prepare();
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
@@ -162,7 +167,10 @@ pub(crate) fn launch(
         recycling: plan.recycling,
         setup,
     };
-    let failed = |error: SysError| Error::caused(format!("the pool {name:?} could not be built"), error);
+    let failed = |error: SysError| {
+        let text = format!("{error}{}", error.advice());
+        Error::caused(format!("the pool {name:?} could not be built"), text)
+    };
     let ends = match plan.in_process {
         false => fork_zygote(seed, handler, workers),
         true => {
@@ -174,7 +182,7 @@ pub(crate) fn launch(
     let Ends { nursery, driver_bell, stations, handler } = ends.map_err(failed)?;
     let host = handler.map(Host::new);
     let core = Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone());
-    let core = Arc::new(core.with_queue_limit(queue_limit));
+    let core = Arc::new(core.with_queue_limit(queue_limit).with_crashers(saver));
     let _ = core.me.set(Arc::downgrade(&core));
     let driver = Driver::new(core.clone(), driver_bell, nursery, init_timeout).map_err(failed)?;
     let driver = Arc::new(Mutex::new(Some(driver)));

@@ -24,6 +24,25 @@
 //! * [`Builder::bind`], [`Builder::iter_stream`]: for closures that capture.
 //! * [`Payload`](trait@Payload): what travels, with [`derive(Payload)`](derive@Payload) for types of one's own, and
 //!   [`RemoteError`] for any error. Feature `serde`: `Serde` carries types that have serde's traits.
+//!
+//! The [`guide`] goes through them by question: which form of `submit`, failures, async servers, C libraries, limits, and
+//! what a program looks like that comes from Nproc, Python or rayon.
+//!
+//! # Fork rules
+//!
+//! Build pools before the program starts threads. What a worker inherits, and what does not survive a fork, is in
+//! [`guide::forking`].
+//!
+//! # Cancellation safety
+//!
+//! Everything that can be awaited here can be dropped at any time: [`Task`] (which cancels the task if it has not started),
+//! [`ArchivedTask`], [`SubmitAsync`], [`Reserve`] (which leave the line), [`MapStream`] (which calls off what has not started),
+//! [`Close`], [`CloseWithin`], [`Closed`] (whose dropping takes nothing back). Polling one by reference, as `select!` does,
+//! and coming back later loses nothing.
+//!
+//! # Features
+//!
+//! `serde`: `Serde<T>` and `AsSerde`. None is on by default.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -138,6 +157,11 @@ pub use forkring_derive::Payload;
 /// Everything else is as with [`derive(Payload)`](derive@Payload).
 pub use forkring_derive::Input;
 
+/// The README's programs are tests, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 /// What the derive macros refer to.
 #[doc(hidden)]
 pub mod __derive {
@@ -152,6 +176,7 @@ pub mod __derive {
 mod bound;
 mod builder;
 mod context;
+mod crashers;
 mod error;
 #[cfg(not(forkring_faults))]
 mod faults;
@@ -159,6 +184,7 @@ mod faults;
 #[doc(hidden)]
 pub mod faults;
 mod given;
+pub mod guide;
 pub mod hooks;
 mod launch;
 mod limits;
@@ -183,6 +209,7 @@ mod sync;
 pub use bound::Bound;
 pub use builder::{Builder, NoService, Service};
 pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInfo};
+pub use crashers::{Crasher, replay, replay_with};
 pub use error::{
     BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
 };

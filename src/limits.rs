@@ -21,9 +21,9 @@ pub(crate) const GRANULARITY_MAX: usize = 1 << 24;
 pub(crate) fn check_workers(workers: usize) -> Result<(), Error> {
     match workers {
         0 => Err(Error::new("a pool needs at least one worker; leave Builder::workers out for one a core")),
-        n if n > WORKERS_MAX => {
-            Err(Error::new(format!("{n} workers are too many; the limit is {WORKERS_MAX}")))
-        }
+        n if n > WORKERS_MAX => Err(Error::new(format!(
+            "{n} workers are too many; the limit is {WORKERS_MAX}, and more than cores seldom help"
+        ))),
         _ => Ok(()),
     }
 }
@@ -40,7 +40,9 @@ pub(crate) fn check_recycling(recycling: &Recycling) -> Result<(), Error> {
         return Err(Error::new("max_tasks_per_worker of 0 leaves no worker to run anything; use 1 or more"));
     }
     if recycling.max_growth_bytes == Some(0) {
-        return Err(Error::new("max_worker_memory of 0 bytes would replace a worker after every task"));
+        return Err(Error::new(
+            "max_worker_memory of 0 bytes would replace a worker after every task; max_tasks_per_worker(1) does just that",
+        ));
     }
     Ok(())
 }

@@ -29,13 +29,13 @@ pub(crate) fn try_start<I: Input + ?Sized, R>(
 ) -> Result<Task<R>, TrySubmitError> {
     let terms = match pool::begin(core, terms) {
         Ok(terms) => terms,
-        Err(error) => return Ok(Task::failed(error)),
+        Err(error) => return Ok(Task::failed(core, error)),
     };
     core.expects_place()?;
     // Encoding is user code, so no place is held meanwhile.
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => Ok(pool::hand_over(core, named, input, core.try_take_place()?, terms)),
-        Err(error) => Ok(Task::failed(encode_error(error))),
+        Err(error) => Ok(Task::failed(core, encode_error(error))),
     }
 }
 
@@ -49,11 +49,11 @@ pub(crate) fn start_async<I: Input + ?Sized, R>(
     let task = |task| SubmitAsync { state: State::Task(task) };
     let terms = match pool::begin(core, terms) {
         Ok(terms) => terms,
-        Err(error) => return task(Task::failed(error)),
+        Err(error) => return task(Task::failed(core, error)),
     };
     let input = match codec::encode(input, core.policy.max_payload) {
         Ok(input) => input,
-        Err(error) => return task(Task::failed(encode_error(error))),
+        Err(error) => return task(Task::failed(core, encode_error(error))),
     };
     match core.take_place_now() {
         Some(pass) => task(pool::hand_over(core, named, input, pass, terms)),
@@ -232,9 +232,9 @@ impl<R: Payload> Future for SubmitAsync<R> {
                 State::Waiting(waiting) => waiting,
             };
             let task = if !admission.core().is_here() {
-                Task::failed(TaskError::NotInThisProcess)
+                Task::failed(admission.core(), TaskError::NotInThisProcess)
             } else if let Some(limit) = terms.and_then(|terms| terms.expired()) {
-                Task::failed(TaskError::TimedOut { limit })
+                Task::failed(admission.core(), TaskError::TimedOut { limit })
             } else {
                 let Poll::Ready(admitted) = admission.poll(context.waker()) else {
                     if let Some(due) = terms.and_then(|terms| terms.due)
@@ -249,9 +249,9 @@ impl<R: Payload> Future for SubmitAsync<R> {
                     (Ok(pass), Some(input)) => pool::hand_over(admission.core(), *named, input, pass, *terms),
                     (Ok(pass), None) => {
                         admission.core().give_back_place(pass);
-                        Task::failed(TaskError::Cancelled)
+                        Task::failed(admission.core(), TaskError::Cancelled)
                     }
-                    (Err(error), _) => Task::failed(error),
+                    (Err(error), _) => Task::failed(admission.core(), error),
                 }
             };
             this.state = State::Task(task);
@@ -371,15 +371,15 @@ impl<E, S, W> Permit<E, S, W> {
 
     fn start<I: Input + ?Sized, R>(mut self, named: Named, input: &I) -> Task<R> {
         if !self.room.handle.core().is_here() {
-            return Task::failed(TaskError::NotInThisProcess);
+            return Task::failed(self.room.handle.core(), TaskError::NotInThisProcess);
         }
         let encoded = codec::encode(input, self.room.handle.core().policy.max_payload);
         match (encoded, std::mem::replace(&mut self.room.pass, Ok(Pass::free()))) {
             (Ok(input), Ok(pass)) => pool::hand_over(self.room.handle.core(), named, input, pass, None),
-            (Ok(_), Err(error)) => Task::failed(error),
+            (Ok(_), Err(error)) => Task::failed(self.room.handle.core(), error),
             (Err(error), pass) => {
                 self.room.pass = pass;
-                Task::failed(encode_error(error))
+                Task::failed(self.room.handle.core(), encode_error(error))
             }
         }
     }

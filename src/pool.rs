@@ -95,8 +95,12 @@ impl Clone for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if self.core.is_here() && self.core.drop_handle() && self.core.phase() < Phase::Ended {
-            end(&self.core);
+        if self.core.is_here() && self.core.drop_handle() {
+            if self.core.phase() < Phase::Ended {
+                end(&self.core);
+            }
+            // A stream may have found one after the pool had ended.
+            self.core.await_crashers();
         }
     }
 }
@@ -261,7 +265,8 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     pub(crate) fn detach<R>(&self, task: Task<R>) {
-        if let Some(error) = task.early_failure() {
+        if !self.core().is_here() {
+            let error = TaskError::NotInThisProcess;
             crate::life::events::error(self.core(), format_args!("a detached task failed: {error}"));
         }
         task.detach();
@@ -460,7 +465,7 @@ pub(crate) fn start<I: Input + ?Sized, R>(
     {
         let code = CodeId::of(named.code, named.types, &core.objects);
         let (held, job) = Job::allocate(core);
-        core.submit_small(held, SmallRequest { code, len, words: [low, high, 0, 0] });
+        core.submit_small(held, &SmallRequest { code, words: [low, high], len: len.into() });
         return Task::submitted(job);
     }
     start_any(core, named, input, terms)
@@ -474,7 +479,7 @@ fn start_any<I: Input + ?Sized, R>(
 ) -> Task<R> {
     let terms = match begin(core, terms) {
         Ok(terms) => terms,
-        Err(error) => return Task::failed(error),
+        Err(error) => return Task::failed(core, error),
     };
     if let Some(elements) = codec::elements(input).filter(|e| e.archive_bytes() > INLINE_MAX) {
         return start_elements(core, named, &elements, terms);
@@ -482,15 +487,15 @@ fn start_any<I: Input + ?Sized, R>(
     match codec::encode(input, core.policy.max_payload) {
         Ok(input) => match core.take_place(terms.and_then(|terms| terms.due)) {
             Ok(pass) => hand_over(core, named, input, pass, terms),
-            Err(error) => no_place(error, terms),
+            Err(error) => no_place(core, error, terms),
         },
-        Err(error) => Task::failed(encode_error(error)),
+        Err(error) => Task::failed(core, encode_error(error)),
     }
 }
 
-fn no_place<R>(error: TaskError, terms: Option<Terms>) -> Task<R> {
+fn no_place<R>(core: &Arc<Core>, error: TaskError, terms: Option<Terms>) -> Task<R> {
     let limit = terms.and_then(|terms| terms.expired());
-    Task::failed(limit.map_or(error, |limit| TaskError::TimedOut { limit }))
+    Task::failed(core, limit.map_or(error, |limit| TaskError::TimedOut { limit }))
 }
 
 /// As [`start`], of a row of numbers: straight into a worker's arena if a station is free and has room, else by way of the
@@ -503,7 +508,7 @@ fn start_elements<R>(
 ) -> Task<R> {
     let (size, limit) = (elements.archive_bytes(), core.policy.max_payload);
     if size > limit {
-        return Task::failed(encode_error(EncodeError::TooLarge { size, limit }));
+        return Task::failed(core, encode_error(EncodeError::TooLarge { size, limit }));
     }
     match core.take_place(terms.and_then(|terms| terms.due)) {
         Ok(pass) => hand_over_by(core, named, pass, terms, |job, code| {
@@ -512,7 +517,7 @@ fn start_elements<R>(
                 core.submit_at(station, job, Parcel { code, batch: None, input });
             }
         }),
-        Err(error) => no_place(error, terms),
+        Err(error) => no_place(core, error, terms),
     }
 }
 
@@ -541,7 +546,7 @@ fn hand_over_by<R>(
     if let Some(limit) = terms.and_then(|terms| terms.expired()) {
         // It waited for room for too long.
         core.give_back_place(pass);
-        return Task::failed(TaskError::TimedOut { limit });
+        return Task::failed(core, TaskError::TimedOut { limit });
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);
@@ -557,14 +562,14 @@ fn hand_over_by<R>(
             if let Some(deadline) = deadline {
                 core.set_deadline(deadline);
             }
-            Task::submitted(job).killed_on_drop(terms.kill_on_drop)
+            Task::submitted(job)
         }
     }
 }
 
 fn start_at<R>(core: &Arc<Core>, named: Named, station: usize, input: Encoded) -> Task<R> {
     if !core.is_here() {
-        return Task::failed(TaskError::NotInThisProcess);
+        return Task::failed(core, TaskError::NotInThisProcess);
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (held, job) = Job::allocate(core);

@@ -19,11 +19,32 @@ use crate::task_fn::TaskFn;
 /// Submits tasks to a pool on terms of their own: see [`Pool::options`]. A handle of the pool, cheap to clone.
 ///
 /// What is not said is as the pool's builder said it.
-#[derive(Clone)]
+///
+/// ```
+/// use std::time::Duration;
+/// use forkring::{Pool, Submitter};
+///
+/// struct Server {
+///     urgent: Submitter, // or, of a pool with an environment, `Submitter<Tables>`
+/// }
+///
+/// let pool = Pool::new(1)?;
+/// let server = Server { urgent: pool.options().deadline(Duration::from_secs(5)).retries(1) };
+/// let same = server.urgent.clone();
+/// assert_eq!(same.submit(|n: u32| n + 1, &1).wait()?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "terms do nothing until a task is submitted on them"]
 pub struct Submitter<E = (), S = NoService, W = ()> {
     pool: Pool<E, S, W>,
     terms: Terms,
+}
+
+/// Whatever its types are: it holds none of their values.
+impl<E, S, W> Clone for Submitter<E, S, W> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), terms: self.terms }
+    }
 }
 
 impl<E, S, W> fmt::Debug for Submitter<E, S, W> {

@@ -38,36 +38,17 @@ use crate::protocol::wire::{RESPONSE_INLINE_BYTES, Status};
 /// ```
 #[must_use = "dropping a Task cancels it if it has not started; use .detach() to let it run"]
 pub struct Task<R> {
-    state: State,
+    /// `None`: the outcome has been taken.
+    job: Option<&'static Job>,
     _result: PhantomData<Box<R>>,
 }
 
-/// Two words: tasks are kept by the million.
-#[derive(Debug)]
-enum State {
-    Submitted(&'static Job),
-    /// Likewise, and dropping the handle kills it.
-    KilledOnDrop(&'static Job),
-    /// It never got as far as a worker.
-    Failed(Box<TaskError>),
-    Taken,
-}
-
-const _: () = assert!(size_of::<Task<u64>>() == 16);
-
-impl State {
-    #[inline]
-    fn job(&self) -> Option<&'static Job> {
-        match self {
-            Self::Submitted(job) | Self::KilledOnDrop(job) => Some(job),
-            Self::Failed(_) | Self::Taken => None,
-        }
-    }
-}
+// Tasks are kept by the million.
+const _: () = assert!(size_of::<Task<u64>>() == 8);
 
 impl<R> fmt::Debug for Task<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("state", &self.state).finish()
+        f.debug_struct("Task").field("job", &self.job).finish()
     }
 }
 
@@ -82,32 +63,21 @@ impl fmt::Display for TaskId {
 }
 
 impl<R> Task<R> {
+    #[inline]
     pub(crate) fn submitted(job: &'static Job) -> Self {
-        Self { state: State::Submitted(job), _result: PhantomData }
+        Self { job: Some(job), _result: PhantomData }
     }
 
-    pub(crate) fn failed(error: TaskError) -> Self {
-        Self { state: State::Failed(Box::new(error)), _result: PhantomData }
-    }
-
-    pub(crate) fn killed_on_drop(mut self, kill_on_drop: bool) -> Self {
-        if let (State::Submitted(job), true) = (&self.state, kill_on_drop) {
-            self.state = State::KilledOnDrop(job);
-        }
-        self
-    }
-
-    /// The error of a task that never got as far as a worker.
-    pub(crate) fn early_failure(&self) -> Option<&TaskError> {
-        match &self.state {
-            State::Failed(error) => Some(error),
-            _ => None,
-        }
+    /// One that never got as far as a worker.
+    #[cold]
+    pub(crate) fn failed(core: &Arc<Core>, error: TaskError) -> Self {
+        Self::submitted(Job::failed(core, error))
     }
 
     /// The job, if the handle is used in the process that it belongs to.
+    #[inline]
     fn job(&self) -> Option<&'static Job> {
-        self.state.job().filter(|job| job.core().is_here())
+        self.job.filter(|job| job.core().is_here())
     }
 
     /// Whether the outcome is there. Once true, it stays true.
@@ -140,7 +110,7 @@ impl<R> Task<R> {
 
     /// Lets the task run to its end without a handle. A failure goes to the log hook.
     pub fn detach(mut self) {
-        if let Some(job) = std::mem::replace(&mut self.state, State::Taken).job()
+        if let Some(job) = self.job.take()
             && job.core().is_here()
         {
             job.abandon(true);
@@ -149,13 +119,12 @@ impl<R> Task<R> {
 
     /// A handle that can watch and cancel the task while somebody else waits for it.
     pub fn handle(&self) -> TaskHandle {
-        let job = self.state.job();
-        TaskHandle { job: job.map(|job| (job, job.generation(), job.core().clone())) }
+        TaskHandle { job: self.job.map(|job| (job, job.generation(), job.core().clone())) }
     }
 
     /// The task's name.
     pub fn id(&self) -> TaskId {
-        self.state.job().map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
+        self.job.map_or(TaskId(0, 0), |job| TaskId(std::ptr::from_ref(job).addr(), job.generation()))
     }
 
     /// Blocks until the outcome is there and takes it.
@@ -171,12 +140,8 @@ impl<R> Task<R> {
 
     /// Takes an outcome that is there.
     fn take(&mut self) -> Result<Body, TaskError> {
-        match std::mem::replace(&mut self.state, State::Taken) {
-            State::Submitted(job) | State::KilledOnDrop(job) if job.core().is_here() => Body::of(job.take()),
-            State::Submitted(_) | State::KilledOnDrop(_) => Err(TaskError::NotInThisProcess),
-            State::Failed(error) => Err(*error),
-            State::Taken => panic!("a task's outcome was taken already"),
-        }
+        let job = self.job.take().expect("a task's outcome was taken already");
+        if job.core().is_here() { Body::of(job.take()) } else { Err(TaskError::NotInThisProcess) }
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Body, TaskError>> {
@@ -199,9 +164,8 @@ impl<R: Payload> Task<R> {
     /// Takes a result that is there and came in its slot, without a detour through memory.
     #[inline(always)]
     fn take_small(&mut self) -> Option<Result<R, TaskError>> {
-        let State::Submitted(job) = self.state else { return None };
-        let reply = job.take_value()?;
-        self.state = State::Taken;
+        let reply = self.job?.take_value()?;
+        self.job = None;
         Some(decode_small(&reply))
     }
 
@@ -212,7 +176,9 @@ impl<R: Payload> Task<R> {
     /// See [`TaskError`].
     pub fn wait(mut self) -> Result<R, TaskError> {
         if let Some(job) = self.job() {
-            job.core().wait(&job, None);
+            if !job.is_done() {
+                job.core().wait(&job, None);
+            }
             if let Some(result) = self.take_small() {
                 // Nothing is left to drop.
                 std::mem::forget(self);
@@ -264,10 +230,10 @@ impl<R: Payload> Future for Task<R> {
 
 impl<R> Drop for Task<R> {
     fn drop(&mut self) {
-        if let Some(job) = self.state.job()
+        if let Some(job) = self.job
             && job.core().is_here()
         {
-            let kill_on_drop = matches!(self.state, State::KilledOnDrop(_));
+            let kill_on_drop = job.is_killed_on_drop();
             if job.is_done() {
                 drop(job.take());
                 return;

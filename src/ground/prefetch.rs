@@ -22,27 +22,44 @@ pub(crate) fn for_writing_behind(place: *const u8) {
     for_writing_at(place.wrapping_add(BYTES_AHEAD));
 }
 
+/// This thread has come to `what` in a step of so many bytes, and may be going on like that. A long step is none.
+#[inline]
+pub(crate) fn for_writing_ahead<T>(what: &T, step_bytes: isize) {
+    const STEP_BYTES_MAX: usize = 128;
+    const STEPS_AHEAD: isize = 16;
+    if step_bytes.unsigned_abs() <= STEP_BYTES_MAX {
+        for_writing_at(std::ptr::from_ref(what).cast::<u8>().wrapping_offset(step_bytes * STEPS_AHEAD));
+    }
+}
+
 #[inline]
 fn for_writing_at(place: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: a hint; no address makes it fault.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(place.cast()) };
+    // Not `_mm_prefetch`: without a target feature that only compilation for newer processors turns on, it asks for the line to
+    // read it, and the store then has to ask again. Every x86-64 processor knows the instruction, if only as one that does
+    // nothing.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint; no address makes it fault.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = place;
 }
 
 /// This thread is going to read `what`.
 #[inline]
 pub(crate) fn for_reading<T>(what: &T) {
+    for_reading_at(std::ptr::from_ref(what).cast());
+}
+
+#[inline]
+pub(crate) fn for_reading_at(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; no address makes it fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = what;
+    let _ = place;
 }

@@ -52,12 +52,14 @@ impl SpinBudget {
         self.limit == Some(Duration::ZERO)
     }
 
-    /// The budget for the next wait, after a sleep of this length. Where cores are scarce, one that was over before a roomy budget
-    /// would have been says that spinning is the cheaper way after all: of all those processes few have something to do. The
-    /// time that a sleeper waits for a core is part of his sleep, so it is not said where many do.
+    /// The budget for the waits that follow a sleep of this length. One that was over before a roomy budget would have been says
+    /// that spinning is the cheaper way. After a long one the next is likely to be as long; and if whoever woke this process
+    /// shares a core with it, he gets that when the spinning is over.
     pub(crate) fn after_sleep(self, slept: Duration) -> Self {
         match self.limit {
-            Some(limit) if limit == CROWDED_SPIN && slept < ROOMY_SPIN => Self { limit: Some(ROOMY_SPIN) },
+            Some(limit) if !limit.is_zero() => {
+                Self { limit: Some(if slept < ROOMY_SPIN { ROOMY_SPIN } else { CROWDED_SPIN }) }
+            }
             _ => self,
         }
     }
@@ -93,17 +95,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_sleep_on_a_crowded_machine_makes_patient_once() {
-        let short = ROOMY_SPIN / 2;
-        let crowded = SpinBudget::new(WaitPolicy::Adaptive, 64, 2);
-        assert_eq!(crowded.limit, Some(CROWDED_SPIN));
-        assert_eq!(crowded.after_sleep(short).limit, Some(ROOMY_SPIN));
-        assert_eq!(crowded.after_sleep(ROOMY_SPIN).limit, Some(CROWDED_SPIN));
+    fn a_short_sleep_makes_patient_and_a_long_one_does_not() {
+        let (short, long) = (ROOMY_SPIN / 2, ROOMY_SPIN);
+        for workers in [1, 64] {
+            let budget = SpinBudget::new(WaitPolicy::Adaptive, workers, 2);
+            assert_eq!(budget.after_sleep(short).limit, Some(ROOMY_SPIN));
+            assert_eq!(budget.after_sleep(long).limit, Some(CROWDED_SPIN));
+        }
         for other in [WaitPolicy::Spin, WaitPolicy::Park] {
             let budget = SpinBudget::new(other, 64, 2);
             assert_eq!(budget.after_sleep(short).limit, budget.limit);
+            assert_eq!(budget.after_sleep(long).limit, budget.limit);
         }
-        let roomy = SpinBudget::new(WaitPolicy::Adaptive, 1, 2);
-        assert_eq!(roomy.after_sleep(short).limit, Some(ROOMY_SPIN));
     }
 }

@@ -5,8 +5,10 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex};
 
+use super::crashers::Saver;
 use super::gate::Gate;
 use super::job::Deadline;
 use super::service::{Host, Request};
@@ -41,10 +43,10 @@ pub(crate) struct Core {
     /// Jobs may be between two stations.
     pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
-    sleepers: AtomicUsize,
+    sleepers: CachePadded<AtomicUsize>,
     /// Whether the driver makes rounds.
     rounds: AtomicBool,
-    handles: AtomicUsize,
+    handles: CachePadded<AtomicUsize>,
     /// Bounds the tasks that are accepted, if there is a limit.
     pub(crate) gate: Option<Gate>,
     /// For each station, the generation of the worker whose handler waits for a task of this pool, plus one.
@@ -52,6 +54,8 @@ pub(crate) struct Core {
     /// For each station, the generation of its present worker.
     generations: Box<[AtomicU64]>,
     service: Option<Host>,
+    /// Keeps the inputs that cost a worker, if that is wanted.
+    pub(crate) crashers: Option<Arc<Saver>>,
     takes_small: bool,
     phase: AtomicU8,
     life: Mutex<Life>,
@@ -118,13 +122,14 @@ impl Core {
             watched: StationSet::new(count),
             timed: StationSet::new(count),
             moves: Moves::default(),
-            sleepers: AtomicUsize::new(0),
+            sleepers: CachePadded::default(),
             rounds: AtomicBool::new(false),
-            handles: AtomicUsize::new(1),
+            handles: CachePadded::new(AtomicUsize::new(1)),
             gate: None,
             waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
+            crashers: None,
             takes_small: policy.terms.timeout.is_none() && policy.terms.deadline.is_none(),
             phase: AtomicU8::new(Phase::Building as u8),
             life: Mutex::new(Life {
@@ -153,6 +158,19 @@ impl Core {
         self.gate = tasks.map(|tasks| Gate::new(self.stations.len(), tasks));
         self.takes_small &= self.gate.is_none();
         self
+    }
+
+    /// Keeping inputs that cost a worker.
+    pub(crate) fn with_crashers(mut self, saver: Option<Arc<Saver>>) -> Self {
+        self.crashers = saver;
+        self
+    }
+
+    /// Until the inputs that are to be kept are written, but not for ever.
+    pub(crate) fn await_crashers(&self) {
+        if let Some(saver) = &self.crashers {
+            saver.finish();
+        }
     }
 
     /// Whether a small task needs nothing looked after: there is no limit to the number of tasks nor to their time.
@@ -459,12 +477,13 @@ impl Drop for Move<'_> {
 /// A set of stations that any thread may change.
 #[derive(Debug)]
 pub(crate) struct StationSet {
-    words: Box<[AtomicU64]>,
+    /// Each in a line of its own: threads look at one set while others change another.
+    words: Box<[CachePadded<AtomicU64>]>,
 }
 
 impl StationSet {
     fn new(stations: usize) -> Self {
-        Self { words: (0..stations.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+        Self { words: (0..stations.div_ceil(64)).map(|_| CachePadded::default()).collect() }
     }
 
     /// SeqCst: whoever adds itself here and then looks at the other set is seen, or sees (edge BALANCE).

@@ -6,7 +6,6 @@
 //! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::core::{Core, Phase};
@@ -56,7 +55,7 @@ impl Core {
 
     /// Hands a fresh job whose input fits a slot to a station.
     #[inline]
-    pub(crate) fn submit_small(&self, job: JobRef, request: SmallRequest) {
+    pub(crate) fn submit_small(&self, job: JobRef, request: &SmallRequest) {
         // One that was idle has left the idle set for this task, and gets it.
         let idle = if self.stations.len() > 1 { self.idle.take() } else { None };
         let mut station = idle.unwrap_or_else(|| self.next_in_turn());
@@ -68,10 +67,7 @@ impl Core {
         }
         let job = match owned {
             None => job,
-            Some(mut owned) => match owned.accept_small(job, request) {
-                Ok(()) => return,
-                Err(job) => job,
-            },
+            Some(mut owned) => return owned.accept_small(job, request),
         };
         self.submit_at(station, job, request.into());
     }
@@ -253,8 +249,7 @@ impl Core {
                 std::hint::spin_loop();
                 continue;
             };
-            let found = station.queue.remove(position);
-            if let Some(mut job) = found {
+            if let Some(mut job) = station.queue.remove(position) {
                 drop(job.unqueue());
                 station.finish(job, Outcome::Failed(error.clone()));
             }
@@ -271,15 +266,17 @@ impl Owned<'_> {
         self.poll();
         let mut spare = Vec::new();
         let half = self.queue.len().div_ceil(2).min(MOVE_MAX);
-        let mut kept = VecDeque::with_capacity(self.queue.len());
-        while let Some(mut job) = self.queue.pop_front() {
-            if spare.len() == half || job.is_pinned() {
-                kept.push_back(job);
+        let mut pinned = Vec::new();
+        while spare.len() < half
+            && let Some(mut job) = self.queue.pop_front()
+        {
+            if job.is_pinned() {
+                pinned.push(job);
             } else if let Some(parcel) = job.unqueue() {
                 spare.push((job, parcel));
             }
         }
-        self.queue = kept;
+        pinned.into_iter().rev().for_each(|job| self.queue.push_front(job));
         if spare.is_empty() && self.stage == Stage::Ready && self.violation.is_none() {
             self.take_back(&mut spare);
         }

@@ -23,10 +23,10 @@ use super::timers::Timer;
 use super::verdict::Why;
 use crate::error::{LossHint, PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
-use crate::ground::sys::SysError;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
 use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
+use crate::ground::sys::{SysError, advice};
 use crate::memory::region::Region;
 use crate::protocol::lane::Lane;
 use crate::protocol::port::Bells;
@@ -205,8 +205,13 @@ impl Driver {
     }
 
     fn next_event(&self) -> Option<Instant> {
-        let vacant =
-            self.vacant.iter().map(|&(_, at)| at).min().filter(|_| self.core.phase() < Phase::Closing);
+        // A pool that is closing needs workers only if it has something to do.
+        let wanted = |_: &Instant| match self.core.phase() {
+            Phase::Building | Phase::Open => true,
+            Phase::Closing => !self.core.is_empty(),
+            Phase::Ending | Phase::Ended => false,
+        };
+        let vacant = self.vacant.iter().map(|&(_, at)| at).min().filter(wanted);
         let starting = self.starting.iter().map(|&(_, until)| until).min();
         let look = self.look_at.filter(|_| self.core.timed.any());
         [vacant, starting, look, self.core.timers.next(), self.core.close_deadline()]
@@ -337,7 +342,8 @@ impl Driver {
             }
             let unwinding = self.is_unwinding(who);
             self.fail(format!(
-                "worker {} was not ready within init_timeout ({:?}){}",
+                "worker {} was not ready within init_timeout ({:?}); raise Builder::init_timeout if init or state takes \
+                 longer{}",
                 who.station,
                 self.init_timeout,
                 if unwinding { UNWINDING_HINT } else { "" }
@@ -377,7 +383,7 @@ impl Driver {
                 continue;
             }
             if let Err(error) = self.start_worker(station) {
-                return self.fail(format!("could not start worker {station}: {error}"));
+                return self.fail(format!("could not start worker {station}: {error}{}", error.advice()));
             }
         }
     }
@@ -497,7 +503,8 @@ impl Driver {
             Report::Refused { who, errno } => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 self.starting.retain(|(other, _)| *other != who);
-                self.fail(format!("could not start worker {}: fork: {error}", who.station));
+                let advice = advice(errno);
+                self.fail(format!("could not start worker {}: fork: {error}{advice}", who.station));
             }
             Report::Ended { who, pid, status, max_rss_kib, limited } => {
                 let hint = self.oom.hint(status, limited);
@@ -549,6 +556,9 @@ impl Driver {
         }
         let pending = !owned.is_empty();
         drop(owned);
+        if let Some(saver) = &core.crashers {
+            saver.start();
+        }
         release_pidfd(process);
         end.report(&core, core.phase() < Phase::Closing || core.phase() == Phase::Closing && pending);
         if core.phase() >= Phase::Ending {
@@ -571,6 +581,7 @@ impl Driver {
                 OnWorkerLoss::FailAll => return self.fail(format!("a worker was lost: {end}")),
                 OnWorkerLoss::Abort => {
                     events::error(&core, format_args!("a worker was lost, so the program is aborted: {end}"));
+                    core.await_crashers();
                     std::process::abort();
                 }
             }
@@ -682,6 +693,7 @@ impl Driver {
                 std::iter::from_fn(|| crew.next_report()).for_each(|report| self.note_last(report));
             }
         }
+        core.await_crashers();
         if let Some(host) = core.service() {
             host.stop();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
+use super::crashers::Scene;
 use super::crew::GIVEN_UP;
 use super::events;
 use super::job::{JobRef, Outcome};
@@ -131,7 +132,7 @@ impl Owned<'_> {
         for (index, job, parcel) in remains.started {
             let victim = end.verdict.as_ref().and_then(|verdict| verdict.victim.as_ref());
             match victim.filter(|(at, _)| *at == index && end.violation.is_none()) {
-                Some((_, error)) => self.fail(job, parcel, error.clone()),
+                Some((_, error)) => self.fail(job, parcel, error.clone(), end),
                 None => {
                     end.lost_task = true;
                     again.extend(self.lose(job, parcel, end));
@@ -154,7 +155,7 @@ impl Owned<'_> {
         if parcel.batch.is_some() {
             match end.violation {
                 // Its stream decides about the items.
-                None => self.fail(job, parcel, end.lost(1)),
+                None => self.fail(job, parcel, end.lost(1), end),
                 // Which of them have run cannot be known, and none starts twice.
                 Some(_) => self.finish(job, Outcome::Failed(end.lost(1))),
             }
@@ -164,14 +165,22 @@ impl Owned<'_> {
         if again {
             return Some((job, parcel));
         }
-        self.fail(job, parcel, end.lost(attempts));
+        self.fail(job, parcel, end.lost(attempts), end);
         None
     }
 
-    fn fail(&mut self, job: JobRef, parcel: Parcel, error: TaskError) {
-        let outcome = match parcel.batch {
-            Some(_) => Outcome::BatchLost(Box::new((parcel, Some(error)))),
-            None => Outcome::Failed(error),
+    fn fail(&mut self, job: JobRef, parcel: Parcel, error: TaskError, end: &End) {
+        let saver = self.core.crashers.as_ref();
+        let scene =
+            saver.filter(|_| error.is_worker_lost() || error.is_timed_out()).map(|_| Scene::of(end, &error));
+        let outcome = match (parcel.batch, saver, scene) {
+            // Only its stream knows which item that was.
+            (Some(_), _, scene) => Outcome::BatchLost(Box::new((parcel, Some(error), scene))),
+            (None, Some(saver), Some(scene)) => {
+                saver.keep(scene, parcel.code.about(&self.core.objects), parcel.input);
+                Outcome::Failed(error)
+            }
+            (None, ..) => Outcome::Failed(error),
         };
         self.finish(job, outcome);
     }

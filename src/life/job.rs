@@ -13,6 +13,7 @@
 //!   reference to the pool when it is freed, so that a task costs no reference count as long as cells stay with one
 //!   pool.
 //! * JOB-4: a cell is freed once, by the `Task` after DONE, or by the pool's side when it finds GONE.
+//! * JOB-5: a cell's cold part is made once, by whoever needs it first, and never unmapped.
 //!
 //! | flag | set by | meaning |
 //! |---|---|---|
@@ -25,28 +26,31 @@
 //! | CALLED_OFF | whoever owns its station | it was cancelled while it ran |
 //! | LIMITED | submitter | its terms have a time limit |
 //! | PLACE | submitter | it holds a place of the pool's gate |
-//! | SMALL | pool, with DONE | the outcome is in `reply` and not in `stage` |
-//! | EXTRA | whoever writes there | there may be something behind the first line that has to be dropped with the cell |
+//! | SMALL | pool, with DONE | the outcome is in `small` and not in `stage` |
+//! | KILL | submitter | who drops the task wants it killed |
+//! | EXTRA | whoever writes there | there may be something in the cold part that has to be dropped with the cell |
 //!
-//! A task whose input and result fit their slots, and which nobody awaits before it is done, touches the first cache line of
-//! its cell only.
+//! A cell is one cache line. What only some jobs need is in its *cold part*, which is made when somebody first needs it and
+//! stays with the cell. A task whose input and result fit their slots, and which nobody awaits before it is done, has none:
+//! a million of them take 64 MB, and lie one behind the other.
 
 #![allow(unsafe_code, reason = "cells are shared by hand-over, as listed above")]
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::UnsafeCell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::crashers::Scene;
 use super::gate::{Gate, Pass};
+use super::slab;
 use super::terms::Terms;
 use crate::error::TaskError;
-use crate::ground::prefetch;
-use crate::ground::ring::RESPONSE_WORDS;
 use crate::memory::arena::ArenaReader;
-use crate::protocol::lane::{Form, Parcel, Reply, SmallReply};
+use crate::protocol::code::CodeId;
+use crate::protocol::lane::{Form, Parcel, Reply, SmallReply, SmallRequest};
 use crate::protocol::wire::Status;
 
 pub(crate) const DONE: u64 = 1;
@@ -60,6 +64,7 @@ const PLACE: u64 = 1 << 7;
 const CALLED_OFF: u64 = 1 << 8;
 const SMALL: u64 = 1 << 9;
 const EXTRA: u64 = 1 << 10;
+const KILL: u64 = 1 << 11;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -68,8 +73,9 @@ pub(crate) enum Outcome {
     Small(SmallReply),
     Reply(Reply),
     Failed(TaskError),
-    /// A batch is not finished: the request, and what its running item ends with, if one was running.
-    BatchLost(Box<(Parcel, Option<TaskError>)>),
+    /// A batch is not finished: the request, what its running item ends with, if one was running, and where that was, if
+    /// somebody keeps the inputs of such items.
+    BatchLost(Box<(Parcel, Option<TaskError>, Option<Scene>)>),
 }
 
 /// What the cell holds besides its flags.
@@ -97,8 +103,15 @@ pub(crate) struct Job {
     /// Station and index: see [`Place`].
     place: AtomicU64,
     core: UnsafeCell<Option<Arc<Core>>>,
-    /// A small outcome: shares the fate of `stage`.
-    reply: UnsafeCell<SmallReply>,
+    /// A number on its way: a small outcome, see [`SmallReply::pack`], or before that the input of a job in a queue. Shares the
+    /// fate of `stage`. Relaxed, word by word: DONE publishes the outcome.
+    small: [AtomicU64; SmallReply::PACKED_WORDS],
+    /// Null until it is needed, then never changed.
+    cold: AtomicPtr<Cold>,
+}
+
+/// The part of a cell that only some jobs use.
+struct Cold {
     /// Link of the list that the job is in, if any.
     next: AtomicPtr<Job>,
     stage: UnsafeCell<Stage>,
@@ -125,8 +138,8 @@ struct Special {
     losses: u32,
 }
 
-const LINE_BYTES: usize = 64;
-const _: () = assert!(std::mem::offset_of!(Job, stage) == LINE_BYTES);
+pub(super) const LINE_BYTES: usize = 64;
+const _: () = assert!(size_of::<Job>() == LINE_BYTES);
 
 // SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
 unsafe impl Sync for Job {}
@@ -161,6 +174,9 @@ pub(crate) enum Spot {
 const STATION_BITS: u32 = 16;
 const QUEUE: u64 = (1 << (64 - STATION_BITS)) - 1;
 const MOVING: u64 = QUEUE - 1;
+/// In the queue, with an input of so many bytes in the cell's `small` words: this number less the bytes.
+const QUEUE_SMALL: u64 = MOVING - 1;
+const SMALL_BYTES_MAX: u64 = 16;
 
 impl Place {
     fn pack(self) -> u64 {
@@ -176,6 +192,7 @@ impl Place {
         let spot = match word >> STATION_BITS {
             QUEUE => Spot::Queue,
             MOVING => Spot::Moving,
+            spot if spot >= QUEUE_SMALL - SMALL_BYTES_MAX => Spot::Queue,
             index => Spot::Ring(index),
         };
         Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, spot }
@@ -184,23 +201,60 @@ impl Place {
 
 const _: () = assert!(crate::limits::WORKERS_MAX <= 1 << STATION_BITS);
 
-impl Job {
-    const fn new() -> Self {
+impl Cold {
+    fn new() -> Self {
         Self {
-            state: AtomicU64::new(0),
-            place: AtomicU64::new(0),
-            core: UnsafeCell::new(None),
-            reply: UnsafeCell::new(SmallReply {
-                words: [0; RESPONSE_WORDS],
-                len: 0,
-                status: Status::Skipped,
-            }),
             next: AtomicPtr::new(std::ptr::null_mut()),
             stage: UnsafeCell::new(Stage::Empty),
             waker: UnsafeCell::new(None),
             batch: UnsafeCell::new(None),
             special: UnsafeCell::new(None),
         }
+    }
+}
+
+impl Job {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            place: AtomicU64::new(0),
+            core: UnsafeCell::new(None),
+            small: [const { AtomicU64::new(0) }; SmallReply::PACKED_WORDS],
+            cold: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+
+    /// The cold part. Both sides of a job may need it at the same time.
+    #[inline]
+    fn cold(&self) -> &'static Cold {
+        // SAFETY: a cold part lives as long as its cell, which is for ever (JOB-5).
+        unsafe { self.cold.load(Ordering::Acquire).as_ref() }.unwrap_or_else(|| self.make_cold())
+    }
+
+    #[cold]
+    fn make_cold(&self) -> &'static Cold {
+        let fresh = Box::into_raw(Box::new(Cold::new()));
+        let null = std::ptr::null_mut();
+        let cold = match self.cold.compare_exchange(null, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => fresh,
+            Err(known) => {
+                // SAFETY: it comes from a box, and nobody else has seen it.
+                drop(unsafe { Box::from_raw(fresh) });
+                known
+            }
+        };
+        // SAFETY: JOB-5.
+        unsafe { &*cold }
+    }
+
+    #[inline]
+    fn small(&self) -> [u64; SmallReply::PACKED_WORDS] {
+        std::array::from_fn(|at| self.small[at].load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn set_small(&self, words: [u64; SmallReply::PACKED_WORDS]) {
+        self.small.iter().zip(words).for_each(|(at, word)| at.store(word, Ordering::Relaxed));
     }
 
     /// A job for a task of `core`: the pool's side of it, and the task's.
@@ -217,9 +271,17 @@ impl Job {
         (JobRef(job), job)
     }
 
+    /// The task's side of a job that has ended before it began.
+    pub(crate) fn failed(core: &Arc<Core>, error: TaskError) -> &'static Job {
+        let (held, job) = Self::allocate(core);
+        let woken = held.settle(Outcome::Failed(error));
+        debug_assert!(woken.is_none(), "nobody knows of it");
+        job
+    }
+
     /// The link of the list that the job is in.
     pub(crate) fn link(&self) -> &AtomicPtr<Job> {
-        &self.next
+        &self.cold().next
     }
 
     /// The pool of the job.
@@ -233,6 +295,10 @@ impl Job {
     #[inline]
     pub(crate) fn is_done(&self) -> bool {
         self.state.load(Ordering::Acquire) & DONE != 0
+    }
+
+    pub(crate) fn is_killed_on_drop(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & KILL != 0
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -269,7 +335,7 @@ impl Job {
                 }
             }
             // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
-            let slot = unsafe { &mut *self.waker.get() };
+            let slot = unsafe { &mut *self.cold().waker.get() };
             if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
                 *slot = Some(waker.clone());
             }
@@ -311,8 +377,8 @@ impl Job {
         if state & (DONE | SMALL) != DONE | SMALL {
             return None;
         }
-        // SAFETY: JOB-1: DONE hands the outcome to the task.
-        let reply = unsafe { *self.reply.get() };
+        // JOB-1: DONE hands the outcome to the task.
+        let reply = SmallReply::unpack(self.small());
         (reply.status == Status::Value).then(|| {
             self.free(state);
             reply
@@ -327,11 +393,10 @@ impl Job {
     #[inline]
     unsafe fn outcome(&self, state: u64) -> Outcome {
         if state & SMALL != 0 {
-            // SAFETY: the caller's promise.
-            return Outcome::Small(unsafe { *self.reply.get() });
+            return Outcome::Small(SmallReply::unpack(self.small()));
         }
         // SAFETY: the caller's promise.
-        let stage = unsafe { &mut *self.stage.get() };
+        let stage = unsafe { &mut *self.cold().stage.get() };
         match std::mem::replace(stage, Stage::Empty) {
             Stage::Ended(outcome) => outcome,
             Stage::Empty | Stage::Queued(_) => Outcome::Failed(TaskError::Terminated),
@@ -362,7 +427,7 @@ impl Job {
                         self.core().remove_sleeper();
                         state &= !WAKER;
                         // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
-                        drop(unsafe { (*self.waker.get()).take() });
+                        drop(unsafe { (*self.cold().waker.get()).take() });
                     }
                     Err(seen) => state = seen,
                 }
@@ -390,11 +455,11 @@ impl Job {
 
     fn clear(&self) {
         // SAFETY: JOB-2: the job is over, so the slot is whoever's frees the cell.
-        unsafe { *self.waker.get() = None };
+        unsafe { *self.cold().waker.get() = None };
         // SAFETY: JOB-1, likewise.
-        unsafe { *self.batch.get() = None };
+        unsafe { *self.cold().batch.get() = None };
         // SAFETY: JOB-1, likewise.
-        unsafe { *self.special.get() = None };
+        unsafe { *self.cold().special.get() = None };
     }
 }
 
@@ -428,14 +493,38 @@ impl JobRef {
         job.place.store(place.pack(), Ordering::Release);
     }
 
+    /// Keeps the input of a job that is to wait for its turn. The job's [place](Self::set_place) says so afterwards.
     pub(crate) fn queue(&mut self, parcel: Parcel) {
         // SAFETY: JOB-1.
-        unsafe { *self.0.stage.get() = Stage::Queued(parcel) };
+        unsafe { *self.0.cold().stage.get() = Stage::Queued(parcel) };
     }
 
+    /// As [`queue`](Self::queue), of a number, which fits the cell's first line. The job is in the queue of that station.
+    #[inline]
+    pub(crate) fn queue_small(&mut self, station: usize, request: &SmallRequest) {
+        let SmallRequest { code, words: [low, high], len } = *request;
+        self.0.set_small([code.place, code.types, low, high]);
+        let spot = QUEUE_SMALL - len as u64;
+        self.0.place.store(spot << STATION_BITS | station as u64, Ordering::Release);
+    }
+
+    /// What [`queue_small`](Self::queue_small) was given, for as long as the job is in that queue.
+    #[inline]
+    pub(crate) fn queued_small(&self) -> Option<SmallRequest> {
+        // Relaxed: only whoever holds the job writes it.
+        let spot = self.0.place.load(Ordering::Relaxed) >> STATION_BITS;
+        let len = QUEUE_SMALL.checked_sub(spot).filter(|&len| len <= SMALL_BYTES_MAX)?;
+        let [place, types, low, high] = self.0.small();
+        Some(SmallRequest { code: CodeId { place, types }, words: [low, high], len: len as usize })
+    }
+
+    /// The input of a job that is taken out of a queue or an inbox, to be given another place.
     pub(crate) fn unqueue(&mut self) -> Option<Parcel> {
+        if let Some(request) = self.queued_small() {
+            return Some((&request).into());
+        }
         // SAFETY: JOB-1.
-        let stage = unsafe { &mut *self.0.stage.get() };
+        let stage = unsafe { &mut *self.0.cold().stage.get() };
         match std::mem::replace(stage, Stage::Empty) {
             Stage::Queued(parcel) => Some(parcel),
             Stage::Empty | Stage::Ended(_) => None,
@@ -445,7 +534,7 @@ impl JobRef {
     pub(crate) fn set_batch(&mut self, sink: Arc<dyn BatchSink>) {
         self.note_extra();
         // SAFETY: JOB-1.
-        unsafe { *self.0.batch.get() = Some(sink) };
+        unsafe { *self.0.cold().batch.get() = Some(sink) };
     }
 
     fn note_extra(&self) {
@@ -457,7 +546,7 @@ impl JobRef {
             return None;
         }
         // SAFETY: JOB-1: changed only by whoever holds the job.
-        unsafe { &*self.0.batch.get() }.as_ref()
+        unsafe { &*self.0.cold().batch.get() }.as_ref()
     }
 
     fn take_batch(&self) -> Option<Arc<dyn BatchSink>> {
@@ -465,7 +554,7 @@ impl JobRef {
             return None;
         }
         // SAFETY: JOB-1: changed only by whoever holds the job.
-        unsafe { (*self.0.batch.get()).take() }
+        unsafe { (*self.0.cold().batch.get()).take() }
     }
 
     fn special(&self) -> Option<&Special> {
@@ -473,13 +562,13 @@ impl JobRef {
             return None;
         }
         // SAFETY: JOB-1: changed only by whoever holds the job.
-        unsafe { &*self.0.special.get() }.as_deref()
+        unsafe { &*self.0.cold().special.get() }.as_deref()
     }
 
     fn special_mut(&mut self) -> &mut Special {
         self.note_extra();
         // SAFETY: JOB-1, and `self` is borrowed mutably.
-        unsafe { &mut *self.0.special.get() }.get_or_insert_default()
+        unsafe { &mut *self.0.cold().special.get() }.get_or_insert_default()
     }
 
     /// Gives the job terms of its own. The deadline, if they have one, is to be set once the job is submitted.
@@ -488,6 +577,9 @@ impl JobRef {
         self.special_mut().terms = Some(terms);
         if terms.timeout.is_some() {
             self.0.state.fetch_or(LIMITED, Ordering::Relaxed);
+        }
+        if terms.kill_on_drop {
+            self.0.state.fetch_or(KILL, Ordering::Relaxed);
         }
         let (limit, at) = (terms.deadline?, terms.due?);
         Some(Deadline { at, job: self.0, generation: self.0.generation(), limit })
@@ -582,8 +674,8 @@ impl JobRef {
         if state & (EXTRA | PLACE | GONE) != 0 {
             return self.finish(Outcome::Small(reply), after);
         }
-        // SAFETY: JOB-1: the job is ours until DONE.
-        unsafe { *job.reply.get() = reply };
+        // JOB-1: the job is ours until DONE.
+        job.set_small(reply.pack());
         if job.change(state, state | DONE | SMALL).is_err() {
             after.extend(self.settle(Outcome::Small(reply)));
         }
@@ -594,13 +686,13 @@ impl JobRef {
         let job = self.0;
         let done = match outcome {
             Outcome::Small(reply) => {
-                // SAFETY: JOB-1: the job is ours until DONE.
-                unsafe { *job.reply.get() = reply };
+                // JOB-1: the job is ours until DONE.
+                job.set_small(reply.pack());
                 DONE | SMALL
             }
             outcome => {
-                // SAFETY: as above.
-                unsafe { *job.stage.get() = Stage::Ended(outcome) };
+                // SAFETY: JOB-1: the job is ours until DONE.
+                unsafe { *job.cold().stage.get() = Stage::Ended(outcome) };
                 DONE
             }
         };
@@ -626,7 +718,7 @@ impl JobRef {
         }
         job.core().remove_sleeper();
         // SAFETY: JOB-2: BUSY makes the slot the pool's.
-        let waker = unsafe { (*job.waker.get()).take() };
+        let waker = unsafe { (*job.cold().waker.get()).take() };
         job.state.fetch_xor(BUSY | done, Ordering::AcqRel);
         waker.map(After::Wake)
     }
@@ -650,86 +742,4 @@ fn failure(outcome: &Outcome) -> Option<TaskError> {
         Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
         Outcome::BatchLost(_) => None,
     }
-}
-
-/// Free cells: a small store for each thread, over one depot for all.
-mod slab {
-    use super::*;
-
-    /// A thread keeps at most this many free cells; half of them move to or from the depot at a time.
-    const STORE_MAX: usize = 1024;
-    const BLOCK: usize = 128;
-    /// How many allocations before its use a cell is asked for.
-    const CELLS_AHEAD: usize = 8;
-
-    /// Std's mutex, for the reason given in [`registry`](super::super::registry).
-    static DEPOT: Mutex<Vec<&'static Job>> = Mutex::new(Vec::new());
-
-    pub(super) fn depot() -> MutexGuard<'static, Vec<&'static Job>> {
-        DEPOT.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    struct Store(Vec<&'static Job>);
-
-    impl Drop for Store {
-        fn drop(&mut self) {
-            depot().append(&mut self.0);
-        }
-    }
-
-    thread_local! {
-        static STORE: RefCell<Store> = const { RefCell::new(Store(Vec::new())) };
-    }
-
-    #[inline]
-    pub(super) fn take() -> &'static Job {
-        let pop = |store: &RefCell<Store>| {
-            let cells = &mut store.borrow_mut().0;
-            let job = cells.pop()?;
-            // Cells that have not been used for a while are far away.
-            if let Some(soon) = cells.len().checked_sub(CELLS_AHEAD).and_then(|at| cells.get(at)) {
-                prefetch::for_writing(*soon);
-            }
-            Some(job)
-        };
-        STORE.try_with(pop).ok().flatten().unwrap_or_else(refill)
-    }
-
-    #[cold]
-    fn refill() -> &'static Job {
-        let mut cells = {
-            let mut depot = depot();
-            let keep = depot.len().saturating_sub(STORE_MAX / 2);
-            depot.split_off(keep)
-        };
-        if cells.is_empty() {
-            // Cells live as long as the process: that is what lets a stale handle look at one.
-            let block: &'static [Job] = Box::leak((0..BLOCK).map(|_| Job::new()).collect());
-            cells.extend(block);
-        }
-        let job = cells.pop().expect("a block is not empty");
-        if STORE.try_with(|store| store.borrow_mut().0.append(&mut cells)).is_err() {
-            depot().append(&mut cells);
-        }
-        job
-    }
-
-    #[inline]
-    pub(super) fn give(job: &'static Job) {
-        let kept = STORE.try_with(|store| {
-            let store = &mut store.borrow_mut().0;
-            store.push(job);
-            if store.len() > STORE_MAX {
-                depot().extend(store.drain(..STORE_MAX / 2));
-            }
-        });
-        if kept.is_err() {
-            depot().push(job);
-        }
-    }
-}
-
-/// Held across a fork, so that the child finds the depot whole.
-pub(crate) fn lock_depot() -> MutexGuard<'static, Vec<&'static Job>> {
-    slab::depot()
 }

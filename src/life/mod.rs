@@ -2,10 +2,11 @@
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
 //! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
-//! [`end`], [`oom`], [`service`], [`tally`] (what there was). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
+//! [`end`], [`crashers`] (inputs that are kept), [`oom`], [`service`], [`tally`] (what there was). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
 //! Where workers are threads of the master: [`crew`] in the place of the zygote.
 
 pub(crate) mod core;
+pub(crate) mod crashers;
 pub(crate) mod crew;
 pub(crate) mod dispatch;
 pub(crate) mod driver;
@@ -20,6 +21,7 @@ pub(crate) mod registry;
 pub(crate) mod seed;
 pub(crate) mod service;
 pub(crate) mod setup;
+pub(crate) mod slab;
 pub(crate) mod station;
 pub(crate) mod tally;
 pub(crate) mod terms;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::job::Job;
+use super::slab::Depot;
 use crate::ground::sys::{SysError, fork_generation};
 
 /// Std's mutex: whoever lets go of it in a child touches this word and makes one system call. parking_lot's would look
@@ -75,7 +75,7 @@ pub(crate) fn install() -> Result<(), SysError> {
 #[derive(Default)]
 struct Held {
     _registry: Option<MutexGuard<'static, BTreeSet<RawFd>>>,
-    _depot: Option<MutexGuard<'static, Vec<&'static Job>>>,
+    _depot: Option<MutexGuard<'static, Depot>>,
 }
 
 thread_local! {
@@ -85,7 +85,7 @@ thread_local! {
 fn before_fork() {
     let held = Held {
         _registry: (!FORKING.get()).then(|| REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)),
-        _depot: Some(super::job::lock_depot()),
+        _depot: Some(super::slab::lock_depot()),
     };
     // A thread that forks while it is being destroyed lets go at once: its child cannot use pools.
     let _ = HELD.try_with(|slot| *slot.borrow_mut() = held);

@@ -59,6 +59,9 @@ const _: () = assert!(align_of::<Job>() >= NODE_ALIGN, "a job's address names it
 /// A submitter whose tasks go into the queue looks after so many whether the ring can be emptied.
 const QUEUED_PER_LOOK: usize = 16;
 
+/// The cell of a task in the queue is asked for when it is so far from the front.
+const QUEUED_AHEAD: usize = 16;
+
 /// With so many tasks in its ring a worker is busy for longer than a message takes.
 const MANY: usize = 32;
 
@@ -417,6 +420,7 @@ impl Afterwards {
 
 impl Inner {
     /// Requests in the ring, those that are being answered included.
+    #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         self.lane.as_ref().map_or(0, Lane::in_flight)
     }
@@ -597,16 +601,27 @@ impl<'a> Owned<'a> {
         }
     }
 
-    /// Takes a fresh job whose input fits a slot straight into the ring, if nothing is in its way. Without a time limit, see
-    /// [`Core::takes_small`].
+    /// As [`accept`](Self::accept), of a fresh job whose input is a number. Without a time limit, see [`Core::takes_small`].
     #[inline]
-    pub(crate) fn accept_small(&mut self, job: JobRef, request: SmallRequest) -> Result<(), JobRef> {
+    pub(crate) fn accept_small(&mut self, job: JobRef, request: &SmallRequest) {
+        if self.refusal.is_some() {
+            return self.accept(job, request.into());
+        }
+        let sent =
+            if self.queue.is_empty() && self.can_send() { self.send_small(job, request) } else { Err(job) };
+        if let Err(mut job) = sent {
+            job.queue_small(self.station.id, request);
+            self.may_spare = true;
+            self.queue.push_back(job);
+        }
+    }
+
+    /// As [`send`](Self::send), of a number.
+    #[inline]
+    fn send_small(&mut self, job: JobRef, request: &SmallRequest) -> Result<(), JobRef> {
         let id = self.station.id;
         let inner = &mut **self;
-        let is_open = inner.refusal.is_none() && inner.queue.is_empty() && inner.can_send();
-        let Some(lane) = inner.lane.as_mut().filter(|lane| is_open && lane.has_room()) else {
-            return Err(job);
-        };
+        let Some(lane) = inner.lane.as_mut().filter(|lane| lane.has_room()) else { return Err(job) };
         // As in `send`.
         if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
             inner.wake = Wake::Driver;
@@ -789,10 +804,22 @@ impl<'a> Owned<'a> {
                 }
                 _ => return,
             }
+            if let Some(soon) = self.queue.get(QUEUED_AHEAD) {
+                prefetch::for_writing(soon.job());
+            }
             let Some(mut job) = self.queue.pop_front() else { return };
-            let Some(parcel) = job.unqueue() else { continue };
-            if let Some((mut job, parcel)) = self.send(job, parcel) {
-                job.queue(parcel);
+            let back = match job.queued_small() {
+                Some(request) if !job.is_unwanted() => self.send_small(job, &request).err(),
+                _ => {
+                    let Some(parcel) = job.unqueue() else { continue };
+                    self.send(job, parcel).map(|(mut job, parcel)| {
+                        job.queue(parcel);
+                        job.set_place(Place { station: self.station.id, spot: Spot::Queue });
+                        job
+                    })
+                }
+            };
+            if let Some(job) = back {
                 self.queue.push_front(job);
                 return;
             }
@@ -806,15 +833,8 @@ impl<'a> Owned<'a> {
         if !self.queue.is_empty() {
             self.refill();
         }
-        let is_time = |lane: &Lane<JobRef>| match lane.in_flight() {
-            0 | 1 => false,
-            2..=RUN => true,
-            _ => lane.sent().is_multiple_of(RUN as u64),
-        };
-        if self.streams_only && self.lane.as_ref().is_some_and(is_time) {
-            // A stream looks for results while it sends, so that its worker has something to do meanwhile, what is there is
-            // delivered before the next item is pulled, and what is answered is no surplus.
-            self.peek();
+        if self.streams_only {
+            self.look_along();
         }
         if self.has_looked && !self.round {
             // Only the owner writes it.
@@ -835,6 +855,20 @@ impl<'a> Owned<'a> {
             self.core.ring_driver();
         }
         self.core.stations.len() > 1 && self.classify()
+    }
+
+    /// A stream looks for results while it sends, so that its worker has something to do meanwhile, what is there is delivered
+    /// before the next item is pulled, and what is answered is no surplus.
+    #[inline(never)]
+    fn look_along(&mut self) {
+        let is_time = |lane: &Lane<JobRef>| match lane.in_flight() {
+            0 | 1 => false,
+            2..=RUN => true,
+            _ => lane.sent().is_multiple_of(RUN as u64),
+        };
+        if self.lane.as_ref().is_some_and(is_time) {
+            self.peek();
+        }
     }
 
     /// Whether the driver comes by, so that nobody needs to be rung.
@@ -967,6 +1001,10 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let in_flight = inner.in_flight();
+        if in_flight == 1 && inner.queue.is_empty() && !inner.is_idle && !inner.has_surplus {
+            // The one that runs is no surplus.
+            return false;
+        }
         let kept = if inner.is_patient() { RUN } else { 1 };
         if in_flight > 1 {
             inner.waits = inner.waits.saturating_add(1);
@@ -1049,7 +1087,7 @@ impl Sink<JobRef> for Delivery<'_> {
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
-        job.finish(Outcome::BatchLost(Box::new((parcel, None))), self.after);
+        job.finish(Outcome::BatchLost(Box::new((parcel, None, None))), self.after);
     }
 
     fn results(&mut self, job: &mut JobRef, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) {

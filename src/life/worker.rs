@@ -246,10 +246,9 @@ impl WorkerCore {
         point(Point::Unready);
         self.port.borrow_mut().set_state(WorkerState::Ready, "");
         point(Point::Ready);
-        loop {
-            let next = self.port.borrow_mut().next_request();
-            let Some(request) = next else { break };
-            self.execute(request);
+        let mut request = Request::default();
+        while self.port.borrow_mut().next_request(&mut request) {
+            self.execute(&request);
             if let Some(allowance) = &mut allowance
                 && let Some(why) = allowance.spend(request.tasks())
             {
@@ -286,7 +285,7 @@ impl WorkerCore {
     }
 
     #[inline]
-    fn execute(&'static self, request: Request) {
+    fn execute(&'static self, request: &Request) {
         let shim = match self.known.get() {
             Some((code, shim)) if code == request.code => Some(shim),
             _ => {
@@ -303,7 +302,7 @@ impl WorkerCore {
         // What flows is received by the shim, which knows what it is.
         let input = match request.flows() {
             true => Ok(Input::InPlace(&[])),
-            false => self.port.borrow_mut().input(&request),
+            false => self.port.borrow_mut().input(request),
         };
         let input = match input {
             Ok(input) => input,

@@ -19,6 +19,7 @@ use std::ptr::NonNull;
 
 use super::codec::{AlignedBytes, Elements};
 use super::copy::copy;
+use crate::ground::prefetch;
 
 /// Where the next span goes, or `None` while it does not fit.
 ///
@@ -96,6 +97,15 @@ impl<'a> ArenaReader<'a> {
 
     /// A span read in place, if it lies within the arena.
     ///
+    /// Has the lines of a span brought into this core's cache.
+    pub(crate) fn prefetch(&self, position: u64, len: usize) {
+        let at = self.at(position);
+        let from = self.base.as_ptr().wrapping_add(at);
+        for line in (0..len.min(self.bytes - at)).step_by(64) {
+            prefetch::for_reading_at(from.wrapping_add(line));
+        }
+    }
+
     /// # Safety
     ///
     /// Nobody writes the span's bytes while the slice lives.

@@ -61,7 +61,7 @@ pub(crate) struct SideB {
     pub(crate) call: Line<Transfer>,
     /// Position up to which the worker has copied out of the answer window in `A`.
     pub(crate) answer_received: Line<AtomicU64>,
-    /// When the worker last had nothing in hand, in nanoseconds of [`coarse_now`](crate::ground::sys::clock::coarse_now).
+    /// When the worker last had nothing in hand: see [`coarse_now_ns`](crate::ground::sys::clock::coarse_now_ns).
     pub(crate) free_at_ns: Line<AtomicU64>,
 }
 

@@ -15,11 +15,12 @@
 
 #![allow(unsafe_code, reason = "a checked place in read-only data is read as a constant")]
 
-use std::any::TypeId;
+use std::any::{TypeId, type_name};
 use std::hash::{Hash, Hasher};
 use std::ptr::NonNull;
 
 use crate::ground::sys::objects::Objects;
+use crate::memory::codec::{self, Input};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"forkring");
 
@@ -33,12 +34,47 @@ pub(crate) struct TaskCode {
     magic: u64,
     shim: Shim,
     types: fn() -> u64,
+    about: fn() -> About,
+}
+
+/// What a function and its input are called and look like, for people and for files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct About {
+    pub(crate) function: &'static str,
+    pub(crate) input: &'static str,
+    pub(crate) result: &'static str,
+    /// Of the input's archive.
+    pub(crate) shape: Shape,
+}
+
+/// What an archive looks like, as far as it can be told without its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Of its root, or of each element of a slice.
+    pub(crate) size: usize,
+    pub(crate) align: usize,
+    /// Whether it is a number, without any archive around it.
+    pub(crate) plain: bool,
+}
+
+impl Shape {
+    pub(crate) fn of<I: Input + ?Sized>() -> Self {
+        let (size, plain) = codec::view_size::<I>();
+        Self { size, align: codec::view_align::<I>(), plain }
+    }
+}
+
+impl About {
+    pub(crate) fn of<F, I: Input + ?Sized, R>() -> Self {
+        let (function, input, result) = (type_name::<F>(), type_name::<I>(), type_name::<R>());
+        Self { function, input, result, shape: Shape::of::<I>() }
+    }
 }
 
 impl TaskCode {
     /// `types` tells apart what was compiled at this place from what another library put there after a reload.
-    pub(crate) const fn new(shim: Shim, types: fn() -> u64) -> Self {
-        Self { magic: MAGIC, shim, types }
+    pub(crate) const fn new(shim: Shim, types: fn() -> u64, about: fn() -> About) -> Self {
+        Self { magic: MAGIC, shim, types, about }
     }
 }
 
@@ -64,7 +100,7 @@ pub(crate) fn hash_of<T: 'static>() -> u64 {
 }
 
 /// The name of a function as it travels: two words of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CodeId {
     /// Object in the upper 16 bits, offset from its base in the lower 48.
     pub(crate) place: u64,
@@ -89,6 +125,15 @@ impl CodeId {
 
     /// Looks the function up in this process. `None`: this process does not have it.
     pub(crate) fn resolve(self, objects: &Objects) -> Option<Shim> {
+        self.code(objects).map(|code| code.shim)
+    }
+
+    /// As [`resolve`](Self::resolve): what it is about.
+    pub(crate) fn about(self, objects: &Objects) -> Option<About> {
+        self.code(objects).map(|code| (code.about)())
+    }
+
+    fn code(self, objects: &Objects) -> Option<&'static TaskCode> {
         let object = self.place >> OFFSET_BITS;
         let offset = self.place & ((1 << OFFSET_BITS) - 1);
         let address = objects.resolve(object, offset, size_of::<TaskCode>(), align_of::<TaskCode>())?;
@@ -99,18 +144,20 @@ impl CodeId {
         }
         // SAFETY: as above, and the magic number stands for a `TaskCode` (CODE-1).
         let code = unsafe { magic.cast::<TaskCode>().as_ref() };
-        ((code.types)() == self.types).then_some(code.shim)
+        ((code.types)() == self.types).then_some(code)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     unsafe fn shim(_: NonNull<()>) {}
 
     fn code_of<T: 'static>() -> &'static TaskCode {
-        const { &TaskCode::new(shim, hash_of::<T>) }
+        const { &TaskCode::new(shim, hash_of::<T>, About::of::<T, u8, ()>) }
     }
 
     #[test]
@@ -118,6 +165,9 @@ mod tests {
         let objects = Objects::load();
         let id = CodeId::of(code_of::<u8>(), hash_of::<u8>(), &objects);
         assert!(id.resolve(&objects).is_some());
+        let about = id.about(&objects).unwrap();
+        assert_eq!((about.function, about.input), ("u8", "u8"));
+        assert_eq!(about.shape, Shape { size: 1, align: 1, plain: true });
     }
 
     #[test]

@@ -24,12 +24,9 @@ use crate::protocol::code::CodeId;
 use crate::protocol::records::{OPEN_END, SIZED_HEADER_BYTES, TEXT_BYTES_MAX};
 use crate::protocol::wire::{
     AnswerKind, BATCH, CANCELLED, FLOW_MIN_BYTES, FLOWS, INLINE_WORD, Order, PART_BYTES, Parting, Place,
-    REQUEST_INLINE_BYTES, RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
+    RESPONSE_INLINE_BYTES, Status, Wake, WorkerState,
 };
 use crate::sync::{Ordering, fence};
-
-/// Payload words of a request in its slot.
-pub(crate) const REQUEST_INLINE_WORDS: usize = REQUEST_INLINE_BYTES / 8;
 
 /// Something in side `B` that no worker which keeps the protocol writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,21 +54,21 @@ pub(crate) struct Reply {
     pub(crate) body: Encoded,
 }
 
-/// A request that fits a slot, as words.
+/// A request of a number, as words. It is handed on by reference: see [`SmallReply`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SmallRequest {
     pub(crate) code: CodeId,
-    pub(crate) len: u8,
-    pub(crate) words: [u64; REQUEST_INLINE_WORDS],
+    pub(crate) words: [u64; 2],
+    pub(crate) len: usize,
 }
 
-impl From<SmallRequest> for Parcel {
-    fn from(small: SmallRequest) -> Self {
-        let mut bytes = [0; REQUEST_INLINE_BYTES];
+impl From<&SmallRequest> for Parcel {
+    fn from(small: &SmallRequest) -> Self {
+        let mut bytes = [0; 16];
         for (to, word) in bytes.chunks_exact_mut(8).zip(small.words) {
             to.copy_from_slice(&word.to_le_bytes());
         }
-        Self { code: small.code, batch: None, input: Encoded::inline(&bytes[..usize::from(small.len)]) }
+        Self { code: small.code, batch: None, input: Encoded::inline(&bytes[..small.len]) }
     }
 }
 
@@ -84,6 +81,21 @@ pub(crate) struct SmallReply {
 }
 
 impl SmallReply {
+    pub(crate) const PACKED_WORDS: usize = RESPONSE_WORDS + 1;
+
+    /// As words of one size, for memory that is written and read as such.
+    #[inline]
+    pub(crate) fn pack(&self) -> [u64; Self::PACKED_WORDS] {
+        let [a, b, c] = self.words;
+        [a, b, c, u64::from(self.len) | u64::from(self.status as u8) << 8]
+    }
+
+    #[inline]
+    pub(crate) fn unpack([a, b, c, rest]: [u64; Self::PACKED_WORDS]) -> Self {
+        let status = Status::from_wire((rest >> 8) as u8).unwrap_or(Status::Skipped);
+        Self { words: [a, b, c], len: rest as u8, status }
+    }
+
     /// Its payload is the first `len` of these bytes.
     #[inline]
     pub(crate) fn bytes(&self) -> [u8; RESPONSE_INLINE_BYTES] {
@@ -328,7 +340,7 @@ impl<T> Lane<T> {
 
     /// As [`push`](Self::push), of a request that fits a slot. `Err`: the ring is full.
     #[inline]
-    pub(crate) fn push_small(&mut self, token: T, request: SmallRequest) -> Result<u64, T> {
+    pub(crate) fn push_small(&mut self, token: T, request: &SmallRequest) -> Result<u64, T> {
         if self.in_flight() >= RING_SLOTS {
             return Err(token);
         }
@@ -337,12 +349,14 @@ impl<T> Lane<T> {
         // Everything that the slot gets comes in a row: its line may be taken away between two stores, since the worker looks
         // at it all the time, and stores wait for each other.
         let slot = self.region.request(index);
-        for (at, word) in request.words.into_iter().enumerate().take(usize::from(request.len).div_ceil(8)) {
-            slot.set(INLINE_WORD + at, word);
+        let [low, high] = request.words;
+        slot.set(INLINE_WORD, low);
+        if request.len > 8 {
+            slot.set(INLINE_WORD + 1, high);
         }
         slot.set(0, request.code.place);
         slot.set(1, request.code.types);
-        slot.publish(index, Head::new(Place::Inline as u8, request.len));
+        slot.publish(index, Head::new(Place::Inline as u8, request.len as u8));
         self.sent += 1;
         prefetch::for_writing(self.region.request(index + AHEAD));
         Ok(index)
@@ -1102,8 +1116,7 @@ impl<T> Lane<T> {
     /// How long the worker has had something in hand; the word is its own, so it is a figure to show, nothing more.
     pub(crate) fn ran_for(&self) -> Option<Duration> {
         let free_at = self.region.b().free_at_ns.0.load(Ordering::Relaxed);
-        let now = clock::coarse_now();
-        (free_at > 0).then(|| now.saturating_sub(Duration::from_nanos(free_at)))
+        (free_at > 0).then(|| Duration::from_nanos(clock::coarse_now_ns().saturating_sub(free_at)))
     }
 
     /// The request that the worker is running, as far as is known: the oldest one that is not answered, if it was claimed.

@@ -31,8 +31,9 @@ use crate::protocol::wire::{
 };
 use crate::sync::{AtomicU64, Ordering, fence};
 
-/// A request that the worker has claimed.
-#[derive(Clone, Copy, Debug)]
+/// A request that the worker has claimed. It stays where it is and is filled in field by field: a core that reads a copy which
+/// it has just put together from pieces of another size waits for its own stores.
+#[derive(Debug, Default)]
 pub(crate) struct Request {
     pub(crate) index: u64,
     pub(crate) code: CodeId,
@@ -169,24 +170,23 @@ impl Port {
         self.set_state(WorkerState::Leaving, "");
     }
 
-    /// Blocks until there is a request to run. `None`: the worker is to leave.
+    /// Blocks until there is a request to run. `false`: the worker is to leave.
     #[inline]
-    pub(crate) fn next_request(&mut self) -> Option<Request> {
+    pub(crate) fn next_request(&mut self, request: &mut Request) -> bool {
         self.stamp();
-        match self.look() {
-            Some(Look::Start(request)) => {
+        match self.look(request) {
+            Some(Look::Start) => {
                 self.run = self.run.saturating_add(1);
-                return Some(request);
+                true
             }
-            Some(Look::Leave) => return None,
-            None => {}
+            Some(Look::Leave) => false,
+            None => self.wait_for_request(request),
         }
-        self.wait_for_request()
     }
 
     /// Looks for the next request until there is one.
     #[inline(never)]
-    fn wait_for_request(&mut self) -> Option<Request> {
+    fn wait_for_request(&mut self, request: &mut Request) -> bool {
         if self.run >= LONG_RUN && !self.spin.is_none() {
             // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());
@@ -198,18 +198,18 @@ impl Port {
                 if spin.is_endless() {
                     self.stamp();
                 }
-                match self.look() {
-                    Some(Look::Start(request)) => return Some(request),
-                    Some(Look::Leave) => return None,
+                match self.look(request) {
+                    Some(Look::Start) => return true,
+                    Some(Look::Leave) => return false,
                     // A claim word that cannot be: the master has been told.
                     None => {}
                 }
             }
-            let found = self.sleep_until(Self::look);
+            let found = self.sleep_until(|port| port.look(request));
             self.stamp();
             match found {
-                Some(Look::Start(request)) => return Some(request),
-                Some(Look::Leave) => return None,
+                Some(Look::Start) => return true,
+                Some(Look::Leave) => return false,
                 None => {}
             }
         }
@@ -228,21 +228,19 @@ impl Port {
     /// Notes that nothing is in hand at the moment. After an answer rather than before a task: nobody waits for it there.
     #[inline]
     fn stamp(&self) {
-        let now = clock::coarse_now().as_nanos() as u64;
+        let now = clock::coarse_now_ns();
         self.region.b().free_at_ns.0.store(now, Ordering::Relaxed);
     }
 
     /// The next request, if there is one to run.
     #[cfg(any(test, forkring_faults))]
     pub(crate) fn try_next_request(&mut self) -> Option<Request> {
-        match self.look() {
-            Some(Look::Start(request)) => Some(request),
-            Some(Look::Leave) | None => None,
-        }
+        let mut request = Request::default();
+        matches!(self.look(&mut request), Some(Look::Start)).then_some(request)
     }
 
     #[inline]
-    fn look(&mut self) -> Option<Look> {
+    fn look(&mut self, request: &mut Request) -> Option<Look> {
         loop {
             let Some(head) = self.region.request(self.next).poll(self.next) else {
                 let claimed = self.region.b().claim.0.load();
@@ -264,8 +262,8 @@ impl Port {
                     if self.run >= LONG_RUN {
                         prefetch::for_reading(self.region.request(index + prefetch::SLOTS_AHEAD));
                     }
-                    if let Some(request) = self.open(index, head) {
-                        return Some(Look::Start(request));
+                    if self.open(index, head, request) {
+                        return Some(Look::Start);
                     }
                 }
                 Claim::Moved(to) if self.follow(to) => {}
@@ -319,9 +317,9 @@ impl Port {
         self.region.a().order.0.load(Ordering::Acquire) == Order::GivenUp as u64
     }
 
-    /// Reads a claimed request, or answers it at once if it was cancelled before it started.
+    /// Reads a claimed request. `false`: it was cancelled before it started, and is answered.
     #[inline]
-    fn open(&mut self, index: u64, head: Head) -> Option<Request> {
+    fn open(&mut self, index: u64, head: Head, request: &mut Request) -> bool {
         // The claim is a full barrier: either this load sees the mark, or the master, which marks, fences and then
         // reads the claim word, sees that the request had started (edge CANCEL). On x86 a locked instruction is that by
         // itself; the language promises nothing about a plain load after it.
@@ -331,24 +329,27 @@ impl Port {
         let head = slot.poll(index).unwrap_or(head);
         if head.extra & CANCELLED != 0 {
             self.answer(index, Status::Skipped, &[]);
-            return None;
+            return false;
         }
-        let place = Place::from_wire(head.kind).unwrap_or(Place::Inline);
-        let (position, len) = match place {
-            Place::Inline => (0, usize::from(head.len)),
-            Place::Span | Place::Stream => (slot.get(INLINE_WORD), slot.get(INLINE_WORD + 1) as usize),
-        };
-        let items = slot.get(2);
-        Some(Request {
-            index,
-            code: CodeId { place: slot.get(0), types: slot.get(1) },
-            batch: (head.extra & BATCH != 0).then_some((items as u32, (items >> 32) as u32)),
-            place,
-            len,
-            position,
-            flowing: (place == Place::Span && head.extra & FLOWS != 0)
-                .then(|| slot.get(INLINE_WORD + 2) as usize),
-        })
+        request.index = index;
+        request.code.place = slot.get(0);
+        request.code.types = slot.get(1);
+        request.place = Place::from_wire(head.kind).unwrap_or(Place::Inline);
+        request.len = usize::from(head.len);
+        request.flowing = None;
+        request.batch = None;
+        if request.place != Place::Inline {
+            request.position = slot.get(INLINE_WORD);
+            request.len = slot.get(INLINE_WORD + 1) as usize;
+            if request.place == Place::Span && head.extra & FLOWS != 0 {
+                request.flowing = Some(slot.get(INLINE_WORD + 2) as usize);
+            }
+        }
+        if head.extra & BATCH != 0 {
+            let items = slot.get(2);
+            request.batch = Some((items as u32, (items >> 32) as u32));
+        }
+        true
     }
 
     /// The bytes of the request that is running, all of them.
@@ -360,8 +361,7 @@ impl Port {
             Place::Inline => Ok(Input::InPlace(unsafe { self.static_inline(request) })),
             Place::Span => {
                 if request.flows() {
-                    let end = request.position + request.len as u64;
-                    self.wait_for(|port| (port.in_sent() >= end).then_some(())).ok_or_else(given_up)?;
+                    self.await_span(request).ok_or_else(given_up)?;
                 }
                 // SAFETY: the same holds for spans in `A`, which only the master writes.
                 let span = unsafe { self.region.peer_arena().span(request.position, request.len) };
@@ -371,6 +371,19 @@ impl Port {
             }
             Place::Stream => self.receive(request).map(Input::Streamed).ok_or_else(given_up),
         }
+    }
+
+    /// Waits for all of a span that flows. Its lines are in the master's cache; they come here part by part, while the next ones
+    /// are still being written. `None`: this worker was given up.
+    fn await_span(&mut self, request: &Request) -> Option<()> {
+        let (mut at, end) = (request.position, request.position + request.len as u64);
+        while at < end {
+            // Edge IN-SENT.
+            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at))?;
+            self.region.peer_arena().prefetch(at, (sent - at) as usize);
+            at = sent;
+        }
+        Some(())
     }
 
     /// How far the master is with what it is copying into the arena of `A`. It never goes back.
@@ -964,6 +977,6 @@ const LULL_PAUSES: u32 = 16;
 const UNFENCED_SLEEP: Duration = Duration::from_millis(1);
 
 enum Look {
-    Start(Request),
+    Start,
     Leave,
 }

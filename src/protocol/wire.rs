@@ -52,8 +52,10 @@ macro_rules! wire_enum {
 
 wire_enum! {
     /// Where a payload is.
+    #[derive(Default)]
     Place: u8 {
         /// In the slot.
+        #[default]
         Inline = 1,
         /// Contiguous in the arena.
         Span = 2,

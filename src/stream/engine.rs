@@ -8,14 +8,15 @@ use std::time::Instant;
 
 use super::records::{Address, Arrivals, News, Note, Records, What};
 use super::stop::{Control, Message, call_off};
-use crate::context::{BatchBytes, Named};
+use crate::context::{BatchBytes, Named, item_of};
 use crate::error::{CodecError, TaskError};
 use crate::life::core::Core;
+use crate::life::crashers::Scene;
 use crate::life::job::{Job, Outcome};
 use crate::life::terms::Terms;
 use crate::life::verdict::Why;
 use crate::life::wait::Awaited;
-use crate::memory::codec::{self, AlignedBytes, Payload};
+use crate::memory::codec::{self, AlignedBytes, Encoded, Payload};
 use crate::pool::{Handle, encode_error};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Batch, Form, Parcel, Reply};
@@ -505,7 +506,31 @@ impl<R: Payload> Engine<R> {
                 self.fail_rest(at, &task::error_of(reply.status, reply.body.as_bytes()), deliver);
             }
             Outcome::Failed(error) => self.fail_rest(at, &error, deliver),
-            Outcome::BatchLost(lost) => self.go_on(at, lost.0, lost.1, deliver),
+            Outcome::BatchLost(lost) => {
+                let (parcel, error, scene) = *lost;
+                if let Some(scene) = scene {
+                    self.save_item(at, &parcel, scene);
+                }
+                self.go_on(at, parcel, error, deliver);
+            }
+        }
+    }
+
+    /// The item that was running is one whose inputs are to be kept, unless it is to be started again.
+    #[cold]
+    fn save_item(&self, at: usize, parcel: &Parcel, scene: Scene) {
+        let (core, slot) = (self.handle.core(), &self.slots[at]);
+        let retries = self.terms.unwrap_or(core.policy.terms).retries;
+        if slot.received == slot.items || scene.is_loss && slot.losses < retries {
+            return;
+        }
+        let Some((saver, about)) = core.crashers.as_ref().zip(parcel.code.about(&core.objects)) else {
+            return;
+        };
+        let (items, running) = (slot.items as usize, slot.received as usize);
+        if let Some(item) = item_of(parcel.input.as_bytes(), items, running, about.shape) {
+            saver.keep(scene, Some(about), Encoded::Heap(AlignedBytes::from(item)));
+            saver.start();
         }
     }
 

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     BOUND, both, builder, children, count_fds, counter, eventually, fork_and, gate, new_pool, outcome,
-    process, scenario, signal,
+    process, quietly, scenario, signal,
 };
 
 fn held(n: u32) -> u32 {
@@ -199,5 +199,23 @@ fn g_09_a_fork_of_the_program_closes_nothing() {
         gate(0).open();
         assert_eq!(outcome(task).unwrap(), 1);
         assert_eq!(outcome(pool.submit(|n: u32| n, &7)).unwrap(), 7);
+    });
+}
+
+/// A replacement that is put off, since workers have died in a row without having finished anything, still comes for what a
+/// closing pool has left.
+#[test]
+fn a_pool_closes_that_has_work_left_and_whose_worker_is_put_off() {
+    scenario(|| {
+        quietly();
+        for _ in 0..20 {
+            let pool = Pool::new(1).unwrap();
+            for _ in 0..3 {
+                assert!(pool.submit(|()| -> () { std::process::abort() }, &()).wait().is_err());
+            }
+            let last = pool.submit(|n: u32| n + 1, &1);
+            pool.close().wait();
+            assert_eq!(last.wait().unwrap(), 2);
+        }
     });
 }

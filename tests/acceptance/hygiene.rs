@@ -479,3 +479,44 @@ fn affinity_puts_workers_on_cores() {
         assert_eq!(cores_of(std::process::id()), all);
     });
 }
+
+/// The quota of the cgroups above may be less than the cores that are allowed, so one core is all that can be told for sure.
+#[test]
+fn l_12_a_pool_has_a_worker_for_each_core_that_may_be_used() {
+    scenario(|| {
+        use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let me = nix::unistd::Pid::from_raw(0);
+        let all = sched_getaffinity(me).unwrap();
+        let cores: Vec<usize> = (0..CpuSet::count()).filter(|&core| all.is_set(core).unwrap()).collect();
+        let workers = || {
+            let pool = Pool::builder().build().unwrap();
+            let alive = pool.broadcast(|_: &Worker| ()).len();
+            assert_eq!(alive, pool.workers());
+            alive
+        };
+        assert!((1..=cores.len()).contains(&workers()));
+        let mut one = CpuSet::new();
+        one.set(cores[0]).unwrap();
+        sched_setaffinity(me, &one).unwrap();
+        assert_eq!(workers(), 1);
+    });
+}
+
+#[test]
+fn errors_of_the_system_say_what_to_do() {
+    scenario(|| {
+        quietly();
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 24, 24).unwrap();
+        let error = Pool::new(16).unwrap_err().to_string();
+        assert!(error.contains("Too many open files") && error.contains("ulimit -n"), "{error}");
+        for (built, part) in [
+            (Pool::builder().workers(0).build(), "leave Builder::workers out"),
+            (Pool::builder().workers(5000).build(), "the limit is 4096"),
+            (Pool::builder().granularity(forkring::Granularity::Fixed(0)).build(), "use 1 or more"),
+            (Pool::builder().max_tasks_per_worker(0).build(), "use 1 or more"),
+        ] {
+            let error = built.unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    });
+}

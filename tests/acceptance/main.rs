@@ -17,6 +17,7 @@ mod async_streams;
 mod chaos;
 mod closing;
 mod combinations;
+mod crashers;
 mod crashes;
 mod design;
 mod events;

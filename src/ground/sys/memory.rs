@@ -3,13 +3,15 @@
 //! The order that matters: create, **map writable, then seal**. `F_SEAL_FUTURE_WRITE` leaves writable mappings
 //! that exist alone and refuses new ones (fcntl(2)), so whoever maps first is the only writer.
 
-#![allow(unsafe_code, reason = "asks for the page size, and ends a ManuallyDrop")]
+#![allow(unsafe_code, reason = "asks for the page size, ends a ManuallyDrop, and fills memory of its own")]
 
+use std::alloc::Layout;
 use std::ffi::CStr;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -185,6 +187,33 @@ impl Drop for Mapping {
             unsafe { ManuallyDrop::drop(&mut self.map) }
         }
     }
+}
+
+/// The size of x86-64's and AArch64's large pages.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// So many values in one block, for ever. One that is as large as a huge page becomes such a page if there is one to be had: on
+/// a virtual machine the first touch of 512 small ones takes a millisecond or two.
+pub(crate) fn leak<T: 'static>(count: usize, make: impl Fn() -> T) -> &'static [T] {
+    let bytes = count * size_of::<T>();
+    let align = if bytes.is_multiple_of(HUGE_PAGE_BYTES) { HUGE_PAGE_BYTES } else { align_of::<T>() };
+    let layout = Layout::array::<T>(count).and_then(|layout| layout.align_to(align));
+    let layout = layout.expect("a block of a sensible size");
+    assert!(layout.size() > 0);
+    // SAFETY: the size is not zero.
+    let block = unsafe { std::alloc::alloc(layout) };
+    let Some(block) = NonNull::new(block) else { std::alloc::handle_alloc_error(layout) };
+    if align == HUGE_PAGE_BYTES {
+        // SAFETY: the advice does not change what is in the block, which is this function's. That it may be ignored is no error.
+        let _ = unsafe { libc::madvise(block.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+    let values = block.cast::<T>();
+    for i in 0..count {
+        // SAFETY: the block has room for `count` values, and is aligned for them.
+        unsafe { values.add(i).write(make()) };
+    }
+    // SAFETY: all of them have been written, and the block is never freed.
+    unsafe { std::slice::from_raw_parts(values.as_ptr(), count) }
 }
 
 #[cfg(test)]

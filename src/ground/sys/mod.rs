@@ -56,6 +56,29 @@ impl SysError {
     pub(crate) fn errno(&self) -> i32 {
         self.source.raw_os_error().unwrap_or(0)
     }
+
+    /// What a user can do about it: the end of a sentence, or nothing.
+    pub(crate) fn advice(&self) -> &'static str {
+        advice(self.errno())
+    }
+}
+
+/// What a user can do about an error of the calls that start processes: the end of a sentence, or nothing.
+pub(crate) fn advice(errno: i32) -> &'static str {
+    match Errno::from_raw(errno) {
+        Errno::EMFILE => "; raise the limit of open files (ulimit -n): a worker takes a handful",
+        Errno::ENFILE => "; the system has no open files left (sysctl fs.file-max)",
+        Errno::EAGAIN => {
+            "; raise the limit of processes (ulimit -u, or pids.max of the cgroup), or use fewer workers"
+        }
+        Errno::ENOMEM => {
+            "; use fewer workers, or let the program have more memory (cgroup, sysctl vm.overcommit_memory)"
+        }
+        Errno::ENOSYS | Errno::EPERM => {
+            "; the kernel is older than Linux 5.14, or a filter (seccomp, of a container) refuses the call"
+        }
+        _ => "",
+    }
 }
 
 // `source()` stays `None`: the text already contains the cause, and a chain printer would say it twice.
@@ -106,5 +129,7 @@ mod tests {
         let text = error.to_string();
         assert!(text.starts_with("memfd_create: ") && text.ends_with(" (os error 24)"), "{text}");
         assert_eq!(error.errno(), 24);
+        assert!(error.advice().contains("ulimit -n"));
+        assert_eq!(SysError::new("mmap", Errno::EINVAL).advice(), "");
     }
 }

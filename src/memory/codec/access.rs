@@ -29,6 +29,11 @@ pub(crate) fn view_align<I: Input + ?Sized>() -> usize {
     }
 }
 
+/// How many bytes the root of an archived `I` takes, or each of its elements, and whether it is a number.
+pub(crate) fn view_size<I: Input + ?Sized>() -> (usize, bool) {
+    (<View<I> as Root>::SIZE, plain::plain_size::<I>().is_some())
+}
+
 /// Validates `bytes` and reads them in place. They must be aligned to [`view_align`]; an error if not.
 #[inline]
 pub(crate) fn view<I: Input + ?Sized>(bytes: &[u8]) -> Result<&View<I>, CodecError> {
@@ -95,6 +100,10 @@ pub trait Root: Portable {
     #[doc(hidden)]
     const ALIGN: usize;
 
+    /// How many bytes it, or each of its elements, takes.
+    #[doc(hidden)]
+    const SIZE: usize;
+
     /// Bytes that [`write`](Self::write) wrote, or anything else: validates.
     #[doc(hidden)]
     fn access(bytes: &[u8]) -> Result<&Self, Fault>;
@@ -112,6 +121,7 @@ pub trait Root: Portable {
 
 impl<A: Portable + CheckBytes<Strategy<Checker, Fault>>> Root for A {
     const ALIGN: usize = if align_of::<A>() > PAYLOAD_ALIGN { align_of::<A>() } else { PAYLOAD_ALIGN };
+    const SIZE: usize = size_of::<A>();
 
     #[inline]
     fn access(bytes: &[u8]) -> Result<&Self, Fault> {
@@ -121,6 +131,7 @@ impl<A: Portable + CheckBytes<Strategy<Checker, Fault>>> Root for A {
 
 impl<A: Portable + CheckBytes<Strategy<Checker, Fault>>> Root for [A] {
     const ALIGN: usize = <A as Root>::ALIGN;
+    const SIZE: usize = size_of::<A>();
 
     #[inline]
     fn access(bytes: &[u8]) -> Result<&Self, Fault> {
@@ -138,6 +149,7 @@ impl<A: Portable + CheckBytes<Strategy<Checker, Fault>>> Root for [A] {
 
 impl Root for str {
     const ALIGN: usize = 1;
+    const SIZE: usize = 1;
 
     #[inline]
     fn access(bytes: &[u8]) -> Result<&Self, Fault> {
@@ -147,6 +159,7 @@ impl Root for str {
 
 impl Root for CStr {
     const ALIGN: usize = 1;
+    const SIZE: usize = 1;
 
     #[inline]
     fn access(bytes: &[u8]) -> Result<&Self, Fault> {
