@@ -14,8 +14,10 @@ use nix::sys::signal::Signal;
 use crate::bound::Bound;
 use crate::context::{self, Worker, WorkerInfo};
 use crate::error::{BoxError, Error, TaskError};
+use crate::given::{Given, Inherited, Shared};
 use crate::ground::spin::WaitPolicy;
-use crate::launch::{self, Plan};
+use crate::launch::{self, Around, Plan};
+use crate::life::crew::{Loan, Muster};
 use crate::life::seed::BoundFn;
 use crate::life::service::{Answer, BoxFuture, Handler, Spawn};
 use crate::life::setup::Affinity;
@@ -51,18 +53,21 @@ impl<Q, A> fmt::Debug for Service<Q, A> {
 /// assert_eq!(price.wait()?, Some(3));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// `M` says what it may be given: anything, or, after [`in_process`](Self::in_process), what threads may share. See
+/// [`Given`].
 #[must_use = "a builder does nothing until it is built"]
-pub struct Builder<E = (), S = NoService, W = ()> {
+pub struct Builder<E = (), S = NoService, W = (), M = Inherited> {
     env: E,
     plan: Plan,
     granularity: Granularity,
     spawn: Option<Spawn>,
     /// A combination that cannot work, reported by `build`.
     misuse: Option<&'static str>,
-    _types: PhantomData<fn() -> (S, W)>,
+    _types: PhantomData<fn() -> (S, W, M)>,
 }
 
-impl<E: fmt::Debug, S, W> fmt::Debug for Builder<E, S, W> {
+impl<E: fmt::Debug, S, W, M> fmt::Debug for Builder<E, S, W, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("env", &self.env).field("plan", &self.plan).finish_non_exhaustive()
     }
@@ -81,8 +86,8 @@ impl Builder {
     }
 }
 
-impl<E: 'static, S, W: 'static> Builder<E, S, W> {
-    fn retyped<S2, W2>(self) -> Builder<E, S2, W2> {
+impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
+    fn retyped<S2, W2, M2>(self) -> Builder<E, S2, W2, M2> {
         let Self { env, plan, granularity, spawn, misuse, _types } = self;
         Builder { env, plan, granularity, spawn, misuse, _types: PhantomData }
     }
@@ -109,7 +114,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// let table = vec![1, 2, 3];
     /// let pool = forkring::Pool::builder().env(&table).build();
     /// ```
-    pub fn env<E2: 'static>(self, env: E2) -> Builder<E2, S, W> {
+    pub fn env<E2: Given<M> + 'static>(self, env: E2) -> Builder<E2, S, W, M> {
         let Self { env: _, plan, granularity, spawn, misuse, _types } = self;
         let late =
             plan.state.is_some().then_some("Builder::env must come before Builder::state, which uses it");
@@ -133,8 +138,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// ```
     pub fn state<W2: 'static>(
         self,
-        f: impl Fn(&WorkerInfo, &E) -> Result<W2, BoxError> + 'static,
-    ) -> Builder<E, S, W2> {
+        f: impl Fn(&WorkerInfo, &E) -> Result<W2, BoxError> + Given<M> + 'static,
+    ) -> Builder<E, S, W2, M> {
         let make = move |info: &WorkerInfo, env: &dyn Any| {
             let env = env.downcast_ref::<E>().ok_or("Builder::env was called after Builder::state")?;
             Ok(Box::new(f(info, env)?) as Box<dyn Any>)
@@ -144,7 +149,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
 
     /// Runs in each worker before its first task, in replacements too. An error or a panic makes `build()` fail with
     /// that message; in a replacement it ends the pool.
-    pub fn init(self, f: impl Fn(&WorkerInfo) -> Result<(), BoxError> + 'static) -> Self {
+    pub fn init(self, f: impl Fn(&WorkerInfo) -> Result<(), BoxError> + Given<M> + 'static) -> Self {
         self.set(|plan| plan.init = Some(Box::new(f)))
     }
 
@@ -156,7 +161,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// Runs in each worker that leaves in good order: when the pool is closed or the worker is replaced because of
     /// [`max_tasks_per_worker`](Self::max_tasks_per_worker) or [`max_worker_memory`](Self::max_worker_memory), not when
     /// it is killed. Its successor starts afterwards.
-    pub fn on_exit(self, f: impl Fn(&WorkerInfo) + 'static) -> Self {
+    pub fn on_exit(self, f: impl Fn(&WorkerInfo) + Given<M> + 'static) -> Self {
         self.set(|plan| plan.on_exit = Some(Box::new(f)))
     }
 
@@ -174,7 +179,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     pub fn service<Q: Payload, A: Payload>(
         self,
         f: impl Fn(Q) -> A + Send + Sync + 'static,
-    ) -> Builder<E, Service<Q, A>, W> {
+    ) -> Builder<E, Service<Q, A>, W, M> {
         let handler = move |bytes: &[u8], limit: usize| match codec::decode::<Q>(bytes) {
             Ok(request) => answer(&f(request), limit),
             Err(error) => codec_answer(error),
@@ -187,7 +192,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     pub fn service_async<Q: Payload, A: Payload, F>(
         self,
         f: impl Fn(Q) -> F + Send + Sync + 'static,
-    ) -> Builder<E, Service<Q, A>, W>
+    ) -> Builder<E, Service<Q, A>, W, M>
     where
         F: Future<Output = A> + Send + 'static,
     {
@@ -539,16 +544,11 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// worker. Nothing is left behind then.
     pub fn build(self) -> Result<Pool<E, S, W>, Error> {
         let granularity = self.granularity;
-        let handle = self.launch(None, None, true)?;
+        let handle = self.launch(None, &Muster::new())?;
         Ok(Pool::from_handle(handle, granularity))
     }
 
-    fn launch(
-        self,
-        bound: Option<BoundFn>,
-        bound_owner: Option<Box<dyn Any>>,
-        may_unwind: bool,
-    ) -> Result<crate::pool::Handle, Error> {
+    fn launch(self, around: Option<Around>, muster: &Arc<Muster>) -> Result<crate::pool::Handle, Error> {
         if let Some(misuse) = self.misuse {
             return Err(Error::new(misuse));
         }
@@ -560,7 +560,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
                 _ => return Err(Error::new("Builder::service_on needs Builder::service_async")),
             }
         }
-        launch::launch(plan, Box::new(self.env), bound, bound_owner, may_unwind)
+        launch::launch(plan, Box::new(self.env), around, muster)
     }
 
     /// A pool around one closure, which may capture: it forks when it has the closure.
@@ -577,11 +577,16 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// # Errors
     ///
     /// As [`build`](Self::build).
-    pub fn bind<I: Payload, R: Payload, F: Fn(I) -> R + 'static>(self, f: F) -> Result<Bound<I, R>, Error> {
+    pub fn bind<I, R, F>(self, f: F) -> Result<Bound<I, R>, Error>
+    where
+        I: Payload,
+        R: Payload,
+        F: Fn(I) -> R + Given<M> + 'static,
+    {
         let granularity = self.granularity;
         let owner: Box<F> = Box::new(f);
         let place = BoundFn(std::ptr::from_ref::<F>(&owner).cast());
-        let handle = self.launch(Some(place), Some(owner), false)?;
+        let handle = self.launch(Some(Around { place, owner: Some(owner) }), &Muster::new())?;
         let pool = Pool::<E, S, W>::from_handle(handle, granularity);
         Ok(Bound::new(pool, context::bound_task::<F, I, R>()))
     }
@@ -614,13 +619,16 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     where
         I: Payload,
         R: Payload,
-        F: Fn(I) -> R,
+        F: Fn(I) -> R + Given<M>,
         G: FnMut(Result<R, TaskError>) -> Q,
         Q: Flow,
     {
         let granularity = self.granularity;
+        let muster = Muster::new();
+        // Dropped after the pool: no thread is left then that could run what may be borrowed here.
+        let _loan = Loan(muster.clone());
         let place = BoundFn(std::ptr::from_ref(&f).cast());
-        let handle = self.launch(Some(place), None, false)?;
+        let handle = self.launch(Some(Around { place, owner: None }), &muster)?;
         let pool = Pool::<E, S, W>::from_handle(handle, granularity);
         let summary = pool.map_named(items, context::bound_task::<F, I, R>()).unordered().run(g);
         pool.close().wait();
@@ -641,18 +649,106 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     where
         I: Payload,
         R: Payload,
-        F: Fn(&Worker<E, S, W>, &View<I>) -> R,
+        F: Fn(&Worker<E, S, W>, &View<I>) -> R + Given<M>,
         G: FnMut(Result<R, TaskError>) -> Q,
         Q: Flow,
     {
         let granularity = self.granularity;
+        let muster = Muster::new();
+        // Dropped after the pool: no thread is left then that could run what may be borrowed here.
+        let _loan = Loan(muster.clone());
         let place = BoundFn(std::ptr::from_ref(&f).cast());
-        let handle = self.launch(Some(place), None, false)?;
+        let handle = self.launch(Some(Around { place, owner: None }), &muster)?;
         let pool = Pool::<E, S, W>::from_handle(handle, granularity);
         let named = context::bound_context_task::<F, E, S, W, I, R>();
         let summary = pool.map_named(items, named).unordered().run(g);
         pool.close().wait();
         summary
+    }
+}
+
+impl<E: 'static, S, W: 'static> Builder<E, S, W> {
+    /// Runs the workers on threads of this process: for debuggers, coverage, Miri, captured test output, and plain unit tests of a
+    /// program that uses the pool. **A crash in a task is a crash of this program then.**
+    ///
+    /// Everything else is the same: tasks and their values travel encoded through the same rings, batches, services, states,
+    /// recycling and limits work, and what cannot be encoded fails here, too.
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// fn shout(name: String) -> String {
+    ///     println!("shouting {name}"); // `cargo test` shows it if the test fails, as for any thread of a test
+    ///     name.to_uppercase()
+    /// }
+    ///
+    /// # /*
+    /// #[test]
+    /// # */
+    /// fn names_are_shouted() {
+    ///     let pool = Pool::builder().in_process().workers(1).build().unwrap();
+    ///     assert_eq!(pool.submit(shout, &"ann".to_owned()).wait().unwrap(), "ANN");
+    /// }
+    /// # names_are_shouted();
+    /// ```
+    ///
+    /// Threads share what the builder is given, so all of it has to be `Send + Sync` (see [`Given`]); call this before
+    /// `init`, `state` and `on_exit`. What a worker makes for itself, states and values of tasks, need not be either.
+    ///
+    /// | | workers are processes | workers are threads |
+    /// |---|---|---|
+    /// | a segfault, an abort, a stack overflow, `exit`, memory that runs out | the task is lost, the worker replaced | ends this program |
+    /// | a panic | the task's error | the same |
+    /// | a time limit, `kill`, `terminate`, dropping the last handle | the worker is killed | its task ends with the same error at the same moment, but a thread cannot be killed: it is *given up*, and another one takes its place. [`Worker::cancelled`] is true there, service calls are refused. It ends when its task returns; `on_exit` does not run. A task that never returns keeps its thread |
+    /// | [`kill_signal`](Self::kill_signal) | comes first | `Worker::cancelled` is true for as long as the gap |
+    /// | [`env`](Self::env) | each worker has a copy, the master's is dropped in `build` | one value for all, dropped when the pool has ended |
+    /// | a stream around a closure ([`iter_stream`](Self::iter_stream)) | | returns, or goes on unwinding, only when no thread runs the closure any more |
+    /// | statics | a copy for each worker | the program's; thread-locals are each worker's own |
+    /// | handles of pools, used in a task | inert, [`NotInThisProcess`](TaskError::NotInThisProcess) | work. If every worker waits for a task of its own pool, they wait for ever |
+    /// | [`start_worker`](WorkerInfo::start_worker) | unwinds the inherited stack | goes on to the worker's loop: there is nothing to unwind. It fails where it fails otherwise |
+    /// | pids | the workers' | this program's |
+    /// | [`WorkerLost`](crate::WorkerLost) | | only if the state could not be made again after a panic, or memory was overwritten; peak memory is 0 |
+    /// | [`max_worker_memory`](Self::max_worker_memory), [`max_address_space`](Self::max_address_space), [`worker_env`](Self::worker_env) | | an error of `build`, since threads share memory and environment |
+    /// | [`process_group`](Self::process_group), [`close_inherited_fds`](Self::close_inherited_fds) | | no effect |
+    /// | [`nice`](Self::nice), [`affinity`](Self::affinity) | of the process | of the thread |
+    /// | signals | the worker's own | may come to a worker's thread, as to the one that built the pool |
+    ///
+    /// Workers are named `<pool>-w<id>`, have stacks of 8 MiB, and run until the pool ends, as processes do; nothing of them
+    /// is left then, apart from threads that were given up.
+    pub fn in_process(self) -> Builder<E, S, W, Shared>
+    where
+        E: Send + Sync,
+    {
+        self.in_process_if(true)
+    }
+
+    /// As [`in_process`](Self::in_process), if `on`; otherwise the workers are processes as ever, and only what the builder may
+    /// be given differs. For a program that decides while it runs.
+    ///
+    /// ```
+    /// use forkring::Pool;
+    ///
+    /// let debugging = std::env::var_os("DEBUG_IN_PROCESS").is_some();
+    /// let pool = Pool::builder().in_process_if(debugging).workers(1).build()?;
+    /// let pid = pool.submit(|()| std::process::id(), &()).wait()?;
+    /// assert_eq!(pid == std::process::id(), debugging);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn in_process_if(self, on: bool) -> Builder<E, S, W, Shared>
+    where
+        E: Send + Sync,
+    {
+        let Plan { init, state, on_exit, .. } = &self.plan;
+        let late = (init.is_some() || state.is_some() || on_exit.is_some()).then_some(
+            "Builder::in_process must come before init, state and on_exit, so that it is known whether threads may share them",
+        );
+        let mut builder = self.set(|plan| {
+            plan.in_process = on;
+            // What was given before could be anything.
+            (plan.init, plan.state, plan.on_exit) = (None, None, None);
+        });
+        builder.misuse = builder.misuse.or(late);
+        builder.retyped()
     }
 }
 

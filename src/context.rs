@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::borrow::Borrow;
-use std::cell::RefMut;
+use std::cell::{Ref, RefMut};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -67,7 +67,7 @@ impl<E, S, W> fmt::Debug for Worker<E, S, W> {
 
 impl<E: 'static, S, W: 'static> Worker<E, S, W> {
     /// The environment that the pool was built with, inherited by fork: the worker's own copy, shared with the other
-    /// processes page by page until somebody writes to it.
+    /// processes page by page until somebody writes to it. With [`in_process`](crate::Builder::in_process), the one of all workers.
     pub fn env(&self) -> &E {
         self.core.seed.env.downcast_ref().expect("the pool's type says what its environment is")
     }
@@ -99,13 +99,13 @@ impl<E, S, W> Worker<E, S, W> {
         self.core.info.generation
     }
 
-    /// Whether the running task has been cancelled: its result will be thrown away, so it may as well stop. Costs a
-    /// load from shared memory. Once true, it stays true for this task.
+    /// Whether the running task has been cancelled: its result will be thrown away, so it may as well stop. Costs two
+    /// loads from shared memory. Once true, it stays true for this task.
     pub fn cancelled(&self) -> bool {
-        self.core
-            .request
-            .get()
-            .is_some_and(|index| self.core.port.try_borrow().is_ok_and(|port| port.cancelled(index)))
+        self.core.request.get().is_some_and(|index| {
+            let is_over = |port: Ref<'_, Port>| port.cancelled(index) || port.is_given_up();
+            self.core.port.try_borrow().is_ok_and(is_over)
+        })
     }
 
     /// Brings an input, or part of one, back as an owned value.

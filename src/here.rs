@@ -41,16 +41,23 @@ impl fmt::Display for CurrentTask {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn current_task() -> Option<CurrentTask> {
-    let (pool, worker, generation) = *WORKERS.iter().rev().find_map(OnceLock::get)?;
+    let thread = THREAD.try_with(Cell::get).ok().flatten();
+    let (pool, worker, generation) =
+        thread.or_else(|| WORKERS.iter().rev().find_map(OnceLock::get).copied())?;
     let number = TASK.try_with(Cell::get).ok().flatten().and_then(Cell::get);
     Some(CurrentTask { pool, worker, generation, number })
 }
 
-/// Name of the pool, id and generation; one more where a worker's task has built a pool of its own. No lock: it may be forked
+/// Name of the pool, id and generation.
+type Place = (&'static str, usize, u64);
+
+/// The workers that this process is: one more where a worker's task has built a pool of its own. No lock: it may be forked
 /// at any time.
-static WORKERS: [OnceLock<(&'static str, usize, u64)>; 4] = [const { OnceLock::new() }; 4];
+static WORKERS: [OnceLock<Place>; 4] = [const { OnceLock::new() }; 4];
 
 thread_local! {
+    /// The worker that this thread is, where workers are threads.
+    static THREAD: Cell<Option<Place>> = const { Cell::new(None) };
     /// Where the thread that runs tasks notes which one.
     static TASK: Cell<Option<&'static Cell<Option<u64>>>> = const { Cell::new(None) };
 }
@@ -64,4 +71,10 @@ pub(crate) fn note_worker(
 ) {
     let _ = WORKERS.iter().find(|known| known.set((pool, worker, generation)).is_ok());
     TASK.set(Some(task));
+}
+
+/// From here on this thread is that worker, and `task` tells what it runs; or it is none.
+pub(crate) fn note_thread(place: Option<Place>, task: Option<&'static Cell<Option<u64>>>) {
+    THREAD.set(place);
+    TASK.set(task);
 }

@@ -1,6 +1,6 @@
 //! From a plan to a running pool: the fork of the zygote and what surrounds it.
 
-#![allow(unsafe_code, reason = "fork")]
+#![allow(unsafe_code, reason = "fork, and a seed that threads share")]
 
 use std::any::Any;
 use std::fs::File;
@@ -23,19 +23,21 @@ use crate::ground::sys::socket::Socket;
 use crate::ground::sys::{SysError, cores};
 use crate::life::core::{Core, Phase};
 use crate::life::crashers::Saver;
-use crate::life::driver::Driver;
+use crate::life::crew::{Crew, Muster};
+use crate::life::driver::{Driver, Nursery};
 use crate::life::journal::{self, Journal, Writers};
 #[cfg(feature = "metrics")]
 use crate::life::publish::Metrics;
 use crate::life::recycling::Recycling;
 use crate::life::registry::{self, Registry};
-use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed};
+use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed, SharedSeed};
 use crate::life::service::{Handler, Host};
 use crate::life::setup::Setup;
 use crate::life::station::{Bell, Station};
 use crate::life::terms::{OnWorkerLoss, Policy, Terms};
 use crate::life::threads;
 use crate::life::trace::Trace;
+use crate::life::worker;
 use crate::life::zygote::{self, Launch};
 use crate::limits;
 use crate::panics;
@@ -57,6 +59,8 @@ pub(crate) struct Plan {
     pub(crate) setup: Setup,
     pub(crate) crashers: Option<PathBuf>,
     pub(crate) name: String,
+    /// Workers are threads of this process, and what the plan has from the user may be shared between them (SEED-1).
+    pub(crate) in_process: bool,
     /// Whether tasks are timed, and where what happens is written down.
     pub(crate) timings: bool,
     pub(crate) record: Option<PathBuf>,
@@ -105,6 +109,7 @@ impl Default for Plan {
             setup: Setup::default(),
             crashers: None,
             name: "forkring".to_owned(),
+            in_process: false,
             timings: false,
             record: None,
             #[cfg(feature = "metrics")]
@@ -113,10 +118,9 @@ impl Default for Plan {
     }
 }
 
-/// The master's ends of what it shares with the zygote.
+/// The master's ends of what it shares with its workers and the zygote.
 struct Ends {
-    socket: Socket,
-    zygote: PidFd,
+    nursery: Nursery,
     driver_bell: Arc<Doorbell>,
     stations: Box<[Station]>,
     handler: Option<Handler>,
@@ -135,19 +139,29 @@ struct AtFork {
     record: Option<File>,
 }
 
-/// Builds a pool and waits until its workers are ready.
+/// The closure that a pool is made around, if it is.
+pub(crate) struct Around {
+    pub(crate) place: BoundFn,
+    /// `None`: it is the caller's, and so is waiting until the muster is empty.
+    pub(crate) owner: Option<Box<dyn Any>>,
+}
+
+/// Builds a pool and waits until its workers are ready. `muster`: where those are present who may touch what the pool is
+/// given, if that is threads of this process.
 pub(crate) fn launch(
     plan: Plan,
     env: Box<dyn Any>,
-    bound: Option<BoundFn>,
-    bound_owner: Option<Box<dyn Any>>,
-    may_unwind: bool,
+    around: Option<Around>,
+    muster: &Arc<Muster>,
 ) -> Result<Handle, Error> {
     let cores = cores::usable_cores();
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
     limits::check_max_payload(plan.policy.max_payload)?;
     limits::check_recycling(&plan.recycling)?;
+    if plan.in_process {
+        limits::check_in_process(&plan)?;
+    }
     let publishes = plan.publishes_metrics();
     let setup = plan.setup.check()?;
     let saver = plan.crashers.as_deref().map(|dir| Saver::new(dir, &plan.name)).transpose()?;
@@ -155,21 +169,26 @@ pub(crate) fn launch(
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
     panics::install();
-    warn_of_threads(&plan.name);
+    if !plan.in_process {
+        warn_of_threads(&plan.name);
+    }
     let spin = SpinBudget::new(plan.wait_policy, workers, setup.cores(workers, cores));
     let queue_limit = plan.queue_limit;
     let objects = Objects::load();
     let is_timed = plan.timings || plan.record.is_some() || publishes;
     let Plan { init, state, on_exit, handler, policy, init_timeout, close_inherited_fds, name, .. } = plan;
+    let may_unwind = around.is_none();
+    let (bound, bound_owner) = around.map(|around| (around.place, around.owner)).unzip();
     let seed = Seed {
         name: name.clone(),
         env,
         init,
         state,
         on_exit,
-        _bound_owner: bound_owner,
+        _bound_owner: bound_owner.flatten(),
         bound,
         may_unwind,
+        is_caught: worker::is_catching(),
         objects: objects.clone(),
         max_payload: policy.max_payload,
         spin,
@@ -182,8 +201,15 @@ pub(crate) fn launch(
         let text = format!("{error}{}", error.advice());
         Error::caused(format!("the pool {name:?} could not be built"), text)
     };
-    let Ends { socket, zygote, driver_bell, stations, handler, record } =
-        fork_zygote(seed, handler, workers, plan.record).map_err(failed)?;
+    let ends = match plan.in_process {
+        false => fork_zygote(seed, handler, workers, plan.record),
+        true => {
+            // SAFETY: SEED-1: `in_process` says so.
+            let seed = unsafe { SharedSeed::new(seed) };
+            assemble_crew(seed, handler, workers, muster, plan.record)
+        }
+    };
+    let Ends { nursery, driver_bell, stations, handler, record } = ends.map_err(failed)?;
     let host = handler.map(Host::new);
     let core = Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone());
     let mut core = core.with_queue_limit(queue_limit).with_crashers(saver);
@@ -198,7 +224,7 @@ pub(crate) fn launch(
     }
     let core = Arc::new(core);
     let _ = core.me.set(Arc::downgrade(&core));
-    let driver = Driver::new(core.clone(), driver_bell, socket, zygote, init_timeout).map_err(failed)?;
+    let driver = Driver::new(core.clone(), driver_bell, nursery, init_timeout).map_err(failed)?;
     let recorder = core.journal.as_ref().map_or(Ok(()), |journal| journal.start(&core));
     let driver = Arc::new(Mutex::new(Some(driver)));
     let for_thread = driver.clone();
@@ -261,7 +287,24 @@ fn fork_zygote(
     drop(registry);
     // User code, on this thread, with nothing held.
     drop(seed);
-    Ok(Ends { socket, zygote: opened?, driver_bell: Arc::new(driver_bell), stations, handler, record })
+    let nursery = Nursery::Zygote { socket, process: opened? };
+    Ok(Ends { nursery, driver_bell: Arc::new(driver_bell), stations, handler, record })
+}
+
+/// What takes the zygote's place where workers are threads. Nothing in it has a descriptor.
+fn assemble_crew(
+    seed: SharedSeed,
+    handler: Option<Handler>,
+    workers: usize,
+    muster: &Arc<Muster>,
+    record: Option<PathBuf>,
+) -> Result<Ends, SysError> {
+    let record = record.as_deref().map(journal::create).transpose()?;
+    let driver_bell = Arc::new(Doorbell::local());
+    let crew = Crew::new(seed, &driver_bell, muster)?;
+    let station = |id| Station::new(id, Arc::new(Doorbell::local()), Arc::new(Bell(Doorbell::local())));
+    let stations = (0..workers).map(station).collect();
+    Ok(Ends { nursery: Nursery::Crew(crew), driver_bell, stations, handler, record })
 }
 
 /// What the master and the zygote are to share.
@@ -280,7 +323,7 @@ fn prepare(registry: &mut Registry, workers: usize, record: Option<&Path>) -> Re
     let record = record.map(journal::create).transpose()?;
     let (socket, theirs) = Socket::pair()?;
     let driver_bell = Doorbell::new()?;
-    let their_bell = duplicate(&driver_bell)?;
+    let their_bell = driver_bell.duplicate()?;
     let master = PidFd::open(process::own_pid())?;
     let mut stations = (0..workers)
         .map(|id| Ok(Station::new(id, Arc::new(Doorbell::new()?), Arc::new(Bell(Doorbell::new()?)))))
@@ -292,12 +335,6 @@ fn prepare(registry: &mut Registry, workers: usize, record: Option<&Path>) -> Re
     }
     record.iter().for_each(|file| registry.add(file.as_fd()));
     Ok(Shared { socket, theirs, driver_bell, their_bell, master, stations, record })
-}
-
-/// Another set of descriptors for the same doorbell.
-fn duplicate(bell: &Doorbell) -> Result<Doorbell, SysError> {
-    let fds = bell.fds().map(|fd| fd.try_clone_to_owned()).collect::<Result<Vec<_>, _>>();
-    Doorbell::from_fds(fds.map_err(|error| SysError::new("dup", error))?)
 }
 
 /// Forks. Apart from the frames of callers there is nothing here for a worker to unwind but plain words.

@@ -206,6 +206,7 @@ mod faults;
 #[cfg(forkring_faults)]
 #[doc(hidden)]
 pub mod faults;
+mod given;
 pub mod guide;
 mod here;
 pub mod hooks;
@@ -237,6 +238,7 @@ pub use crashers::{Crasher, replay, replay_with};
 pub use error::{
     BoxError, CodecError, Error, LossHint, Panicked, PoolFailure, TaskError, TrySubmitError, WorkerLost,
 };
+pub use given::{Given, Inherited, Shared};
 pub use ground::spin::WaitPolicy;
 pub use here::{CurrentTask, current_task};
 pub use life::service::BoxFuture;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::launch::Plan;
 use crate::life::recycling::Recycling;
 use crate::stream::Granularity;
 
@@ -44,6 +45,30 @@ pub(crate) fn check_recycling(recycling: &Recycling) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// What cannot be had from threads, and would be missed.
+pub(crate) fn check_in_process(plan: &Plan) -> Result<(), Error> {
+    let refused = [
+        (
+            !plan.setup.env.is_empty(),
+            "worker_env",
+            "set the variable for the whole program before it starts threads",
+        ),
+        (
+            plan.setup.address_space_bytes.is_some(),
+            "max_address_space",
+            "limit the program instead, with ulimit -v",
+        ),
+        (plan.recycling.max_growth_bytes.is_some(), "max_worker_memory", "use max_tasks_per_worker"),
+    ];
+    match refused.into_iter().find(|(is_set, ..)| *is_set) {
+        Some((_, option, way_out)) => Err(Error::new(format!(
+            "Builder::{option} needs workers that are processes, and Builder::in_process makes them threads; leave it \
+             out there, or {way_out}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn check_granularity(granularity: Granularity) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Phase};
+use super::crew::{self, Crew};
 use super::end::{End, describe};
 use super::events;
 use super::job::Deadline;
@@ -17,7 +18,7 @@ use super::journal::Entry;
 use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::oom::OomWatch;
 use super::registry;
-use super::station::{Process, Stage};
+use super::station::{Hold, Process, Stage};
 use super::terms::OnWorkerLoss;
 use super::timers::Timer;
 use super::verdict::Why;
@@ -29,6 +30,7 @@ use crate::ground::sys::socket::{Socket, TryRecv};
 use crate::ground::sys::{SysError, advice, clock};
 use crate::memory::region::Region;
 use crate::protocol::lane::Lane;
+use crate::protocol::port::Bells;
 use crate::protocol::wire::{self, WorkerState};
 
 thread_local! {
@@ -61,14 +63,24 @@ const CRASH_PAUSE: Duration = Duration::from_millis(2);
 /// The zygote is given this long to kill and reap its workers.
 const ZYGOTE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where workers come from.
+#[derive(Debug)]
+pub(crate) enum Nursery {
+    Zygote {
+        socket: Socket,
+        process: PidFd,
+    },
+    /// They are threads of this process.
+    Crew(Crew),
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Driver {
     core: Arc<Core>,
     bell: Arc<Doorbell>,
-    socket: Socket,
-    zygote: PidFd,
-    /// `None` only while it is made.
+    nursery: Nursery,
+    /// `None` while it is made, and where there is nothing to wait for but the bell.
     epoll: Option<Epoll>,
     init_timeout: Duration,
     /// Stations that want a worker, and from when on.
@@ -91,8 +103,7 @@ impl Driver {
     pub(crate) fn new(
         core: Arc<Core>,
         bell: Arc<Doorbell>,
-        socket: Socket,
-        zygote: PidFd,
+        nursery: Nursery,
         init_timeout: Duration,
     ) -> Result<Self, SysError> {
         let now = Instant::now();
@@ -101,8 +112,7 @@ impl Driver {
         let mut driver = Self {
             core,
             bell,
-            socket,
-            zygote,
+            nursery,
             epoll: None,
             init_timeout,
             vacant,
@@ -115,7 +125,7 @@ impl Driver {
             orderly: false,
         };
         match driver.watch() {
-            Ok(epoll) => driver.epoll = Some(epoll),
+            Ok(epoll) => driver.epoll = epoll,
             Err(error) => {
                 driver.finish();
                 return Err(error);
@@ -124,25 +134,36 @@ impl Driver {
         Ok(driver)
     }
 
-    fn watch(&self) -> Result<Epoll, SysError> {
+    fn watch(&self) -> Result<Option<Epoll>, SysError> {
+        let (Nursery::Zygote { socket, process }, Some(bell)) = (&self.nursery, self.bell.wait_fd()) else {
+            return Ok(None);
+        };
         // Covers the moment in which a descriptor exists that is not registered.
         let mut registry = registry::lock();
         let epoll = Epoll::new()?;
         registry.add(epoll.as_fd());
         let added = epoll
-            .add(&self.bell.wait_fd(), BELL)
-            .and_then(|()| epoll.add(&self.socket, SOCKET))
-            .and_then(|()| epoll.add(&self.zygote, ZYGOTE));
+            .add(&bell, BELL)
+            .and_then(|()| epoll.add(socket, SOCKET))
+            .and_then(|()| epoll.add(process, ZYGOTE));
         if added.is_err() {
             registry.remove(epoll.as_fd());
         }
-        added.map(|()| epoll)
+        added.map(|()| Some(epoll))
+    }
+
+    /// What there is to see, at the latest after `timeout`.
+    fn listen(&self, timeout: Option<Duration>) -> Result<Vec<u64>, SysError> {
+        let mut events = [EpollEvent::empty(); 4];
+        match &self.epoll {
+            Some(epoll) => epoll.wait(&mut events, timeout).map(Iterator::collect),
+            None => Ok(self.bell.await_ring(timeout).then_some(BELL).into_iter().collect()),
+        }
     }
 
     /// Runs until the pool has ended.
     pub(crate) fn run(mut self) {
         IS_DRIVER.set(true);
-        let mut events = [EpollEvent::empty(); 4];
         loop {
             self.start_workers();
             if self.core.phase() >= Phase::Closing && self.wind_down() {
@@ -152,15 +173,10 @@ impl Driver {
             if self.core.makes_rounds() {
                 timeout = Some(timeout.unwrap_or(ROUND).min(ROUND));
             }
-            let waited = self.epoll.as_ref().map(|epoll| epoll.wait(&mut events, timeout));
-            let tokens: Vec<u64> = match waited {
-                Some(Ok(tokens)) => tokens.collect(),
-                None => break,
-                Some(Err(error)) => {
-                    self.fail(format!("the driver cannot wait for events: {error}"));
-                    Vec::new()
-                }
-            };
+            let tokens = self.listen(timeout).unwrap_or_else(|error| {
+                self.fail(format!("the driver cannot wait for events: {error}"));
+                Vec::new()
+            });
             let now = Instant::now();
             let rung = tokens.contains(&BELL);
             if rung {
@@ -171,6 +187,9 @@ impl Driver {
             }
             if tokens.contains(&SOCKET) {
                 self.read_reports();
+            }
+            if rung {
+                self.hear_crew();
             }
             if tokens.contains(&ZYGOTE) {
                 self.read_reports();
@@ -384,6 +403,10 @@ impl Driver {
         let who = Who { station, generation: owned.generation };
         drop(owned);
         let asked_ns = clock::now_ns();
+        let socket = match &mut self.nursery {
+            Nursery::Zygote { socket, .. } => socket,
+            Nursery::Crew(_) => return self.start_thread(who, asked_ns, request, &response.0),
+        };
         // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile. No
         // station is owned under it, since letting go of one may run user code.
         let registry = registry::lock();
@@ -394,7 +417,7 @@ impl Driver {
         let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
         send.extend(request.fds());
         send.extend(response.0.fds());
-        let sent = self.socket.try_send(&Order::Spawn(who).to_bytes(), &send);
+        let sent = socket.try_send(&Order::Spawn(who).to_bytes(), &send);
         drop(send);
         drop(fds);
         drop(registry);
@@ -409,20 +432,68 @@ impl Driver {
             return Ok(());
         }
         // Before the zygote's report, which this thread reads.
-        let mut owned = core.stations[station].own(&core);
+        self.expect(who, asked_ns, region, request, None);
+        Ok(())
+    }
+
+    /// The station has a worker that is about to start, or has been asked for.
+    fn expect(
+        &mut self,
+        who: Who,
+        asked_ns: u64,
+        region: Region,
+        request: Arc<Doorbell>,
+        process: Option<Process>,
+    ) {
+        let core = self.core.clone();
+        let mut owned = core.stations[who.station].own(&core);
         owned.lane = Some(Lane::new(region, request, core.policy.max_payload));
         owned.stage = Stage::Starting;
+        owned.process = process;
         owned.reset(asked_ns);
         drop(owned);
         self.starting.push((who, Instant::now() + self.init_timeout));
-        Ok(())
+    }
+
+    fn start_thread(
+        &mut self,
+        who: Who,
+        asked_ns: u64,
+        request: Arc<Doorbell>,
+        response: &Doorbell,
+    ) -> Result<(), SysError> {
+        let (region, theirs) = Region::on_heap()?;
+        let bells = Bells {
+            request: request.duplicate()?,
+            response: response.duplicate()?,
+            driver: self.bell.duplicate()?,
+        };
+        let Nursery::Crew(crew) = &mut self.nursery else { return Ok(()) };
+        let member = crew.enlist(who);
+        let process = Process { pid: crew::pid(), hold: Hold::Thread(member.clone()) };
+        self.processes += 1;
+        self.expect(who, asked_ns, region, request, Some(process));
+        match &self.nursery {
+            Nursery::Crew(crew) => crew.start(member, theirs, bells),
+            Nursery::Zygote { .. } => Ok(()),
+        }
+    }
+
+    /// Reads what threads have reported.
+    fn hear_crew(&mut self) {
+        while let Nursery::Crew(crew) = &self.nursery
+            && let Some(report) = crew.next_report()
+        {
+            self.heed(report, None);
+        }
     }
 
     fn read_reports(&mut self) {
         loop {
+            let Nursery::Zygote { socket, .. } = &self.nursery else { return };
             let mut bytes = [0; MESSAGE_BYTES];
             let mut registry = registry::lock();
-            let received = self.socket.try_recv(&mut bytes);
+            let received = socket.try_recv(&mut bytes);
             let (len, mut fds) = match received {
                 Ok(TryRecv::Message(len, fds)) => (len, fds),
                 Ok(TryRecv::Empty | TryRecv::Closed) => return,
@@ -437,21 +508,24 @@ impl Driver {
             }
             drop(registry);
             match Report::from_bytes(&bytes[..len]) {
-                Some(Report::Spawned { who, pid }) => self.spawned(who, pid, pidfd),
-                Some(Report::Refused { who, errno }) => {
-                    let error = std::io::Error::from_raw_os_error(errno);
-                    self.starting.retain(|(other, _)| *other != who);
-                    self.fail(format!(
-                        "could not start worker {}: fork: {error}{}",
-                        who.station,
-                        advice(errno)
-                    ));
-                }
-                Some(Report::Ended { who, pid, status, max_rss_kib, limited }) => {
-                    let hint = self.oom.hint(status, limited);
-                    self.ended(who, pid, status, max_rss_kib, hint)
-                }
+                Some(report) => self.heed(report, pidfd),
                 None => self.fail("the zygote spoke nonsense".to_owned()),
+            }
+        }
+    }
+
+    fn heed(&mut self, report: Report, pidfd: Option<PidFd>) {
+        match report {
+            Report::Spawned { who, pid } => self.spawned(who, pid, pidfd),
+            Report::Refused { who, errno } => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                self.starting.retain(|(other, _)| *other != who);
+                let advice = advice(errno);
+                self.fail(format!("could not start worker {}: fork: {error}{advice}", who.station));
+            }
+            Report::Ended { who, pid, status, max_rss_kib, limited } => {
+                let hint = self.oom.hint(status, limited);
+                self.ended(who, pid, status, max_rss_kib, hint)
             }
         }
     }
@@ -463,7 +537,7 @@ impl Driver {
         if owned.stage == Stage::Ending || owned.violation.is_some() {
             let _ = pidfd.kill(nix::libc::SIGKILL);
         }
-        owned.process = Some(Process { pid, pidfd });
+        owned.process = Some(Process { pid, hold: Hold::Process(pidfd) });
         drop(owned);
         if self.check_start(who) {
             self.starting.retain(|(other, _)| *other != who);
@@ -600,7 +674,8 @@ impl Driver {
     /// The zygote has died, and its workers with it.
     fn zygote_lost(&mut self) {
         if self.core.phase() < Phase::Ending && !(self.orderly && self.processes == 0) {
-            let how = match self.zygote.wait_child() {
+            let Nursery::Zygote { process, .. } = &self.nursery else { return };
+            let how = match process.wait_child() {
                 Ok(Some(status)) => describe(status),
                 _ => "ended".to_owned(),
             };
@@ -609,7 +684,7 @@ impl Driver {
     }
 
     /// Lets go of processes, descriptors and memory.
-    pub(crate) fn finish(mut self) {
+    pub(crate) fn finish(self) {
         if self.core.phase() < Phase::Ending {
             self.core.advance(Phase::Ending, None);
         }
@@ -626,8 +701,16 @@ impl Driver {
             let unfinished = owned.put_down(&told.unwrap_or_else(|| cause.clone()));
             core.add_unfinished(unfinished);
         }
-        let _ = self.socket.try_send(&Order::Terminate.to_bytes(), &[]);
-        self.await_zygote();
+        match &self.nursery {
+            Nursery::Zygote { socket, process } => {
+                let _ = socket.try_send(&Order::Terminate.to_bytes(), &[]);
+                self.await_zygote(socket, process);
+            }
+            Nursery::Crew(crew) => {
+                crew.await_idle();
+                std::iter::from_fn(|| crew.next_report()).for_each(|report| self.note_last(report));
+            }
+        }
         core.await_crashers();
         if let Some(host) = core.service() {
             host.stop();
@@ -648,18 +731,28 @@ impl Driver {
                 drop(bell);
             }
         }
+        let Self { bell, nursery, epoll, .. } = self;
+        let zygote = match nursery {
+            Nursery::Zygote { socket, process } => Some((socket, process)),
+            Nursery::Crew(crew) => {
+                // The last one to have the seed drops what is the user's.
+                let _ = crate::panics::guard(|| drop(crew));
+                None
+            }
+        };
         {
             let mut registry = registry::lock();
-            if let Some(epoll) = &self.epoll {
+            if let Some(epoll) = &epoll {
                 registry.remove(epoll.as_fd());
             }
-            for bell in bells.iter().chain([&self.bell]) {
+            for bell in bells.iter().chain([&bell]) {
                 bell.fds().for_each(|fd| registry.remove(fd));
             }
-            registry.remove(self.socket.as_fd());
-            registry.remove(self.zygote.as_fd());
-            let Self { bell, socket, zygote, epoll, .. } = self;
-            drop((bells, epoll, bell, socket, zygote));
+            if let Some((socket, process)) = &zygote {
+                registry.remove(socket.as_fd());
+                registry.remove(process.as_fd());
+            }
+            drop((bells, epoll, bell, zygote));
         }
         if let Some(journal) = &core.journal {
             journal.close(&core);
@@ -668,30 +761,37 @@ impl Driver {
     }
 
     /// Waits for the zygote to reap its workers and leave; reads what it says meanwhile.
-    fn await_zygote(&mut self) {
+    fn await_zygote(&self, socket: &Socket, zygote: &PidFd) {
         let deadline = Instant::now() + ZYGOTE_PATIENCE;
-        while !self.zygote.has_exited() {
+        while !zygote.has_exited() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 events::error(&self.core, format_args!("the zygote does not leave; it is killed"));
-                let _ = self.zygote.kill(nix::libc::SIGKILL);
+                let _ = zygote.kill(nix::libc::SIGKILL);
                 break;
             }
-            let fds = [self.zygote.as_fd(), self.socket.as_fd()];
+            let fds = [zygote.as_fd(), socket.as_fd()];
             let _ = crate::ground::sys::poll::wait_readable(&fds, Some(left));
-            self.read_last_reports();
+            self.read_last_reports(socket);
         }
-        self.read_last_reports();
-        let _ = self.zygote.wait_child();
+        self.read_last_reports(socket);
+        let _ = zygote.wait_child();
     }
 
-    /// What the zygote says while it takes its workers down: each has its event, and nothing else matters any more.
-    fn read_last_reports(&self) {
+    /// What the zygote says while it takes its workers down.
+    fn read_last_reports(&self, socket: &Socket) {
         let mut bytes = [0; MESSAGE_BYTES];
-        while let Ok(TryRecv::Message(len, _)) = self.socket.try_recv(&mut bytes) {
-            if let Some(Report::Ended { who, pid, status, .. }) = Report::from_bytes(&bytes[..len]) {
-                End::new(who, pid, status, Stage::Ending).report(&self.core, false);
+        while let Ok(TryRecv::Message(len, _)) = socket.try_recv(&mut bytes) {
+            if let Some(report) = Report::from_bytes(&bytes[..len]) {
+                self.note_last(report);
             }
+        }
+    }
+
+    /// Each end has its event, and nothing else matters any more.
+    fn note_last(&self, report: Report) {
+        if let Report::Ended { who, pid, status, .. } = report {
+            End::new(who, pid, status, Stage::Ending).report(&self.core, false);
         }
     }
 }
@@ -701,9 +801,9 @@ const UNWINDING_HINT: &str = ": start_worker() was unwinding towards StartWorker
      thread::spawn, tokio::spawn or the drop of a runtime; call build() outside of it";
 
 fn release_pidfd(process: Option<Process>) {
-    if let Some(process) = process {
+    if let Some(Process { hold: Hold::Process(pidfd), .. }) = process {
         let mut registry = registry::lock();
-        registry.remove(process.pidfd.as_fd());
-        drop(process);
+        registry.remove(pidfd.as_fd());
+        drop(pidfd);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::core::Core;
 use super::crashers::Scene;
+use super::crew::GIVEN_UP;
 use super::events;
 use super::job::{JobRef, Outcome};
 use super::journal::Entry;
@@ -122,6 +123,7 @@ impl End {
         let hint = self.violation.map(|violation| LossHint::Violation(violation.0)).or(self.hint);
         let (exit_code, signal) = match self.status {
             ExitStatus::Exited(code) => (Some(code), None),
+            GIVEN_UP => (None, None),
             ExitStatus::Signaled(signal, _) => (None, Some(signal)),
         };
         let details = LostDetails {
@@ -209,6 +211,7 @@ impl Owned<'_> {
 
 pub(crate) fn describe(status: ExitStatus) -> String {
     match status {
+        GIVEN_UP => "was given up, and ends when its task returns".to_owned(),
         ExitStatus::Exited(code) => format!("left with exit code {code}"),
         ExitStatus::Signaled(signal, _) => format!("was ended by {}", signal_name(signal)),
     }

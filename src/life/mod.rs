@@ -4,9 +4,11 @@
 //! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
 //! [`end`], [`crashers`] (inputs that are kept), [`oom`], [`service`], [`tally`] (what there was), [`meter`] (how long it took), [`journal`] and
 //! [`trace`] (which say so). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
+//! Where workers are threads of the master: [`crew`] in the place of the zygote.
 
 pub(crate) mod core;
 pub(crate) mod crashers;
+pub(crate) mod crew;
 pub(crate) mod dispatch;
 pub(crate) mod driver;
 pub(crate) mod end;

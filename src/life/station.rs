@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 
 use super::core::{Core, Phase};
+use super::crew::Member;
 use super::driver;
 use super::events;
 use super::job::{After, Job, JobRef, Outcome, Place, Spot};
@@ -108,11 +109,18 @@ pub(crate) struct Station {
 // SAFETY: `inner` is guarded by the ownership (STATION-1), and everything in it may move between threads.
 unsafe impl Sync for Station {}
 
-/// The process that serves a station.
+/// The process that serves a station, or the thread of this one.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
-    pub(crate) pidfd: PidFd,
+    pub(crate) hold: Hold,
+}
+
+/// What a worker is ended by.
+#[derive(Debug)]
+pub(crate) enum Hold {
+    Process(PidFd),
+    Thread(Arc<Member>),
 }
 
 /// How far the station's process is.

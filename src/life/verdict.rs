@@ -11,13 +11,15 @@
 //! 4. The signal is sent, through a pidfd. If the worker publishes a response before the signal gets to it, the response wins.
 //!
 //! A sealed word never moves again, so a worker that was spared is replaced all the same.
+//!
+//! A worker that is a thread cannot be killed. It is given up in the fourth step: see [`super::crew`].
 
 use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::job::JobRef;
 use super::messages::Who;
-use super::station::{Owned, Stage};
+use super::station::{Hold, Owned, Stage};
 use super::timers::Timer;
 use crate::error::TaskError;
 use crate::protocol::wire;
@@ -120,15 +122,26 @@ impl Owned<'_> {
         self.poll();
     }
 
-    pub(crate) fn signal(&self, signal: i32) {
-        if let Some(process) = &self.process {
+    /// Sends a signal. A thread is given up instead of killed, and other signals tell its task that it is not wanted any more.
+    pub(crate) fn signal(&mut self, signal: i32) {
+        let inner = &mut **self;
+        let Some(process) = &inner.process else { return };
+        match (&process.hold, &mut inner.lane) {
             // An error means that there is nothing left to kill.
-            let _ = process.pidfd.kill(signal);
+            (Hold::Process(pidfd), _) => drop(pidfd.kill(signal)),
+            (Hold::Thread(member), Some(lane)) if signal == nix::libc::SIGKILL => {
+                let engaged = lane.running().is_some() || inner.stage == Stage::Starting;
+                lane.give_up();
+                member.give_up(engaged);
+            }
+            (Hold::Thread(_), Some(lane)) => lane.ask_to_stop(),
+            // It was given up before the lane was taken.
+            (Hold::Thread(_), None) => {}
         }
     }
 
     /// The worker has had its gap since the first signal.
-    pub(crate) fn kill_at_last(&self, generation: u64) {
+    pub(crate) fn kill_at_last(&mut self, generation: u64) {
         if self.generation == generation && self.verdict.is_some() {
             self.signal(nix::libc::SIGKILL);
         }

@@ -1,6 +1,6 @@
-//! A worker process: from the fork to its last request.
+//! A worker: from the fork, or the start of its thread, to its last request.
 //!
-//! # How it gets to its loop
+//! # How a process gets to its loop
 //!
 //! The zygote forks; [`run`] maps the region and runs `init` and `state`. If `init` returns, the loop runs on top of
 //! the inherited stack. If `init` calls `start_worker`, a *foreign exception* (not a Rust panic) unwinds the inherited
@@ -11,12 +11,23 @@
 //!
 //! For that reason `init` runs under no `catch_unwind` of ours either: a guard's destructor tells a panic from the
 //! exception.
+//!
+//! # How a thread does
+//!
+//! [`run_on_thread`] has the region and runs the same steps under a `catch_unwind`. It inherits no stack, so `start_worker`
+//! unwinds nothing but `init` itself. What ends a process in the middle of something ends a thread with a panic that has a
+//! payload of our own ([`Quit`]), which no hook sees.
+//!
+//! * WORKER-1: of a worker that is a thread, core and region live until its loop has ended and nothing of the user's runs on the
+//!   thread any more; nothing that gets a reference to the core, or to what is in the region, keeps it for longer: a task
+//!   sees a `&Worker`, which it cannot copy, and what that gives out borrows from it.
 
 #![allow(unsafe_code, reason = "raising an exception; a pointer to the process's only worker")]
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 
 use super::messages::Who;
@@ -36,10 +47,16 @@ use crate::protocol::wire::{Status, WorkerState};
 /// Exit code of a worker that could not start. The master reads the reason from the region.
 const EXIT_NOT_STARTED: i32 = 70;
 
+/// What a thread unwinds with that ends as a worker in the middle of something.
+struct Quit;
+
+/// What `start_worker` unwinds `init` with, on a thread.
+struct Started;
+
 /// Half of the scale above the default of 0.
 const OOM_SCORE_ADJ: i32 = 500;
 
-/// What a worker process knows; leaked, since the process ends without returning.
+/// What a worker knows. In a process of its own it is leaked, since that ends without returning.
 pub(crate) struct WorkerCore {
     pub(crate) seed: &'static Seed,
     pub(crate) info: WorkerInfo,
@@ -55,6 +72,8 @@ pub(crate) struct WorkerCore {
     known: Cell<Option<(CodeId, Shim)>>,
     /// Likewise, see [`look_up`](Self::look_up).
     known_to_timed: Cell<Option<(CodeId, Shim)>>,
+    /// Whether it is a thread of the master's process.
+    is_thread: bool,
 }
 
 impl std::fmt::Debug for WorkerCore {
@@ -64,7 +83,7 @@ impl std::fmt::Debug for WorkerCore {
 }
 
 thread_local! {
-    /// The worker of this process, on its main thread.
+    /// The worker that this thread is: of a process, its main thread.
     static WORKER: Cell<Option<&'static WorkerCore>> = const { Cell::new(None) };
     /// How many `StartWorker::catch` are active on this thread.
     static CATCHING: Cell<usize> = const { Cell::new(0) };
@@ -86,27 +105,95 @@ pub(crate) fn run(seed: &'static Seed, who: Who, a: OwnedFd, b: OwnedFd, bells: 
     // When memory runs out, the kernel is to choose a worker and not the master. Best effort.
     let _ = process::set_oom_score_adj(OOM_SCORE_ADJ);
     let port = Port::new(Box::leak(Box::new(region)), bells, seed.spin, process::flush_output);
-    let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore {
-        seed,
-        info: WorkerInfo::new(who.station, who.generation),
-        port: RefCell::new(port),
-        state: RefCell::new(None),
-        state_used: Cell::new(false),
-        request: Cell::new(None),
-        result: Cell::default(),
-        known: Cell::new(None),
-        known_to_timed: Cell::new(None),
-    }));
+    let core: &'static WorkerCore = Box::leak(Box::new(WorkerCore::new(seed, who, port, false)));
     WORKER.set(Some(core));
     crate::here::note_worker(&seed.name, who.station, who.generation, &core.request);
-    if let Err(error) = seed.setup.begin(who.station) {
-        core.fail(&format!("a worker could not be set up: {error}"));
+    if let Err(text) = core.set_up() {
+        core.fail(&text);
     }
     core.initialise();
     core.serve()
 }
 
+/// Is a worker on this thread until it is told to leave; its exit code, as if it were a process.
+pub(crate) fn run_on_thread(
+    seed: &Seed,
+    name: &'static str,
+    who: Who,
+    region: WorkerRegion,
+    bells: Bells,
+) -> i32 {
+    // SAFETY: WORKER-1: the caller's reference outlives this function, and the core does not.
+    let seed: &'static Seed = unsafe { &*std::ptr::from_ref(seed) };
+    let region = Box::into_raw(Box::new(region));
+    // SAFETY: WORKER-1: freed below, after the port that has it.
+    let port = Port::new(unsafe { &mut *region }, bells, seed.spin, || ());
+    let core = Box::into_raw(Box::new(WorkerCore::new(seed, who, port, true)));
+    // SAFETY: WORKER-1: freed below.
+    let shared: &'static WorkerCore = unsafe { &*core };
+    WORKER.set(Some(shared));
+    crate::here::note_thread(Some((name, who.station, who.generation)), Some(&shared.request));
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let outcome =
+            shared.set_up().and_then(|()| shared.initialise_on_thread()).and_then(|()| shared.work());
+        let Err(text) = outcome else { return 0 };
+        shared.announce_failure(&text);
+        EXIT_NOT_STARTED
+    }));
+    let code = ended.unwrap_or_else(|payload| match payload.is::<Quit>() {
+        true => EXIT_NOT_STARTED,
+        // A panic of the pool's own code, which the hook has reported.
+        false => std::process::abort(),
+    });
+    // If the loop has not come to that: user code, once more.
+    let _ = panics::guard(|| drop(shared.state.take()));
+    WORKER.set(None);
+    crate::here::note_thread(None, None);
+    // SAFETY: WORKER-1: made above, and nothing has it any more.
+    drop(unsafe { Box::from_raw(core) });
+    // SAFETY: as above: the port went with the core.
+    drop(unsafe { Box::from_raw(region) });
+    code
+}
+
+/// Whether a `StartWorker::catch` is active on this thread.
+pub(crate) fn is_catching() -> bool {
+    CATCHING.get() > 0
+}
+
 impl WorkerCore {
+    fn new(seed: &'static Seed, who: Who, port: Port, is_thread: bool) -> Self {
+        Self {
+            seed,
+            info: WorkerInfo::new(who.station, who.generation),
+            port: RefCell::new(port),
+            state: RefCell::new(None),
+            state_used: Cell::new(false),
+            request: Cell::new(None),
+            result: Cell::default(),
+            known: Cell::new(None),
+            known_to_timed: Cell::new(None),
+            is_thread,
+        }
+    }
+
+    fn set_up(&self) -> Result<(), String> {
+        let begun = self.seed.setup.begin(self.info.id());
+        begun.map_err(|error| format!("a worker could not be set up: {error}"))
+    }
+
+    /// Runs `init` where nothing lies under it that could be unwound.
+    fn initialise_on_thread(&'static self) -> Result<(), String> {
+        let Some(init) = &self.seed.init else { return Ok(()) };
+        match catch_unwind(AssertUnwindSafe(|| init(&self.info))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(format!("init failed: {error}")),
+            Err(payload) if payload.is::<Started>() => Ok(()),
+            Err(payload) if payload.is::<Quit>() => resume_unwind(payload),
+            Err(payload) => Err(describe_init_panic(&Caught::new(payload))),
+        }
+    }
+
     /// Runs `init`. If it unwinds, the guard tells why.
     fn initialise(&'static self) {
         let Some(init) = &self.seed.init else { return };
@@ -120,28 +207,53 @@ impl WorkerCore {
         }
     }
 
-    /// Reports that this worker cannot start, and leaves.
+    /// Reports that this worker cannot start, or go on, and leaves.
     fn fail(&self, text: &str) -> ! {
+        self.announce_failure(text);
+        if !self.is_thread {
+            process::exit_now(EXIT_NOT_STARTED)
+        }
+        if cfg!(panic = "abort") {
+            // Nothing can be unwound: the thread is left where it is, in `init`, which was to be ended.
+            loop {
+                std::thread::park();
+            }
+        }
+        resume_unwind(Box::new(Quit))
+    }
+
+    fn announce_failure(&self, text: &str) {
         if let Ok(mut port) = self.port.try_borrow_mut() {
             port.set_state(WorkerState::Failed, text);
         }
-        process::exit_now(EXIT_NOT_STARTED)
     }
 
-    /// Makes the state, serves until told to leave, and leaves.
+    /// Serves until told to leave, and leaves.
     fn serve(&'static self) -> ! {
         let guard = LoopGuard;
         point(Point::Initialised);
-        if let Err(text) = self.make_state() {
+        if let Err(text) = self.work() {
             self.fail(&text);
         }
-        if let Err(error) = self.seed.setup.ready() {
-            self.fail(&format!("max_address_space cannot be set: {error}"));
+        std::mem::forget(guard);
+        point(Point::Left);
+        // What tasks printed without a line's end.
+        process::flush_output();
+        self.seed.setup.end();
+        process::exit_now(0)
+    }
+
+    /// Makes the state and serves until told to leave.
+    fn work(&'static self) -> Result<(), String> {
+        if self.port.borrow().is_given_up() {
+            // `init` took too long.
+            return Ok(());
         }
-        let mut allowance = match Allowance::start(&self.seed.recycling) {
-            Ok(allowance) => allowance,
-            Err(error) => self.fail(&format!("max_worker_memory cannot be watched: {error}")),
-        };
+        self.make_state()?;
+        self.seed.setup.ready().map_err(|error| format!("max_address_space cannot be set: {error}"))?;
+        let allowance = Allowance::start(&self.seed.recycling);
+        let mut allowance =
+            allowance.map_err(|error| format!("max_worker_memory cannot be watched: {error}"))?;
         if self.seed.is_timed {
             self.port.borrow_mut().stamp_requests();
         }
@@ -159,22 +271,18 @@ impl WorkerCore {
             }
         }
         point(Point::Leaving);
+        let given_up = self.port.borrow().is_given_up();
         // The state goes first: it may refer to what `on_exit` tears down.
         let leaving = panics::guard(|| {
             drop(self.state.take());
-            if let Some(on_exit) = &self.seed.on_exit {
+            if let Some(on_exit) = self.seed.on_exit.as_ref().filter(|_| !given_up) {
                 on_exit(&self.info);
             }
         });
         if let Err(Caught { message, .. }) = leaving {
             crate::hooks::error(format_args!("worker {}: on_exit panicked: {message}", self.info.id()));
         }
-        std::mem::forget(guard);
-        point(Point::Left);
-        // What tasks printed without a line's end.
-        process::flush_output();
-        self.seed.setup.end();
-        process::exit_now(0)
+        Ok(())
     }
 
     fn make_state(&self) -> Result<(), String> {
@@ -280,8 +388,12 @@ impl Drop for InitGuard {
         }
         // A destructor cannot see the payload, so the message comes from the hook's notes.
         let (message, location) = (panics::take_message(), panics::take_location());
-        self.0.fail(&format!("init panicked: {message} (at {location})"));
+        self.0.fail(&describe_init_panic(&Caught { message, location }));
     }
+}
+
+fn describe_init_panic(Caught { message, location }: &Caught) -> String {
+    format!("init panicked: {message} (at {location})")
 }
 
 /// What `StartWorker::catch` leaves on the stack.
@@ -321,8 +433,11 @@ pub(crate) fn unwind_to_catch() -> ! {
              it unwinds; use build()",
         );
     }
-    if CATCHING.get() == 0 {
+    if !if core.is_thread { core.seed.is_caught } else { is_catching() } {
         core.fail("start_worker() found no StartWorker::catch on the thread that built the pool");
+    }
+    if core.is_thread {
+        resume_unwind(Box::new(Started));
     }
     if let Ok(mut port) = core.port.try_borrow_mut() {
         port.set_state(WorkerState::Unwinding, "");

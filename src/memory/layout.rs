@@ -19,7 +19,7 @@ pub(crate) const WINDOW_BYTES: usize = 64 << 10;
 /// Alignment of every payload that does not fit a slot: that of the most demanding types in use.
 pub(crate) const SPAN_ALIGN: usize = 128;
 
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// One line of the header.
 #[derive(Debug)]

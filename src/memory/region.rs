@@ -1,4 +1,5 @@
-//! A worker's region: two sealed memfds, split by who writes them, and the typed view of each side.
+//! A worker's region: two sealed memfds, split by who writes them, and the typed view of each side. For a worker that is a
+//! thread of this process: two blocks of the heap, which both ends share.
 //!
 //! The master creates, maps and seals both files, sends the descriptors to the zygote and forgets them; the worker
 //! maps the same files, `A` read-only. Nothing has a name, so nothing can be left behind. A region serves one worker
@@ -6,17 +7,20 @@
 //!
 //! # Invariants
 //!
-//! * REGION-1: `a` and `b` are mappings of `SIDE_A_BYTES` and `SIDE_B_BYTES` bytes, page-aligned, zeroed when the
-//!   files were made, that live as long as the value. Both files are sealed against shrinking, so no access to them
-//!   can raise SIGBUS for want of length.
+//! * REGION-1: `a` and `b` are `SIDE_A_BYTES` and `SIDE_B_BYTES` bytes, page-aligned, zeroed when they were made, that live
+//!   as long as the value: mappings, or blocks that are freed with the last of the two ends. Both files are sealed
+//!   against shrinking, so no access to them can raise SIGBUS for want of length.
 //! * REGION-2: every part lies within its side at an offset that is a multiple of its alignment (`const` assertions
 //!   in [`layout`](super::layout)); headers and slots consist of atomics alone, so shared references to them stay
 //!   sound whatever the other process does.
 
 #![allow(unsafe_code, reason = "typed views of mapped memory")]
 
+use std::alloc::{self, Layout};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::arena::{ArenaReader, ArenaWriter};
 use super::layout::*;
@@ -33,31 +37,106 @@ struct Reserved(usize);
 
 impl Reserved {
     /// Backs the arena up to `end` (an offset): a shortage is an error here instead of a SIGBUS in the copy.
-    fn up_to(&mut self, mapping: &Mapping, arena_at: usize, end: usize) -> Result<(), SysError> {
+    fn up_to(&mut self, side: &Side, arena_at: usize, end: usize) -> Result<(), SysError> {
         if end <= self.0 {
             return Ok(());
         }
         let goal = end.next_multiple_of(RESERVE_STEP_BYTES).min(ARENA_BYTES);
-        mapping.populate_write(arena_at + self.0..arena_at + goal)?;
+        side.populate_write(arena_at + self.0..arena_at + goal)?;
         self.0 = goal;
         Ok(())
     }
 }
 
-/// A pair of mappings with their typed parts; which of them may be written depends on the process.
+/// Zeroed bytes of the heap that two threads share.
+#[derive(Debug)]
+struct Block {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it owns its bytes and hands out a pointer to them, nothing else.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn new(bytes: usize) -> Result<Arc<Self>, SysError> {
+        let no_memory = || SysError::new("malloc", std::io::ErrorKind::OutOfMemory);
+        let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(|_| no_memory())?;
+        // SAFETY: the sides have more than no bytes.
+        let start = NonNull::new(unsafe { alloc::alloc_zeroed(layout) }).ok_or_else(no_memory)?;
+        Ok(Arc::new(Self { start, layout }))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and nobody has the block any more.
+        unsafe { alloc::dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Where the bytes of a side are.
+#[derive(Debug)]
+enum Memory {
+    Mapped(Mapping),
+    /// Kept for as long as `start` is in use.
+    Shared {
+        _block: Arc<Block>,
+    },
+}
+
+/// One side.
+#[derive(Debug)]
+struct Side {
+    start: NonNull<u8>,
+    bytes: usize,
+    memory: Memory,
+}
+
+// SAFETY: `start` belongs to `memory`, which may move between threads and be used by several.
+unsafe impl Send for Side {}
+// SAFETY: as above.
+unsafe impl Sync for Side {}
+
+impl Side {
+    /// Backs these bytes with memory. The heap's are.
+    fn populate_write(&self, range: Range<usize>) -> Result<(), SysError> {
+        match &self.memory {
+            Memory::Mapped(mapping) => mapping.populate_write(range).map(drop),
+            Memory::Shared { .. } => Ok(()),
+        }
+    }
+}
+
+impl From<Mapping> for Side {
+    fn from(mapping: Mapping) -> Self {
+        // SAFETY: a mapping does not start at the null address.
+        let start = unsafe { NonNull::new_unchecked(mapping.ptr()) };
+        Self { start, bytes: mapping.len(), memory: Memory::Mapped(mapping) }
+    }
+}
+
+impl From<Arc<Block>> for Side {
+    fn from(block: Arc<Block>) -> Self {
+        Self { start: block.start, bytes: block.layout.size(), memory: Memory::Shared { _block: block } }
+    }
+}
+
+/// A pair of sides with their typed parts; which of them may be written depends on the end.
 #[derive(Debug)]
 struct Sides {
-    a: Mapping,
-    b: Mapping,
+    a: Side,
+    b: Side,
 }
 
 impl Sides {
-    fn part<T>(mapping: &Mapping, at: usize) -> NonNull<T> {
-        debug_assert!(at + size_of::<T>() <= mapping.len());
-        // SAFETY: REGION-1 and REGION-2: the offset lies within the mapping.
-        let part = unsafe { mapping.ptr().add(at) };
-        // SAFETY: a mapping does not start at the null address, nor does anything in it.
-        unsafe { NonNull::new_unchecked(part.cast()) }
+    #[inline]
+    fn part<T>(side: &Side, at: usize) -> NonNull<T> {
+        debug_assert!(at + size_of::<T>() <= side.bytes);
+        // SAFETY: REGION-1 and REGION-2: the offset lies within the side.
+        unsafe { side.start.add(at) }.cast()
     }
 
     #[inline]
@@ -99,9 +178,9 @@ impl Sides {
         unsafe { Self::part::<CallerWords>(&self.a, at).as_ref() }
     }
 
-    fn reader(mapping: &Mapping, at: usize, bytes: usize) -> ArenaReader<'_> {
+    fn reader(side: &Side, at: usize, bytes: usize) -> ArenaReader<'_> {
         // SAFETY: ARENA-1 by REGION-1 for the lifetime of the borrow; ARENA-2 by the assertions on the layout.
-        unsafe { ArenaReader::new(Self::part(mapping, at), bytes) }
+        unsafe { ArenaReader::new(Self::part(side, at), bytes) }
     }
 }
 
@@ -126,7 +205,17 @@ impl Region {
         fd_b.seal_shared()?;
         a.populate_write(0..ANSWER_WINDOW_AT)?;
         b.populate_write(0..CALL_WINDOW_AT)?;
-        Ok((Self { sides: Sides { a, b }, reserved: Reserved::default() }, [fd_a.into(), fd_b.into()]))
+        Ok((Self::of(a, b), [fd_a.into(), fd_b.into()]))
+    }
+
+    /// Creates a region on the heap, with the view of a worker that is a thread of this process.
+    pub(crate) fn on_heap() -> Result<(Self, WorkerRegion), SysError> {
+        let (a, b) = (Block::new(SIDE_A_BYTES)?, Block::new(SIDE_B_BYTES)?);
+        Ok((Self::of(a.clone(), b.clone()), WorkerRegion::of(a, b)))
+    }
+
+    fn of(a: impl Into<Side>, b: impl Into<Side>) -> Self {
+        Self { sides: Sides { a: a.into(), b: b.into() }, reserved: Reserved::default() }
     }
 
     #[inline]
@@ -160,12 +249,12 @@ impl Region {
 
     /// Backs the words about callers in `A` with memory.
     pub(crate) fn reserve_callers(&self) -> Result<(), SysError> {
-        self.sides.a.populate_write(CALLERS_AT..SIDE_A_BYTES).map(drop)
+        self.sides.a.populate_write(CALLERS_AT..SIDE_A_BYTES)
     }
 
     /// Backs the stamps of `B` with memory, so that neither side meets a shortage when it uses them.
     pub(crate) fn reserve_stamps(&self) -> Result<(), SysError> {
-        self.sides.b.populate_write(STAMPS_AT..SIDE_B_BYTES).map(drop)
+        self.sides.b.populate_write(STAMPS_AT..SIDE_B_BYTES)
     }
 
     /// The arena of `A`.
@@ -212,7 +301,11 @@ impl WorkerRegion {
     pub(crate) fn map(a: &OwnedFd, b: &OwnedFd) -> Result<Self, SysError> {
         let a = Mapping::read_only(a, SIDE_A_BYTES)?;
         let b = Mapping::read_write(b, SIDE_B_BYTES)?;
-        Ok(Self { sides: Sides { a, b }, reserved: Reserved::default() })
+        Ok(Self::of(a, b))
+    }
+
+    fn of(a: impl Into<Side>, b: impl Into<Side>) -> Self {
+        Self { sides: Sides { a: a.into(), b: b.into() }, reserved: Reserved::default() }
     }
 
     #[inline]

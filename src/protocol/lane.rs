@@ -1288,6 +1288,29 @@ impl<T> Lane<T> {
         }
     }
 
+    /// Lets go of a worker that cannot be killed, being a thread: nothing more starts in it, a batch that it runs ends with the
+    /// item that runs, and it does not wait for this side any more.
+    pub(crate) fn give_up(&mut self) {
+        self.region.b().claim.0.seal();
+        for index in self.answered..self.sent {
+            if let Some(entry) = &mut self.entries[slot_of(index)]
+                && !entry.taken
+                && entry.batch.is_some()
+            {
+                entry.stopped = true;
+                self.mark_cancelled(index);
+            }
+        }
+        self.order(Order::GivenUp);
+    }
+
+    /// Tells the task that runs that its result is not wanted.
+    pub(crate) fn ask_to_stop(&mut self) {
+        if let Some(index) = self.running().map(|running| running.index) {
+            self.mark_cancelled(index);
+        }
+    }
+
     fn mark_cancelled(&mut self, index: u64) {
         self.mark(index, CANCELLED);
     }

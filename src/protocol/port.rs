@@ -1,8 +1,9 @@
 //! The worker's end of a lane.
 //!
-//! Everything in here runs in a worker process, which is single-threaded until user code says otherwise. The worker
-//! claims requests in order, runs one at a time and answers each in its slot. It may block on room in `B`, which the
-//! master always drains, and on nothing else but its doorbell.
+//! Everything in here runs in a worker process, which is single-threaded until user code says otherwise, or on one thread
+//! of the master's process. The worker claims requests in order, runs one at a time and answers each in its slot. It may
+//! block on room in `B`, which the master always drains, and on nothing else but its doorbell. A thread that the master has
+//! [given up](Order::GivenUp) waits for nothing: what would not get through is dropped, since nobody reads it.
 
 #![allow(unsafe_code, reason = "requests are read in place")]
 
@@ -342,6 +343,12 @@ impl Port {
         Order::from_wire(self.region.a().order.0.load(Ordering::Acquire)) != Some(Order::Run)
     }
 
+    /// Whether the master has let go of this worker, without being able to end it.
+    #[inline]
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.region.a().order.0.load(Ordering::Acquire) == Order::GivenUp as u64
+    }
+
     /// Reads a claimed request. `false`: it was cancelled before it started, and is answered.
     #[inline]
     fn open(&mut self, index: u64, head: Head, request: &mut Request) -> bool {
@@ -387,19 +394,19 @@ impl Port {
     pub(crate) fn input(&mut self, request: &Request) -> Result<Input<'static>, SysError> {
         match request.place {
             // SAFETY: the master leaves a slot alone until its request is answered, and the slice is used only
-            // before that; the region is never unmapped in this process.
+            // before that; the region outlives what runs in this worker.
             Place::Inline => Ok(Input::InPlace(unsafe { self.static_inline(request) })),
             Place::Span => {
                 if request.flows() {
-                    self.await_span(request);
+                    self.await_span(request).ok_or_else(given_up)?;
                 }
                 // SAFETY: the same holds for spans in `A`, which only the master writes.
                 let span = unsafe { self.region.peer_arena().span(request.position, request.len) };
                 let span = span.ok_or_else(|| SysError::new("span", std::io::ErrorKind::InvalidData))?;
-                // SAFETY: as above; the region is never unmapped in this process.
+                // SAFETY: as above; the region outlives what runs in this worker.
                 Ok(Input::InPlace(unsafe { std::slice::from_raw_parts(span.as_ptr(), span.len()) }))
             }
-            Place::Stream => Ok(Input::Streamed(self.receive(request))),
+            Place::Stream => self.receive(request).map(Input::Streamed).ok_or_else(given_up),
         }
     }
 
@@ -412,15 +419,16 @@ impl Port {
     }
 
     /// Waits for all of a span that flows. Its lines are in the master's cache; they come here part by part, while the next ones
-    /// are still being written.
-    fn await_span(&mut self, request: &Request) {
+    /// are still being written. `None`: this worker was given up.
+    fn await_span(&mut self, request: &Request) -> Option<()> {
         let (mut at, end) = (request.position, request.position + request.len as u64);
         while at < end {
             // Edge IN-SENT.
-            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at));
+            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at))?;
             self.region.peer_arena().prefetch(at, (sent - at) as usize);
             at = sent;
         }
+        Some(())
     }
 
     /// How far the master is with what it is copying into the arena of `A`. It never goes back.
@@ -429,7 +437,7 @@ impl Port {
     }
 
     /// Copies the elements of a request that [`flows`](Request::flows), part by part as they come. `None`: no number has
-    /// that size.
+    /// that size, or this worker was given up.
     pub(crate) fn receive_elements(&mut self, request: &Request, size: u8) -> Option<Elements> {
         let bytes = request.flowing?.min(request.len);
         let mut elements = Elements::with_room(size, bytes)?;
@@ -437,7 +445,7 @@ impl Port {
         while elements.len() < bytes {
             let at = request.position + elements.len() as u64;
             // Edge IN-SENT: the position before the bytes in front of it.
-            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at));
+            let sent = self.wait_for(|port| Some(port.in_sent().min(end)).filter(|&sent| sent > at))?;
             point(Point::PartSeen);
             self.region.peer_arena().append_to(at, (sent - at) as usize, &mut elements);
         }
@@ -450,12 +458,12 @@ impl Port {
     unsafe fn static_inline(&self, request: &Request) -> &'static [u8] {
         // SAFETY: the caller's promise.
         let bytes = unsafe { self.region.inline_payload(request.index, request.len) };
-        // SAFETY: the region is never unmapped in this process.
+        // SAFETY: the region outlives what runs in this worker.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) }
     }
 
-    /// Copies a request together that flows through the arena of `A`.
-    fn receive(&mut self, request: &Request) -> AlignedBytes {
+    /// Copies a request together that flows through the arena of `A`. `None`: this worker was given up.
+    fn receive(&mut self, request: &Request) -> Option<AlignedBytes> {
         let mut bytes = AlignedBytes::with_capacity(request.len);
         self.in_received = request.position;
         self.region.b().in_received.0.store(self.in_received, Ordering::Release);
@@ -465,7 +473,7 @@ impl Port {
             let sent = self.wait_for(|port| {
                 let sent = port.region.a().in_sent.0.load(Ordering::Acquire);
                 (sent > port.in_received).then_some(sent)
-            });
+            })?;
             point(Point::ChunkSeen);
             let len = usize::try_from(sent - self.in_received).unwrap_or(0).min(request.len - bytes.len());
             self.region.peer_arena().append_to(self.in_received, len, &mut bytes);
@@ -475,7 +483,7 @@ impl Port {
             point(Point::ChunkReceived);
             self.notify();
         }
-        bytes
+        Some(bytes)
     }
 
     /// From here on requests are stamped; the master has backed the memory for that.
@@ -599,7 +607,7 @@ impl Port {
         self.notify();
     }
 
-    /// Waits for contiguous room in the arena of `B`. `None`: there is no memory to back it.
+    /// Waits for contiguous room in the arena of `B`. `None`: there is no memory to back it, or this worker was given up.
     fn room_for_span(&mut self, len: usize) -> Option<u64> {
         let start = self.wait_for(|port| {
             let fits = |tail, head| place(tail, head, ARENA_BYTES as u64, len as u64, SPAN_ALIGN as u64);
@@ -607,7 +615,7 @@ impl Port {
                 port.refresh_tail();
                 fits(port.tail, port.head)
             })
-        });
+        })?;
         let at = start as usize & (ARENA_BYTES - 1);
         self.region.reserve(at + len).ok()?;
         if self.head == self.tail {
@@ -686,10 +694,13 @@ impl Port {
             if room == 0 {
                 self.commit();
                 point(Point::PartCommitted);
-                self.wait_for(|port| {
+                let waited = self.wait_for(|port| {
                     port.refresh_tail();
                     (port.tail + ARENA_BYTES as u64 > port.head).then_some(())
                 });
+                if waited.is_none() {
+                    return;
+                }
                 continue;
             }
             let (now, later) = bytes.split_at(bytes.len().min(room));
@@ -775,7 +786,8 @@ impl Port {
         if !fits(self) {
             self.commit();
             point(Point::PartCommitted);
-            self.wait_for(|port| {
+            // Given up: what has no room is dropped.
+            let _ = self.wait_for(|port| {
                 port.refresh_tail();
                 fits(port).then_some(())
             });
@@ -886,20 +898,24 @@ impl Port {
             if rest.is_empty() {
                 break;
             }
-            self.wait_for(|port| {
+            let waited = self.wait_for(|port| {
                 let received = port.region.a().call_received.0.load(Ordering::Acquire);
                 (received + WINDOW_BYTES as u64 > port.call_sent).then_some(())
             });
+            if waited.is_none() {
+                return refused();
+            }
         }
-        self.receive_answer()
+        self.receive_answer().unwrap_or_else(refused)
     }
 
-    fn receive_answer(&mut self) -> (AnswerKind, AlignedBytes) {
+    /// `None`: this worker was given up.
+    fn receive_answer(&mut self) -> Option<(AnswerKind, AlignedBytes)> {
         let total = self.wait_for(|port| {
             let words = &port.region.a().answer.0;
             (words.number.load(Ordering::Acquire) == port.calls)
                 .then(|| words.total_bytes.load(Ordering::Relaxed) as usize)
-        });
+        })?;
         point(Point::AnswerSeen);
         let kind = self.region.a().answer.0.kind.load(Ordering::Relaxed);
         let mut bytes = AlignedBytes::with_capacity(total);
@@ -907,7 +923,7 @@ impl Port {
             let sent = self.wait_for(|port| {
                 let sent = port.region.a().answer.0.sent.load(Ordering::Acquire);
                 (sent > port.answer_received).then_some(sent)
-            });
+            })?;
             let len = ((sent - self.answer_received) as usize).min(total - bytes.len());
             self.region.answer_window().append_to(self.answer_received, len, &mut bytes);
             point(Point::AnswerCopied);
@@ -916,7 +932,7 @@ impl Port {
             self.notify();
         }
         point(Point::AnswerReceived);
-        (AnswerKind::from_wire(kind).unwrap_or(AnswerKind::Refused), bytes)
+        Some((AnswerKind::from_wire(kind).unwrap_or(AnswerKind::Refused), bytes))
     }
 
     /// Whether the request that is running has been cancelled.
@@ -930,13 +946,18 @@ impl Port {
         self.region.request(index).poll(index).is_some_and(|head| head.extra & marks != 0)
     }
 
-    fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> T {
+    /// Waits until `look` finds something. `None`: this worker was given up meanwhile.
+    fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         if let Some(found) = look(self) {
-            return found;
+            return Some(found);
         }
         // Whatever this waits for, the master may have to be told first what is there already.
         self.notify();
         let spin = self.spin;
+        let mut look = |port: &mut Self| match look(port) {
+            Some(found) => Some(Some(found)),
+            None => port.is_given_up().then_some(None),
+        };
         loop {
             if let Some(found) = spin.spin(|| look(self)).or_else(|| self.sleep_until(&mut look)) {
                 return found;
@@ -973,6 +994,16 @@ impl Port {
     }
 }
 
+#[cold]
+fn given_up() -> SysError {
+    SysError::new("wait", std::io::ErrorKind::ConnectionAborted)
+}
+
+#[cold]
+fn refused() -> (AnswerKind, AlignedBytes) {
+    (AnswerKind::Refused, AlignedBytes::from(&b"the task has been ended meanwhile"[..]))
+}
+
 #[inline]
 fn is_cancelled(slot: &RequestSlot, index: u64) -> bool {
     slot.poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
@@ -983,7 +1014,7 @@ fn is_cancelled(slot: &RequestSlot, index: u64) -> bool {
 ///
 /// * WINDOW-1: from `next` on there are `left` times [`value_bytes`] bytes of the arena of `B`, none of which have been
 ///   published, and nobody else writes there.
-/// * WINDOW-2: the words lie in the region, which is never unmapped in this process and consists there of atomics
+/// * WINDOW-2: the words lie in the region, which outlives what runs in this worker and consists there of atomics
 ///   (REGION-1, REGION-2).
 #[derive(Debug)]
 pub(crate) struct Window<'a, R> {

@@ -163,6 +163,8 @@ wire_enum! {
         Run = 0,
         /// Leave once there is nothing to start.
         Exit = 1,
+        /// To a worker that cannot be killed: nobody reads what it writes any more. Leave as soon as user code lets go.
+        GivenUp = 2,
     }
 }
 

@@ -16,7 +16,9 @@ use futures::{FutureExt, Stream, StreamExt, select_biased};
 
 use crate::crashes::{Crash, die};
 use crate::streams::{PULLED, counted, pulled};
-use crate::support::{BOUND, cell, counter, eventually, exit_code_of, fork_and, gate, meet, scenario};
+use crate::support::{
+    BOUND, both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, meet, new_pool, scenario,
+};
 
 fn fixed(n: usize) -> Granularity {
     Granularity::Fixed(n)
@@ -110,8 +112,8 @@ async fn squares(pool: Pool, g: usize, pauses: bool) {
 
 #[test]
 fn f_01_ordered_equals_sequential_on_every_executor() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         let tokio = tokio::runtime::Runtime::new().unwrap();
         for (g, pauses) in [1, 6, 37, 500, 510].into_iter().flat_map(|g| [(g, false), (g, true)]) {
             block_on(squares(pool.clone(), g, pauses));
@@ -128,8 +130,8 @@ fn f_01_ordered_equals_sequential_on_every_executor() {
 
 #[test]
 fn f_02_unordered_is_a_permutation_that_knows_its_positions() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         for g in [1, 6, 37, 1000, 1010] {
             let source = hesitant(stream::iter(0..1000_u64));
             let results = pool.map_stream(source, |n: u64| n * n).unordered().granularity(fixed(g)).indexed();
@@ -142,8 +144,8 @@ fn f_02_unordered_is_a_permutation_that_knows_its_positions() {
 
 #[test]
 fn f_03_unordered_yields_the_fastest_first() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..30_u32 {
             let items = stream::iter((0..10).map(move |n| round * 10 + n));
             let f = |n: u32| {
@@ -167,8 +169,8 @@ fn f_03_unordered_yields_the_fastest_first() {
 
 #[test]
 fn f_04_f_15_the_source_is_polled_while_the_window_has_room_only() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         let f = |n: u32| {
             if n == 0 {
                 gate(0).wait();
@@ -216,8 +218,8 @@ fn f_04_f_15_the_source_is_polled_while_the_window_has_room_only() {
 
 #[test]
 fn f_06_a_granularity_of_zero_is_refused() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let mut results = pool.map_stream(stream::iter(counted()), |n: u32| n).granularity(fixed(0));
         let hand = Hand::new();
         assert!(catch_unwind(AssertUnwindSafe(|| hand.poll(&mut results).is_ready())).is_err());
@@ -227,8 +229,8 @@ fn f_06_a_granularity_of_zero_is_refused() {
 
 #[test]
 fn f_07_f_08_no_items_and_few() {
-    scenario(|| {
-        let pool = Pool::new(8).unwrap();
+    both(|| {
+        let pool = new_pool(8).unwrap();
         let hand = Hand::new();
         for (n, g) in [0, 1, 3].into_iter().flat_map(|n| [(n, 1), (n, 10)]) {
             for unordered in [false, true] {
@@ -272,8 +274,8 @@ fn f_09_m_01_every_item_of_a_batch_has_its_own_outcome() {
 
 #[test]
 fn f_10_a_stream_that_is_dropped_starts_nothing_and_leaves_a_pool_that_works() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for (round, g) in [1, 10].into_iter().enumerate() {
             let f = |w: &Worker, item: &View<(u32, u32)>| {
                 let (round, n) = (item.0.to_native() as usize, item.1.to_native());
@@ -313,8 +315,8 @@ impl<S> Drop for Source<S> {
 
 #[test]
 fn f_16_an_infinite_source_is_let_go_with_the_stream() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let source = Source(stream::iter(counted()));
         let mut results = pool.map_stream(source, |n: u32| n).granularity(fixed(100)).window(2000);
         let hand = Hand::new();
@@ -333,8 +335,8 @@ fn f_16_an_infinite_source_is_let_go_with_the_stream() {
 
 #[test]
 fn f_21_results_come_while_the_source_is_pending() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10, 1000] {
             let (send, source) = unbounded();
             let mut results = pool.map_stream(source, |n: u32| n + 1).granularity(fixed(g));
@@ -359,8 +361,8 @@ fn f_21_results_come_while_the_source_is_pending() {
 
 #[test]
 fn f_21_an_item_that_comes_while_results_are_awaited_is_started() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let (send, source) = unbounded::<u32>();
         let f = |n: u32| {
             counter(0).bump();
@@ -387,8 +389,8 @@ fn f_21_an_item_that_comes_while_results_are_awaited_is_started() {
 
 #[test]
 fn b_11_the_task_that_polled_last_is_woken() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for round in 0..100 {
             let f = |n: u32| {
                 gate(n as usize).wait();
@@ -414,8 +416,8 @@ fn b_11_the_task_that_polled_last_is_woken() {
 
 #[test]
 fn b_11_a_dropped_stream_lets_its_task_go_though_a_stopper_stays() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let mut results = pool.map_stream(stream::iter([0]), |n: u32| {
             gate(0).wait();
             n
@@ -432,8 +434,8 @@ fn b_11_a_dropped_stream_lets_its_task_go_though_a_stopper_stays() {
 
 #[test]
 fn awaiting_a_result_can_be_given_up_without_a_loss() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 7] {
             let source = hesitant(stream::iter(0..2000_u32));
             let mut results = pool.map_stream(source, |n: u32| n).granularity(fixed(g));
@@ -463,8 +465,8 @@ fn awaiting_a_result_can_be_given_up_without_a_loss() {
 
 #[test]
 fn a_source_that_is_always_ready_lets_others_have_their_turn() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let f = |n: u32| {
             gate(0).wait();
             n
@@ -500,8 +502,8 @@ fn waiting(pool: &Pool) -> (UnboundedSender<u32>, MapStream<impl Stream<Item = u
 
 #[test]
 fn stop_wakes_the_task_and_calls_off_what_has_not_started() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let (_send, mut results, stopper) = waiting(&pool);
         let hand = Hand::new();
         assert!(hand.poll(&mut results).is_pending());
@@ -522,9 +524,9 @@ fn stop_wakes_the_task_and_calls_off_what_has_not_started() {
 
 #[test]
 fn a_stream_ends_with_its_pool_though_its_source_is_pending() {
-    scenario(|| {
+    both(|| {
         for ending in ["terminate", "close"] {
-            let pool = Pool::new(1).unwrap();
+            let pool = new_pool(1).unwrap();
             let (_send, mut results, _) = waiting(&pool);
             let hand = Hand::new();
             assert!(hand.poll(&mut results).is_pending());
@@ -592,9 +594,9 @@ fn m_02_a_stream_that_a_fork_inherits_ends_there_and_goes_on_here() {
 
 #[test]
 fn terms_closures_that_capture_and_the_worker_at_hand() {
-    scenario(|| {
+    both(|| {
         forkring::hooks::set_log_error(|_| ());
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let impatient = pool.options().timeout(Duration::from_secs(1));
         let f = |n: u32| {
             if n == 2 {
@@ -614,7 +616,7 @@ fn terms_closures_that_capture_and_the_worker_at_hand() {
         assert_eq!(block_on(results.map(Result::unwrap).collect::<Vec<_>>()), [0, 1, 2, 3]);
 
         let factor = 7;
-        let bound = Pool::builder().workers(1).bind(move |n: u32| n * factor).unwrap();
+        let bound = builder().workers(1).bind(move |n: u32| n * factor).unwrap();
         let results = bound.map_stream(stream::iter(0..4_u32));
         assert_eq!(block_on(results.map(Result::unwrap).collect::<Vec<_>>()), [0, 7, 14, 21]);
     });

@@ -7,8 +7,8 @@ use forkring::{CloseOutcome, Pool, Task, hooks};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, children, count_fds, counter, eventually, fork_and, gate, outcome, process, quietly, scenario,
-    signal,
+    BOUND, both, builder, children, count_fds, counter, eventually, fork_and, gate, new_pool, outcome,
+    process, quietly, scenario, signal,
 };
 
 fn held(n: u32) -> u32 {
@@ -70,8 +70,8 @@ fn g_09_at_the_deadline_what_has_not_ended_is_ended() {
 
 #[test]
 fn g_09_a_pool_that_closes_in_time_is_not_forced() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> = (0..10).map(|n| pool.submit(held, &n)).collect();
         counter(0).wait_for(2);
         let closing = pool.close_within(BOUND);
@@ -91,8 +91,8 @@ fn g_09_a_pool_that_closes_in_time_is_not_forced() {
 /// Any executor will do: the time is the pool's to measure.
 #[test]
 fn g_09_the_deadline_needs_no_timer_of_a_runtime() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = pool.submit(held, &1);
         counter(0).wait_for(1);
         let mut closing = Box::pin(pool.close_within(Duration::from_millis(50)));
@@ -102,7 +102,7 @@ fn g_09_the_deadline_needs_no_timer_of_a_runtime() {
         assert!(closed.forced && closed.unfinished == 1);
         assert!(outcome(task).unwrap_err().is_terminated());
         // Nobody needs to wait for it either.
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let task = pool.submit(held, &1);
         drop(pool.close_within(Duration::from_millis(1)));
         assert!(outcome(task).unwrap_err().is_terminated());
@@ -112,9 +112,9 @@ fn g_09_the_deadline_needs_no_timer_of_a_runtime() {
 
 #[test]
 fn g_09_the_earliest_of_several_deadlines_counts() {
-    scenario(|| {
+    both(|| {
         for order in [[BOUND, Duration::from_millis(20)], [Duration::from_millis(20), BOUND]] {
-            let pool = Pool::new(1).unwrap();
+            let pool = new_pool(1).unwrap();
             let task = pool.submit(held, &1);
             let closings = order.map(|limit| pool.close_within(limit));
             for closed in closings.map(|closing| closing.wait()) {
@@ -123,7 +123,7 @@ fn g_09_the_earliest_of_several_deadlines_counts() {
             assert!(outcome(task).unwrap_err().is_terminated());
         }
         // After a close without a limit, and with more time than there is.
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let task = pool.submit(held, &1);
         let unlimited = pool.close();
         let endless = pool.close_within(Duration::MAX);
@@ -136,8 +136,8 @@ fn g_09_the_earliest_of_several_deadlines_counts() {
 
 #[test]
 fn g_09_who_terminates_meanwhile_does_not_wait_for_the_limit() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> = (0..4).map(|n| pool.submit(held, &n)).collect();
         counter(0).wait_for(2);
         let closing = pool.close_within(BOUND);
@@ -152,12 +152,12 @@ fn g_09_who_terminates_meanwhile_does_not_wait_for_the_limit() {
 /// What hangs is not a task but the leaving itself.
 #[test]
 fn g_09_a_worker_that_hangs_in_on_exit_is_killed_at_the_deadline() {
-    scenario(|| {
+    both(|| {
         let on_exit = |_: &forkring::WorkerInfo| {
             counter(1).bump();
             gate(0).wait();
         };
-        let pool = Pool::builder().workers(1).on_exit(on_exit).build().unwrap();
+        let pool = builder().workers(1).on_exit(on_exit).build().unwrap();
         let task = pool.submit(|n: u32| n, &1);
         assert_eq!(outcome(task).unwrap(), 1);
         pool.close();

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use forkring::{Granularity, Pool, Signal, TaskError, View, Worker};
 
 use crate::crashes::{Crash, die};
-use crate::support::{BOUND, cell, counter, eventually, gate, outcome, scenario, signal};
+use crate::support::{
+    BOUND, both, builder, cell, counter, eventually, gate, new_pool, outcome, scenario, signal,
+};
 
 const SHORT: Duration = Duration::from_millis(50);
 
 /// A pool of one worker with room for nothing but what runs, which waits for `gate(0)`.
 fn full() -> (Pool, forkring::Task<u32>) {
-    let pool = Pool::builder().workers(1).queue_limit(0).build().unwrap();
+    let pool = builder().workers(1).queue_limit(0).build().unwrap();
     let busy = pool.submit(
         |()| {
             let before = counter(0).bump();
@@ -28,7 +30,7 @@ fn full() -> (Pool, forkring::Task<u32>) {
 
 #[test]
 fn b_19_a_deadline_ends_the_wait_for_room_of_a_thread() {
-    scenario(|| {
+    both(|| {
         let (pool, busy) = full();
         let start = Instant::now();
         let late = pool.options().deadline(SHORT).submit(|()| counter(1).bump(), &());
@@ -43,7 +45,7 @@ fn b_19_a_deadline_ends_the_wait_for_room_of_a_thread() {
 
 #[test]
 fn b_19_a_deadline_ends_the_wait_for_room_of_a_future() {
-    scenario(|| {
+    both(|| {
         let (pool, busy) = full();
         let late = pool.options().deadline(SHORT).submit_async(|()| counter(1).bump(), &());
         assert!(futures::executor::block_on(late).unwrap_err().is_timed_out());
@@ -77,8 +79,8 @@ fn d_16_a_task_that_was_cancelled_while_it_ran_is_not_started_again() {
 
 #[test]
 fn d_18_a_batch_whose_worker_is_renewed_while_the_pool_closes_is_finished() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let run = |n: u64| {
             counter(0).bump();
             if n == 0 {
@@ -162,8 +164,8 @@ fn d_18_a_batch_that_breaks_off_while_the_pool_closes_ends_item_by_item() {
 
 #[test]
 fn a_07_a_pool_closes_although_a_replacement_hangs_in_init() {
-    scenario(|| {
-        let pool = Pool::builder()
+    both(|| {
+        let pool = builder()
             .workers(1)
             .max_tasks_per_worker(1)
             .init(|info| {
@@ -183,8 +185,8 @@ fn a_07_a_pool_closes_although_a_replacement_hangs_in_init() {
 
 #[test]
 fn a_12_workers_that_leave_while_their_work_is_moved() {
-    scenario(|| {
-        let pool = Pool::builder().workers(4).max_tasks_per_worker(3).build().unwrap();
+    both(|| {
+        let pool = builder().workers(4).max_tasks_per_worker(3).build().unwrap();
         let mut sum = 0;
         for _ in 0..60 {
             let tasks: Vec<_> = (0..64_u64).map(|n| pool.submit(|n: u64| n, &n)).collect();
@@ -199,8 +201,8 @@ fn a_12_workers_that_leave_while_their_work_is_moved() {
 
 #[test]
 fn m_04_a_time_out_after_a_renewal_hits_one_item() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let run = |n: u64| {
             cell(n as usize).fetch_add(1, SeqCst);
             counter(0).bump();

@@ -14,8 +14,8 @@ use nix::libc;
 use nix::sys::signal::{Signal, raise};
 
 use crate::support::{
-    Finished, cell, children, counter, eventually, gate, gone, meet, process, scenario, scenario_output,
-    signal,
+    Finished, cell, children, counter, eventually, gate, gone, in_process, meet, process, scenario,
+    scenario_output, signal,
 };
 
 /// Ways for a process to end.
@@ -83,6 +83,9 @@ pub(crate) fn at_full_strength<E: 'static, S, W: 'static>(pool: &Pool<E, S, W>) 
     let pids = pool.broadcast(|_: &Worker<E, S, W>| std::process::id());
     let mut pids: Vec<u32> = pids.into_iter().map(Result::unwrap).collect();
     assert_eq!(pids, pool.worker_pids());
+    if in_process() {
+        return assert_eq!(pids, vec![std::process::id(); n]);
+    }
     pids.sort_unstable();
     pids.dedup();
     assert_eq!(pids.len(), n);

@@ -11,8 +11,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Process, cell, children, count_fds, counter, eventually, fds_of, gate, gone, meet, outcome,
-    private_kib, process, rss_kib, scenario, scenario_output, signal, zygote,
+    BOUND, Process, both, builder, cell, children, count_fds, counter, eventually, fds_of, gate, gone, meet,
+    new_pool, outcome, private_kib, process, rss_kib, scenario, scenario_output, signal, zygote,
 };
 
 /// Demands that nothing has come into being since `fds` were counted.
@@ -246,7 +246,7 @@ fn a_06_an_init_that_dies_fails_the_build_and_is_not_repeated_for_ever() {
 
 fn replacement_fails(init: fn() -> Result<(), forkring::BoxError>, word: &str) {
     hooks::set_log_error(|_| ());
-    let pool = Pool::builder()
+    let pool = builder()
         .workers(1)
         .init(move |info| {
             counter(1).bump();
@@ -554,13 +554,9 @@ fn an_on_exit_that_panics_does_not_keep_the_pool_from_closing() {
 
 #[test]
 fn the_state_is_each_workers_own_and_lasts_from_task_to_task() {
-    scenario(|| {
-        let pool = Pool::builder()
-            .workers(2)
-            .env(10_u64)
-            .state(|info, env| Ok(env + info.id() as u64))
-            .build()
-            .unwrap();
+    both(|| {
+        let pool =
+            builder().workers(2).env(10_u64).state(|info, env| Ok(env + info.id() as u64)).build().unwrap();
         let body = |w: &Worker<u64, NoService, u64>, _: &View<()>| {
             meet(0, 2);
             *w.state() += 100;
@@ -578,13 +574,13 @@ fn the_state_is_each_workers_own_and_lasts_from_task_to_task() {
 
 #[test]
 fn the_state_is_made_anew_after_a_panic_that_held_it_and_only_then() {
-    scenario(|| {
+    both(|| {
         type In = Worker<(), NoService, u64>;
         let make = |_: &forkring::WorkerInfo, _: &()| {
             counter(0).bump();
             Ok(0_u64)
         };
-        let pool = Pool::builder().workers(1).state(make).build().unwrap();
+        let pool = builder().workers(1).state(make).build().unwrap();
         let step = |w: &In, _: &View<()>| {
             *w.state() += 1;
             *w.state()
@@ -633,8 +629,8 @@ fn a_broadcast_runs_once_in_every_worker() {
 
 #[test]
 fn a_broadcast_brings_its_input_to_every_worker() {
-    scenario(|| {
-        let pool = Pool::builder().workers(3).max_payload(4 << 20).build().unwrap();
+    both(|| {
+        let pool = builder().workers(3).max_payload(4 << 20).build().unwrap();
         let read = |w: &Worker, text: &View<str>| (w.id(), text.len());
         for len in [0, 5, 100, 1 << 20] {
             let all = pool.broadcast_with(read, &*"x".repeat(len));
@@ -653,8 +649,8 @@ fn a_broadcast_brings_its_input_to_every_worker() {
 
 #[test]
 fn a_broadcast_waits_for_a_busy_worker_and_leaves_the_others_to_work() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let busy = pool.submit(
             |_: ()| {
                 counter(0).bump();
@@ -785,8 +781,8 @@ fn without_a_hook_and_a_logger_errors_go_to_stderr() {
 
 #[test]
 fn a_hook_that_panics_or_uses_the_pool_harms_nobody() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let inner = pool.clone();
         hooks::set_log_error(move |_| {
             inner.submit(|_: ()| counter(0).bump(), &()).detach();
@@ -826,12 +822,12 @@ fn the_death_and_the_replacement_of_a_worker_are_reported() {
 
 #[test]
 fn the_panic_format_hook_writes_the_message() {
-    scenario(|| {
+    both(|| {
         hooks::set_panic_format(|payload| match payload.downcast_ref::<i32>() {
             Some(code) => format!("code {code}"),
             None => panic!("a format that panics"),
         });
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let message = |task: Task<()>| match outcome(task) {
             Err(TaskError::Panicked(panic)) => panic.message().to_owned(),
             other => panic!("{other:?}"),

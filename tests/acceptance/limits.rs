@@ -11,7 +11,8 @@ use nix::libc;
 
 use crate::crashes::{Crash, at_full_strength, die};
 use crate::support::{
-    BOUND, cell, count_fds, counter, eventually, gate, gone, process, scenario, scenario_output, signal,
+    BOUND, both, builder, cell, count_fds, counter, eventually, gate, gone, new_pool, process, scenario,
+    scenario_output, signal,
 };
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -70,8 +71,8 @@ fn e_01_a_time_out_is_per_task_too_and_wins_over_the_pools() {
 
 #[test]
 fn e_02_the_clock_starts_when_the_task_does() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let slow = busy(&pool);
         let limit = Duration::from_millis(200);
         let fast = pool.with_timeout(limit).submit(|n: u32| n, &7);
@@ -87,8 +88,8 @@ fn e_02_the_clock_starts_when_the_task_does() {
 
 #[test]
 fn e_03_some_time_out_and_others_do_not() {
-    scenario(|| {
-        let pool = Pool::builder().workers(3).task_timeout(Duration::from_millis(100)).build().unwrap();
+    both(|| {
+        let pool = builder().workers(3).task_timeout(Duration::from_millis(100)).build().unwrap();
         let tasks: Vec<_> = (0..6_u32)
             .map(|n| {
                 pool.submit(
@@ -114,8 +115,8 @@ fn e_03_some_time_out_and_others_do_not() {
 
 #[test]
 fn e_04_a_time_out_does_not_disturb_another_task() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let mut gated = busy(&pool);
         let endless = pool.with_timeout(SHORT).submit(|_: ()| -> () { forever() }, &());
         assert!(endless.wait().unwrap_err().is_timed_out());
@@ -144,8 +145,8 @@ fn nap(us: u64) -> u64 {
 
 #[test]
 fn e_08_m_04_a_result_races_its_limit_and_nobody_else_is_hit() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let limited = pool.with_timeout(Duration::from_millis(2));
         let mut late = 0;
         for round in 0..500_u64 {
@@ -170,8 +171,8 @@ fn e_08_m_04_a_result_races_its_limit_and_nobody_else_is_hit() {
 
 #[test]
 fn m_04_a_kill_races_completion_and_nobody_else_is_hit() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let (mut killed, mut done) = (0, 0);
         for round in 0..1000_u64 {
             let task = pool.submit(nap, &(round % 50));
@@ -203,8 +204,8 @@ fn m_04_a_kill_races_completion_and_nobody_else_is_hit() {
 
 #[test]
 fn e_10_e_11_tasks_behind_a_cancelled_and_a_killed_one_run() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = busy(&pool);
         let second = pool.submit(|_: ()| counter(1).bump(), &());
         let third = pool.submit(|_: ()| 3, &());
@@ -306,11 +307,11 @@ fn e_12_kill_on_drop_of_a_future_that_a_select_abandons() {
 
 #[test]
 fn e_14_no_time_at_all_ends_a_task_before_it_runs() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).task_timeout(Duration::ZERO).build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).task_timeout(Duration::ZERO).build().unwrap();
         let run = |_: ()| counter(0).bump();
         assert!(pool.submit(run, &()).wait().unwrap_err().is_timed_out());
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         assert!(pool.with_timeout(Duration::ZERO).submit(run, &()).wait().unwrap_err().is_timed_out());
         let late = pool.options().deadline(Duration::ZERO);
         assert!(late.submit(run, &()).wait().unwrap_err().is_timed_out());
@@ -322,8 +323,8 @@ fn e_14_no_time_at_all_ends_a_task_before_it_runs() {
 
 #[test]
 fn e_15_cancelling_a_finished_task_has_no_effect() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = pool.submit(|n: u32| n, &5);
         eventually("the task's end", || task.is_finished());
         assert!(!task.cancel());
@@ -333,9 +334,9 @@ fn e_15_cancelling_a_finished_task_has_no_effect() {
 
 #[test]
 fn e_16_submit_cancel_and_close_at_once() {
-    scenario(|| {
+    both(|| {
         for _ in 0..20 {
-            let pool = Pool::new(1).unwrap();
+            let pool = new_pool(1).unwrap();
             let task = pool.submit(|n: u32| n, &5);
             task.cancel();
             pool.close().wait();
@@ -346,8 +347,8 @@ fn e_16_submit_cancel_and_close_at_once() {
 
 #[test]
 fn e_17_cancelling_with_big_data_in_flight() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let big = vec![1_u8; 20 << 20];
         let tasks: Vec<_> = (0..10).map(|_| pool.submit(|v: Vec<u8>| v.len(), &big)).collect();
         let mut tasks = tasks.into_iter();
@@ -470,9 +471,9 @@ fn e_01_a_deadline_ends_what_still_waits_and_what_runs() {
 
 #[test]
 fn m_01_a_time_out_in_a_batch_ends_one_item() {
-    scenario(|| {
+    both(|| {
         for granularity in [1, 7, 1000] {
-            let pool = Pool::builder().workers(2).task_timeout(Duration::from_millis(100)).build().unwrap();
+            let pool = builder().workers(2).task_timeout(Duration::from_millis(100)).build().unwrap();
             let base = cell(0).fetch_add(1, SeqCst);
             let run = |n: u64| {
                 cell(1 + n as usize).fetch_add(1, SeqCst);
@@ -497,9 +498,9 @@ fn m_01_a_time_out_in_a_batch_ends_one_item() {
 
 #[test]
 fn e_02_in_a_stream_the_limit_is_per_item() {
-    scenario(|| {
+    both(|| {
         // Each item takes less than the limit, the batch of them much more.
-        let pool = Pool::builder().workers(1).task_timeout(Duration::from_millis(200)).build().unwrap();
+        let pool = builder().workers(1).task_timeout(Duration::from_millis(200)).build().unwrap();
         let map = pool.map(0..30_u64, |n| nap(20_000) + n).granularity(Granularity::Fixed(30));
         assert_eq!(map.map(Result::unwrap).sum::<u64>(), 30 * 20_000 + 29 * 15);
     });
@@ -562,9 +563,9 @@ fn a_15_renewed_workers_are_no_losses() {
 
 #[test]
 fn a_13_renewing_and_closing_at_once() {
-    scenario(|| {
+    both(|| {
         for _ in 0..20 {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let tasks: Vec<_> = (0..50_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
             pool.recycle_workers();
             pool.close().wait();

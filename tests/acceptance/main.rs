@@ -25,6 +25,7 @@ mod fork_safety;
 mod granularity;
 mod host;
 mod hygiene;
+mod in_process;
 mod limits;
 #[cfg(feature = "metrics")]
 mod metrics;

@@ -15,11 +15,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::{
-    cell, counter, eventually, exit_code_of, fork_and, gate, outcome, scenario, signal, zygote,
+    both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, new_pool, outcome, scenario,
+    signal, zygote,
 };
 
 fn limited(workers: usize, limit: usize) -> Pool {
-    Pool::builder().workers(workers).queue_limit(limit).build().unwrap()
+    builder().workers(workers).queue_limit(limit).build().unwrap()
 }
 
 /// Counts itself in counter 0 when it starts, and ends when its gate opens.
@@ -99,7 +100,7 @@ fn sleep_all(n: usize) {
 
 #[test]
 fn b_17_the_queue_limit_refuses_what_is_too_much() {
-    scenario(|| {
+    both(|| {
         let pool = limited(2, 3);
         for round in 0..20 {
             let mut tasks: Vec<_> = (0..5).map(|_| pool.try_submit(gated, &round).unwrap()).collect();
@@ -124,7 +125,7 @@ fn b_17_the_queue_limit_refuses_what_is_too_much() {
 
 #[test]
 fn b_17_with_a_limit_of_zero_a_task_is_accepted_when_a_worker_is_free() {
-    scenario(|| {
+    both(|| {
         let pool = limited(2, 0);
         let tasks = [0, 1].map(|n| pool.try_submit(gated, &n).unwrap());
         assert_eq!(pool.try_submit(gated, &2).unwrap_err(), TrySubmitError::Full);
@@ -140,8 +141,8 @@ fn b_17_with_a_limit_of_zero_a_task_is_accepted_when_a_worker_is_free() {
 
 #[test]
 fn without_a_limit_nothing_is_refused_and_nobody_waits() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let held = pool.try_submit(gated, &0).unwrap();
         let tasks: Vec<_> = (0..1000).map(|n| pool.try_submit(quick, &n).unwrap()).collect();
         let others: Vec<_> = (0..1000).map(|n| pool.submit_async(quick, &n)).collect();
@@ -196,7 +197,7 @@ fn b_15_a_pool_that_is_over_refuses_at_once() {
 
 #[test]
 fn b_19_a_blocking_submit_waits_until_there_is_room() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 1);
         let (first, second) = (pool.submit(gated, &0), pool.submit(gated, &1));
         let third = {
@@ -217,7 +218,7 @@ fn b_19_a_blocking_submit_waits_until_there_is_room() {
 
 #[test]
 fn b_19_an_async_submit_waits_until_there_is_room_and_cancelling_it_gives_its_place_up() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 1);
         let (first, second) = (pool.submit(gated, &0), pool.submit(gated, &1));
         counter(0).wait_for(1);
@@ -245,7 +246,7 @@ fn b_19_an_async_submit_waits_until_there_is_room_and_cancelling_it_gives_its_pl
 
 #[test]
 fn an_async_submit_with_room_is_on_its_way_at_once_and_does_not_borrow_its_input() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 0);
         let text = "some text".to_owned();
         let length = pool.submit_async_with(
@@ -275,7 +276,7 @@ fn an_async_submit_with_room_is_on_its_way_at_once_and_does_not_borrow_its_input
 
 #[test]
 fn a_permit_keeps_room_for_one_task() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 1);
         let permit = pool.try_reserve().unwrap();
         let other = block_on(pool.reserve());
@@ -316,8 +317,8 @@ impl<S: forkring::rkyv::rancor::Fallible + ?Sized> forkring::rkyv::Serialize<S> 
 
 #[test]
 fn inputs_that_cannot_be_encoded_take_no_place() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).queue_limit(1).max_payload(64).build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).queue_limit(1).max_payload(64).build().unwrap();
         let large = vec![7_u8; 1000];
         let length = |v: Vec<u8>| v.len();
         for _ in 0..10 {
@@ -374,9 +375,9 @@ fn room_is_given_in_the_order_of_arrival_to_threads_and_futures_alike() {
 
 #[test]
 fn many_threads_submit_into_little_room_while_others_drop_their_tasks() {
-    scenario(|| {
+    both(|| {
         for policy in [WaitPolicy::Adaptive, WaitPolicy::Park] {
-            let builder = Pool::builder().workers(2).queue_limit(3).wait_policy(policy);
+            let builder = builder().workers(2).queue_limit(3).wait_policy(policy);
             let pool: Pool = builder.build().unwrap();
             std::thread::scope(|scope| {
                 for thread in 0..8 {
@@ -405,7 +406,7 @@ fn many_threads_submit_into_little_room_while_others_drop_their_tasks() {
 
 #[test]
 fn a_flood_of_detached_tasks_runs_whole_through_a_small_queue() {
-    scenario(|| {
+    both(|| {
         for (workers, limit) in [(1, 0), (1, 10), (3, 1)] {
             let pool = limited(workers, limit);
             let before = cell(0).load(SeqCst);
@@ -420,7 +421,7 @@ fn a_flood_of_detached_tasks_runs_whole_through_a_small_queue() {
 
 #[test]
 fn futures_that_are_dropped_at_any_moment_lose_no_place() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 1);
         for round in 0..300_usize {
             let tasks = [pool.submit(quick, &0), pool.submit(quick, &1)];
@@ -446,7 +447,7 @@ fn futures_that_are_dropped_at_any_moment_lose_no_place() {
 
 #[test]
 fn a_pool_that_is_closed_turns_away_whoever_waits_for_room() {
-    scenario(|| {
+    both(|| {
         let end = |close: bool| {
             let pool = limited(1, 0);
             let held = pool.submit(gated, &usize::from(close));
@@ -504,7 +505,7 @@ fn a_pool_that_fails_turns_away_whoever_waits_for_room() {
 
 #[test]
 fn a_submit_that_waits_keeps_no_pool_alive_and_a_reservation_does() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 0);
         let held = pool.submit(gated, &0);
         let mut submit = ByHand::new(pool.submit_async(quick, &1));
@@ -528,7 +529,7 @@ fn a_submit_that_waits_keeps_no_pool_alive_and_a_reservation_does() {
 
 #[test]
 fn a_stalled_stream_never_blocks_a_submit() {
-    scenario(|| {
+    both(|| {
         let pool = limited(2, 1);
         let mut stalled = pool.map(0_usize.., |n: usize| vec![n; 1000]);
         assert_eq!(stalled.next().unwrap().unwrap()[0], 0);
@@ -698,8 +699,8 @@ fn ask(w: &Asking, way: &View<usize>) -> usize {
 
 #[test]
 fn l_03_a_handler_that_waits_for_room_that_only_its_caller_can_make_gets_an_error() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).queue_limit(0).service(nesting).build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).queue_limit(0).service(nesting).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         for round in 0..40_usize {
             assert_eq!(outcome(pool.submit_with(ask, &(round % 4))).unwrap(), DEADLOCK, "way {}", round % 4);
@@ -711,7 +712,7 @@ fn l_03_a_handler_that_waits_for_room_that_only_its_caller_can_make_gets_an_erro
 
 #[test]
 fn l_03_an_async_handler_that_waits_for_room_that_only_its_caller_can_make_gets_an_error() {
-    scenario(|| {
+    both(|| {
         let handler = |way: usize| async move {
             let pool = NUMBERS.get().unwrap();
             named(match way {
@@ -719,7 +720,7 @@ fn l_03_an_async_handler_that_waits_for_room_that_only_its_caller_can_make_gets_
                 _ => pool.reserve().await.submit(quick, &7).await,
             })
         };
-        let pool = Pool::builder().workers(1).queue_limit(0).service_async(handler).build().unwrap();
+        let pool = builder().workers(1).queue_limit(0).service_async(handler).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         for round in 0..40_usize {
             assert_eq!(outcome(pool.submit_with(ask, &(round % 2))).unwrap(), DEADLOCK);
@@ -731,8 +732,8 @@ fn l_03_an_async_handler_that_waits_for_room_that_only_its_caller_can_make_gets_
 
 #[test]
 fn l_03_a_handler_waits_for_room_while_another_worker_can_make_some() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).queue_limit(0).service(nesting).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).queue_limit(0).service(nesting).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         for way in 0..4 {
             let held = pool.submit(gated, &way);
@@ -752,8 +753,8 @@ fn l_03_a_handler_waits_for_room_while_another_worker_can_make_some() {
 
 #[test]
 fn handlers_and_threads_that_submit_at_once_all_come_to_an_end() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).queue_limit(1).service(nesting).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).queue_limit(1).service(nesting).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -786,7 +787,7 @@ impl Wake for Submits {
 
 #[test]
 fn g_03_a_waker_that_submits_to_a_full_pool_does_not_stop_it() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 0);
         let mut task = pool.submit(gated, &0);
         counter(0).wait_for(1);
@@ -805,9 +806,9 @@ fn g_03_a_waker_that_submits_to_a_full_pool_does_not_stop_it() {
 
 #[test]
 fn a_bound_pool_has_a_limit_too() {
-    scenario(|| {
+    both(|| {
         let factor = 7;
-        let builder = Pool::builder().workers(1).queue_limit(0);
+        let builder = builder().workers(1).queue_limit(0);
         let pool = builder
             .bind(move |n: usize| {
                 gate(0).wait();

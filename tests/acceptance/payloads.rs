@@ -12,8 +12,8 @@ use forkring::{Granularity, Payload, Pool, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    cell, children, counter, eventually, gate, private_kib, process, return_freed_memory, rss_kib, scenario,
-    signal, status_of,
+    both, builder, cell, children, counter, eventually, gate, new_pool, private_kib, process,
+    return_freed_memory, rss_kib, scenario, signal, status_of,
 };
 
 /// The arena of a worker, beyond which payloads are streamed.
@@ -112,8 +112,8 @@ fn generations(pool: &Pool) -> Vec<u64> {
 
 #[test]
 fn k_01_small_payloads_of_every_size_both_ways() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for n in 0..300 {
             let (v, t) = (bytes(n), text(n));
             assert_eq!(pool.submit(|v: Vec<u8>| v, &v).wait().unwrap(), v, "{n}");
@@ -134,8 +134,8 @@ fn k_01_small_payloads_of_every_size_both_ways() {
 
 #[test]
 fn k_01_payloads_around_the_size_of_the_arena_both_ways() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let near = [-64_i64, -33, -32, -17, -16, -15, -1, 0, 1, 15, 16, 17, 64];
         for n in near.map(|d| (ARENA as i64 + d) as usize).into_iter().chain([ARENA / 2, 10_000_000]) {
             let t = text(n);
@@ -150,8 +150,8 @@ fn k_01_payloads_around_the_size_of_the_arena_both_ways() {
 
 #[test]
 fn k_01_payloads_of_all_sizes_mixed_and_in_flight_at_once() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let sizes = [0, 1, 31, 33, 100, 5000, 65_536, 1 << 20, ARENA - 20, ARENA + 1, 9 << 20, 3, 2 << 20];
         for round in 0..3 {
             let inputs: Vec<Vec<u8>> = (0..26).map(|n| bytes(sizes[(n * 5 + round) % sizes.len()])).collect();
@@ -170,8 +170,8 @@ fn k_01_payloads_of_all_sizes_mixed_and_in_flight_at_once() {
 
 #[test]
 fn k_02_a_hundred_megabytes_both_ways() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let large: Vec<u64> = (0..100_000_000 / 8).collect();
         let echo = pool.submit(|v: Vec<u64>| v, &large);
         // Nobody else is disturbed.
@@ -247,8 +247,8 @@ fn k_05_many_large_results_and_a_slow_reader() {
 
 #[test]
 fn k_05_unread_results_of_all_sizes_do_not_block_other_tasks() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let unread: Vec<_> = (0..40).map(|_| pool.submit(|n: usize| vec![7_u8; n], &(5 << 20))).collect();
         for n in 0..1000_u32 {
             assert_eq!(pool.submit(|n: u32| n, &n).wait().unwrap(), n);
@@ -312,8 +312,8 @@ fn k_09_a_million_unit_tasks_make_few_wake_ups() {
 
 #[test]
 fn c_16_values_without_size() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         pool.submit(|(): ()| (), &()).wait().unwrap();
         assert_eq!(pool.submit(|s: String| s, &String::new()).wait().unwrap(), "");
         assert_eq!(pool.submit(|v: Vec<u64>| v, &vec![]).wait().unwrap(), [0_u64; 0]);
@@ -330,9 +330,9 @@ fn c_16_values_without_size() {
 
 #[test]
 fn a_payload_over_the_limit_is_refused_and_both_sizes_are_named() {
-    scenario(|| {
+    both(|| {
         const LIMIT: usize = 5000;
-        let pool = Pool::builder().workers(1).max_payload(LIMIT).build().unwrap();
+        let pool = builder().workers(1).max_payload(LIMIT).build().unwrap();
         let len = |_: &Worker, t: &View<str>| t.len();
         let sized = |result: Result<_, TaskError>| match result {
             Err(TaskError::TooLarge { size, limit }) => (size, limit),
@@ -354,7 +354,7 @@ fn a_payload_over_the_limit_is_refused_and_both_sizes_are_named() {
         }
         assert_eq!(generations(&pool), [0]);
         // Beyond the default, where there is only that: the size alone is looked at.
-        let tiny = Pool::builder().workers(1).max_payload(0).build().unwrap();
+        let tiny = builder().workers(1).max_payload(0).build().unwrap();
         tiny.submit(|(): ()| (), &()).wait().unwrap();
         assert!(tiny.submit(|(): ()| 1_u8, &()).wait().unwrap_err().is_too_large());
         assert!(tiny.submit(|n: u8| n, &1).wait().unwrap_err().is_too_large());
@@ -363,8 +363,8 @@ fn a_payload_over_the_limit_is_refused_and_both_sizes_are_named() {
 
 #[test]
 fn c_07_c_08_values_that_refuse_to_be_encoded_disturb_nobody() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> = (0..200)
             .map(|n| pool.submit(|odd: Odd| odd.0, &Odd(if n % 2 == 0 { n } else { Odd::UNWRITABLE })))
             .collect();
@@ -411,9 +411,9 @@ fn c_10_c_11_values_that_refuse_to_be_decoded_end_their_own_task() {
 
 #[test]
 fn c_07_an_input_whose_serializer_panics_leaves_the_pool_as_it_was() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         for n in 0..500 {
             let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 pool.submit(|odd: Odd| odd.0, &Odd(Odd::WRITE_PANICS))
@@ -428,8 +428,8 @@ fn c_07_an_input_whose_serializer_panics_leaves_the_pool_as_it_was() {
 
 #[test]
 fn m_09_wide_values_are_equal_on_both_sides() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for n in [0, 1, u32::MAX as usize, (1 << 32) + 1, 1 << 40, usize::MAX - 1, usize::MAX] {
             assert_eq!(pool.submit(|n: usize| n, &n).wait().unwrap(), n);
             assert_eq!(pool.submit(|n: usize| n as isize, &n).wait().unwrap(), n as isize);
@@ -482,8 +482,8 @@ fn m_09_k_03_a_payload_above_four_gibibytes() {
 
 #[test]
 fn m_12_a_slow_serializer_delays_nobody() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let slow = pool.clone();
         let slow = std::thread::spawn(move || slow.submit(|odd: Odd| odd.0, &Odd(Odd::SLOW_TO_WRITE)).wait());
         counter(200).wait_for(1);
@@ -498,8 +498,8 @@ fn m_12_a_slow_serializer_delays_nobody() {
 
 #[test]
 fn m_12_a_slow_serializer_of_a_result_holds_only_its_worker() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let slow = pool.submit(Odd, &Odd::SLOW_TO_WRITE);
         let all: Vec<_> = (0..1000_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
         counter(200).wait_for(1);
@@ -512,8 +512,8 @@ fn m_12_a_slow_serializer_of_a_result_holds_only_its_worker() {
 
 #[test]
 fn m_12_a_serializer_may_submit_to_the_same_pool() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert!(POOL.set(pool.clone()).is_ok());
         for _ in 0..200 {
             assert_eq!(pool.submit(|odd: Odd| odd.0, &Odd(Odd::SUBMITS)).wait().unwrap(), Odd::SUBMITS);
@@ -530,8 +530,8 @@ fn m_12_a_serializer_may_submit_to_the_same_pool() {
 
 #[test]
 fn m_12_a_slow_deserializer_in_the_master_delays_nobody() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let slow = pool.submit(Odd, &Odd::SLOW_TO_READ);
         let slow = std::thread::spawn(move || slow.wait());
         counter(201).wait_for(1);
@@ -545,8 +545,8 @@ fn m_12_a_slow_deserializer_in_the_master_delays_nobody() {
 
 #[test]
 fn m_12_a_slow_deserializer_in_a_worker_delays_nobody() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         // With a large payload behind it.
         let slow = pool.submit(
             |(v, odd): (Vec<u8>, Odd)| (v.len(), odd.0),
@@ -576,8 +576,8 @@ struct Aligned {
 
 #[test]
 fn types_with_large_alignment_travel() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert_eq!(align_of::<rkyv::Archived<Aligned>>(), 32);
         let at = |address: *const u8| address.addr();
         for n in 0..40_u8 {
@@ -634,8 +634,8 @@ fn length(mut link: &Link) -> u32 {
 
 #[test]
 fn archives_that_nest_too_deep_are_refused_in_both_directions() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for links in [1, 10, 200] {
             assert_eq!(length(&pool.submit(list, &links).wait().unwrap()), links);
             assert_eq!(pool.submit(|l: Link| length(&l), &list(links)).wait().unwrap(), links);
@@ -658,8 +658,8 @@ fn archives_that_nest_too_deep_are_refused_in_both_directions() {
 
 #[test]
 fn a_result_in_archived_form_is_read_in_place_and_brought_back_at_will() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let f = |n: usize| (0..n).map(|n| n.to_string()).collect::<Vec<_>>();
         for n in [0, 1, 100, 400_000] {
             let archive = pool.submit(f, &n).archived().wait().unwrap();

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use forkring::{Builder, Granularity, Pool, View, Worker, hooks};
+use forkring::{Granularity, Pool, View, Worker, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    cell, children, count_fds, counter, eventually, gate, gone, outcome, private_kib, return_freed_memory,
-    rss_kib, scenario, signal, zygote,
+    both, builder, cell, children, count_fds, counter, eventually, gate, gone, outcome, private_kib,
+    return_freed_memory, rss_kib, scenario, signal, zygote,
 };
 
 static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -113,10 +113,10 @@ fn a_11_a_batch_counts_as_its_items_and_is_not_cut() {
 
 #[test]
 fn a_12_a_backlog_outlives_its_workers() {
-    scenario(|| {
+    both(|| {
         listen();
         for (workers, limit, tasks) in [(1, 2, 6), (2, 2, 8), (3, 1, 50)] {
-            let pool = Pool::builder().workers(workers).max_tasks_per_worker(limit).build().unwrap();
+            let pool = builder().workers(workers).max_tasks_per_worker(limit).build().unwrap();
             let submitted: Vec<_> = (0..tasks).map(|n| pool.submit(|n: u64| n * n, &n)).collect();
             for (n, task) in (0..tasks).zip(submitted) {
                 assert_eq!(outcome(task).unwrap(), n * n);
@@ -130,9 +130,9 @@ fn a_12_a_backlog_outlives_its_workers() {
 /// What a leaving worker has not started must not wait for it: `on_exit` may take its time.
 #[test]
 fn a_12_what_a_leaving_worker_has_not_started_runs_elsewhere_at_once() {
-    scenario(|| {
+    both(|| {
         listen();
-        let pool = Pool::builder()
+        let pool = builder()
             .workers(2)
             .max_tasks_per_worker(2)
             .on_exit(|info| {
@@ -261,7 +261,7 @@ fn a_15_a_loss_is_no_recycling() {
 /// The state and `on_exit` of a worker that leaves are handled as on close, once each.
 #[test]
 fn a_15_a_leaving_worker_runs_on_exit_once() {
-    scenario(|| {
+    both(|| {
         listen();
         struct Counted;
         impl Drop for Counted {
@@ -271,7 +271,7 @@ fn a_15_a_leaving_worker_runs_on_exit_once() {
                 counter(1).bump();
             }
         }
-        let pool = Pool::builder()
+        let pool = builder()
             .workers(1)
             .max_tasks_per_worker(2)
             .state(|_, ()| Ok(Counted))
@@ -456,10 +456,10 @@ fn k_05_large_results_outlive_the_worker_that_made_them() {
 /// The options are the builder's, whatever kind of pool it makes.
 #[test]
 fn recycling_works_for_bound_pools_and_their_streams() {
-    scenario(|| {
+    both(|| {
         listen();
-        fn two() -> Builder {
-            Pool::builder().workers(2).max_tasks_per_worker(2)
+        fn two() -> crate::support::EitherBuilder {
+            builder().workers(2).max_tasks_per_worker(2)
         }
         let factor = 3;
         let times = two().bind(move |n: u64| n * factor).unwrap();

@@ -10,7 +10,7 @@ use forkring::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use forkring::rkyv::{self, Archive, Place};
 use forkring::{CodecError, Payload, Pool, Task, TaskError, View, Worker, hooks};
 
-use crate::support::{cell, counter, gate, outcome, rss_kib, scenario, scenario_output};
+use crate::support::{both, cell, counter, gate, new_pool, outcome, rss_kib, scenario, scenario_output};
 
 /// The panic that a task ended with.
 #[track_caller]
@@ -83,8 +83,8 @@ impl<D: Fallible<Error: Source> + ?Sized> DeserializeWith<rkyv::Archived<u32>, u
 
 #[test]
 fn c_01_a_failure_reaches_its_own_task_only() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let gated = pool.submit(
             |_: ()| {
                 counter(0).bump();
@@ -108,8 +108,8 @@ fn c_01_a_failure_reaches_its_own_task_only() {
 
 #[test]
 fn c_02_a_panic_brings_its_message_and_its_place() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let before = line!();
         let task = pool.submit(
             |n: u32| {
@@ -183,8 +183,8 @@ enum MyError {
 
 #[test]
 fn c_03_an_error_that_is_returned_is_a_value() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let error = pool.submit(|key: String| MyError::NotFound { key }, &"k".to_owned());
         assert_eq!(outcome(error).unwrap(), MyError::NotFound { key: "k".to_owned() });
     });
@@ -344,8 +344,8 @@ fn c_06_odd_panic_payloads_have_a_text_too() {
 
 #[test]
 fn c_07_inputs_that_cannot_be_encoded_fail_at_once_between_good_ones() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for _ in 0..10 {
             let tasks: Vec<_> = (0..200)
                 .map(|n| {
@@ -425,8 +425,8 @@ fn text_of(error: CodecError) -> String {
 
 #[test]
 fn c_11_results_that_the_master_cannot_decode_fail_their_own_task() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for _ in 0..100 {
             let bad = [NO_DECODE, DECODE_PANICS].map(|n| pool.submit(Fragile, &n));
             let good = pool.submit(Fragile, &70);
@@ -498,8 +498,8 @@ fn c_13_arguments_and_results_are_released_in_both_processes() {
 
 #[test]
 fn c_16_empty_results_are_results() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         outcome(pool.submit(|(): ()| (), &())).unwrap();
         assert_eq!(outcome(pool.submit(|(): ()| Vec::<u64>::new(), &())).unwrap(), Vec::<u64>::new());
         assert_eq!(outcome(pool.submit(|s: String| s, &String::new())).unwrap(), "");
@@ -546,9 +546,9 @@ fn c_18_each_task_has_an_error_of_its_own() {
 /// M-10.
 #[test]
 fn a_task_that_writes_to_a_closed_pipe_gets_an_error() {
-    scenario(|| {
+    both(|| {
         use std::io::Write;
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let body = |_: ()| {
             let (reader, mut writer) = std::io::pipe().unwrap();
             drop(reader);
@@ -560,8 +560,8 @@ fn a_task_that_writes_to_a_closed_pipe_gets_an_error() {
 
 #[test]
 fn a_task_may_start_processes_and_threads_of_its_own() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let shell = |n: u32| {
             let output = Command::new("sh").args(["-c", &format!("echo $(({n} * 2))")]).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().parse::<u32>().unwrap()
@@ -578,8 +578,8 @@ fn a_task_may_start_processes_and_threads_of_its_own() {
 /// M-15.
 #[test]
 fn closures_of_one_shape_in_one_function_each_run_themselves() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let (plus, times) = (|n: u64| n + 10, |n: u64| n * 10);
         for n in 0..100 {
             let both = (pool.submit(plus, &n), pool.submit(times, &n));

@@ -10,7 +10,9 @@ use nix::sys::signal::Signal;
 
 use crate::crashes::at_full_strength;
 use crate::payloads::Odd;
-use crate::support::{BOUND, cell, children, counter, eventually, gate, gone, scenario, signal};
+use crate::support::{
+    BOUND, both, builder, cell, children, counter, eventually, gate, gone, scenario, signal,
+};
 
 /// A worker of a pool whose service answers a `Q` with an `A`.
 type Asking<Q, A> = Worker<(), Service<Q, A>>;
@@ -40,12 +42,12 @@ fn doubling(n: u32) -> u32 {
 }
 
 fn numbers(workers: usize) -> Numbers {
-    Pool::builder().workers(workers).service(doubling).build().unwrap()
+    builder().workers(workers).service(doubling).build().unwrap()
 }
 
 #[test]
 fn l_01_each_task_makes_three_requests() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(3);
         let f = |w: &Asking<u32, u32>, n: &View<u32>| {
             let once = w.call(&n.to_native()).unwrap();
@@ -61,7 +63,7 @@ fn l_01_each_task_makes_three_requests() {
 
 #[test]
 fn l_01_other_workers_are_served_while_a_handler_blocks() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(3);
         let held = [901, 902].map(|n| asks(&pool, n));
         counter(1).wait_for(1);
@@ -78,14 +80,14 @@ fn l_01_other_workers_are_served_while_a_handler_blocks() {
 
 #[test]
 fn a_service_is_asked_from_inside_batches() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(2);
         for g in [1, 10, 100] {
             let stream = pool.map_with(0..300_u32, ask).granularity(Granularity::Fixed(g));
             assert!(stream.map(|r| r.unwrap().unwrap()).eq((0..300).map(|n| n * 2)));
         }
         let mut sum = 0;
-        let builder = Pool::builder().workers(2).granularity(Granularity::Fixed(7)).service(doubling);
+        let builder = builder().workers(2).granularity(Granularity::Fixed(7)).service(doubling);
         builder.iter_stream_with(0..100_u32, ask, |r| sum += r.unwrap().unwrap()).unwrap();
         assert_eq!(sum, 9900);
     });
@@ -93,7 +95,7 @@ fn a_service_is_asked_from_inside_batches() {
 
 #[test]
 fn d_23_a_handler_that_panics_is_an_error_in_the_task() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
         let pool = numbers(2);
         let f = |w: &Asking<u32, u32>, n: &View<u32>| (w.call(&n.to_native()), w.call(&21));
@@ -104,13 +106,10 @@ fn d_23_a_handler_that_panics_is_an_error_in_the_task() {
             assert!(error.message().contains("the handler panics"), "{error}");
             assert_eq!(second.unwrap(), 42);
         }
-        let asynchronous = Pool::builder().workers(1).service_async(|n: u32| async move { doubling(n) });
+        let asynchronous = builder().workers(1).service_async(|n: u32| async move { doubling(n) });
         let pool = asynchronous.build().unwrap();
-        let early = Pool::builder()
-            .workers(1)
-            .service_async(|n: u32| std::future::ready(doubling(n)))
-            .build()
-            .unwrap();
+        let early =
+            builder().workers(1).service_async(|n: u32| std::future::ready(doubling(n))).build().unwrap();
         for pool in [pool, early] {
             let (first, second) = pool.submit_with(f, &900_u32).wait().unwrap();
             assert_eq!(first.unwrap_err().kind(), ServiceErrorKind::Panicked);
@@ -189,7 +188,7 @@ fn nesting(way: u32) -> u32 {
 }
 
 fn nested(way: u32) {
-    let pool = Pool::builder().workers(1).service(nesting).build().unwrap();
+    let pool = builder().workers(1).service(nesting).build().unwrap();
     assert!(NUMBERS.set(pool.clone()).is_ok());
     for _ in 0..20 {
         assert_eq!(asks(&pool, way).wait().unwrap(), Ok(500));
@@ -200,47 +199,47 @@ fn nested(way: u32) {
 
 #[test]
 fn l_03_a_handler_that_waits_for_its_own_pool_gets_an_error() {
-    scenario(|| nested(0));
+    both(|| nested(0));
 }
 
 #[test]
 fn l_03_a_handler_that_blocks_on_a_future_of_its_own_pool_gets_an_error() {
-    scenario(|| nested(1));
+    both(|| nested(1));
 }
 
 #[test]
 fn l_03_a_handler_that_waits_with_a_limit_gets_an_error() {
-    scenario(|| nested(2));
+    both(|| nested(2));
 }
 
 #[test]
 fn l_03_a_handler_that_maps_over_its_own_pool_gets_an_error() {
-    scenario(|| nested(3));
+    both(|| nested(3));
 }
 
 #[test]
 fn l_03_a_handler_that_streams_through_its_own_pool_gets_an_error() {
-    scenario(|| nested(4));
+    both(|| nested(4));
 }
 
 #[test]
 fn l_03_a_handler_that_broadcasts_to_its_own_pool_gets_an_error() {
-    scenario(|| nested(5));
+    both(|| nested(5));
 }
 
 #[test]
 fn l_03_an_async_handler_that_waits_for_its_own_pool_gets_an_error() {
-    scenario(|| {
+    both(|| {
         let handler = |_: u32| async {
             let task = NUMBERS.get().unwrap().submit(|n: u32| n, &7);
             let error = task.await.unwrap_err();
             assert!(error.to_string().contains("deadlock"), "{error}");
             500
         };
-        let pool = Pool::builder().workers(2).service_async(handler).build().unwrap();
+        let pool = builder().workers(2).service_async(handler).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         // Both workers meet in their calls, or one is served by the other: then there is no deadlock to name.
-        let pool1 = Pool::builder().workers(1).service_async(|n: u32| async move { n }).build().unwrap();
+        let pool1 = builder().workers(1).service_async(|n: u32| async move { n }).build().unwrap();
         assert_eq!(asks(&pool1, 3).wait().unwrap(), Ok(3));
         drop(pool);
         NUMBERS.get().unwrap().close().wait();
@@ -249,8 +248,8 @@ fn l_03_an_async_handler_that_waits_for_its_own_pool_gets_an_error() {
 
 #[test]
 fn l_03_there_is_no_deadlock_while_another_worker_is_free() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).service(nesting).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).service(nesting).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         for n in 0..200 {
             assert_eq!(asks(&pool, n % 5).wait().unwrap(), Ok(7), "way {}", n % 5);
@@ -378,7 +377,7 @@ fn l_04_a_handler_may_end_the_pool_that_it_serves() {
 
 #[test]
 fn l_04_a_task_that_is_dropped_in_a_call_leaves_the_worker_usable() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(1);
         for n in 1..=10 {
             let task = asks(&pool, 900 + n);
@@ -422,8 +421,8 @@ fn check(result: Result<Vec<u8>, TaskError>) {
 
 #[test]
 fn m_07_all_workers_in_calls_and_everything_is_large() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).service(reversed).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).service(reversed).build().unwrap();
         let input = large();
         let tasks: Vec<_> = (0..8).map(|_| pool.submit_with(everything_large, &input)).collect();
         // Nobody takes a result before all are there.
@@ -437,7 +436,7 @@ fn m_07_all_workers_in_calls_and_everything_is_large() {
 
 #[test]
 fn m_07_calls_get_through_while_the_response_ring_is_full() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(1);
         // Many small results that nobody takes, with calls between them, then many medium ones.
         let tasks: Vec<_> = (0..2000_u32).map(|n| asks(&pool, n % 800)).collect();
@@ -459,7 +458,7 @@ fn m_07_calls_get_through_while_the_response_ring_is_full() {
 
 #[test]
 fn m_08_a_handler_waits_for_what_another_workers_answered_call_does() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(2);
         for round in 1..=20 {
             let first = asks(&pool, 900 + round);
@@ -503,8 +502,8 @@ fn meets_in_the_service(pool: &Numbers) {
 
 #[test]
 fn async_handlers_interleave_on_the_pools_own_executor() {
-    scenario(|| {
-        let pool = Pool::builder().workers(3).service_async(three_together).build().unwrap();
+    both(|| {
+        let pool = builder().workers(3).service_async(three_together).build().unwrap();
         meets_in_the_service(&pool);
         // Woken from another thread, and from inside its own poll.
         let handler = |n: u32| async move {
@@ -517,7 +516,7 @@ fn async_handlers_interleave_on_the_pools_own_executor() {
             .await;
             receiver.await.unwrap()
         };
-        let pool = Pool::builder().workers(2).service_async(handler).build().unwrap();
+        let pool = builder().workers(2).service_async(handler).build().unwrap();
         let stream = pool.map_with(0..200_u32, ask).granularity(Granularity::Fixed(5));
         assert!(stream.map(|r| r.unwrap().unwrap()).eq((0..200).map(|n| n * 3)));
     });
@@ -525,22 +524,21 @@ fn async_handlers_interleave_on_the_pools_own_executor() {
 
 #[test]
 fn async_handlers_run_on_tokio() {
-    scenario(|| {
+    both(|| {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let handle = runtime.handle().clone();
         let spawn = move |future: BoxFuture<'static, ()>| {
             handle.spawn(future);
         };
-        let pool =
-            Pool::builder().workers(3).service_async(three_together).service_on(spawn).build().unwrap();
+        let pool = builder().workers(3).service_async(three_together).service_on(spawn).build().unwrap();
         meets_in_the_service(&pool);
         let handle = runtime.handle().clone();
         let handler = |n: u32| async move {
             // Panics outside of a tokio runtime.
             tokio::task::spawn_blocking(move || n * 5).await.unwrap()
         };
-        let builder = Pool::builder().workers(2).service_async(handler).service_on(move |future| {
+        let builder = builder().workers(2).service_async(handler).service_on(move |future| {
             handle.spawn(future);
         });
         let pool = builder.build().unwrap();
@@ -551,9 +549,9 @@ fn async_handlers_run_on_tokio() {
 
 #[test]
 fn a_handler_that_its_runtime_drops_is_an_error_in_the_task() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let service = || Pool::builder().workers(1).service_async(|n: u32| async move { n });
+        let service = || builder().workers(1).service_async(|n: u32| async move { n });
         let dropping = service().service_on(drop).build().unwrap();
         let panicking = service().service_on(|_| panic!("no more tasks")).build().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
@@ -561,7 +559,7 @@ fn a_handler_that_its_runtime_drops_is_an_error_in_the_task() {
         runtime.shutdown_background();
         let gone = service().service_on(move |future| drop(handle.spawn(future))).build().unwrap();
         // Polled once, then dropped.
-        let pending = Pool::builder().workers(1).service_async(|_: u32| std::future::pending::<u32>());
+        let pending = builder().workers(1).service_async(|_: u32| std::future::pending::<u32>());
         let once = |mut future: BoxFuture<'static, ()>| {
             let waker = futures::task::noop_waker();
             assert!(future.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
@@ -578,11 +576,10 @@ fn a_handler_that_its_runtime_drops_is_an_error_in_the_task() {
 
 #[test]
 fn requests_and_answers_that_cannot_be_encoded_decoded_or_are_too_large() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
         // The request names what the answer is to be.
-        let pool =
-            Pool::builder().workers(1).service(|(odd, n): (Odd, u32)| Odd(odd.0.max(n))).build().unwrap();
+        let pool = builder().workers(1).service(|(odd, n): (Odd, u32)| Odd(odd.0.max(n))).build().unwrap();
         type Odds = Asking<(Odd, u32), Odd>;
         let f = |w: &Odds, kinds: &View<(u32, u32)>| {
             let answer = w.call(&(Odd(kinds.0.to_native()), kinds.1.to_native()));
@@ -600,20 +597,15 @@ fn requests_and_answers_that_cannot_be_encoded_decoded_or_are_too_large() {
             assert_eq!(first.unwrap_err().kind(), expected, "{kinds:?}");
             assert_eq!(second, 2);
         }
-        let pool = Pool::builder()
-            .workers(1)
-            .max_payload(100_000)
-            .service(|n: usize| vec![1_u8; n])
-            .build()
-            .unwrap();
+        let pool =
+            builder().workers(1).max_payload(100_000).service(|n: usize| vec![1_u8; n]).build().unwrap();
         let f = |w: &Asking<usize, Vec<u8>>, n: &View<usize>| {
             w.call(&(n.to_native() as usize)).map(|answer| answer.len())
         };
         assert_eq!(pool.submit_with(f, &90_000_usize).wait().unwrap(), Ok(90_000));
         let error = pool.submit_with(f, &200_000_usize).wait().unwrap().unwrap_err();
         assert!(error.kind() == ServiceErrorKind::Codec && error.to_string().contains("100000"), "{error}");
-        let pool =
-            Pool::builder().workers(1).max_payload(100_000).service(|v: Vec<u8>| v.len()).build().unwrap();
+        let pool = builder().workers(1).max_payload(100_000).service(|v: Vec<u8>| v.len()).build().unwrap();
         let f = |w: &Asking<Vec<u8>, usize>, n: &View<usize>| w.call(&vec![1; n.to_native() as usize]);
         assert_eq!(pool.submit_with(f, &90_000_usize).wait().unwrap(), Ok(90_000));
         let error = pool.submit_with(f, &200_000_usize).wait().unwrap().unwrap_err();
@@ -623,8 +615,8 @@ fn requests_and_answers_that_cannot_be_encoded_decoded_or_are_too_large() {
 
 #[test]
 fn a_limit_on_payloads_holds_for_answers_wherever_it_is_set() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).service(|n: usize| vec![1_u8; n]).max_payload(1000);
+    both(|| {
+        let pool = builder().workers(1).service(|n: usize| vec![1_u8; n]).max_payload(1000);
         match pool.build() {
             Err(error) => assert!(error.to_string().contains("max_payload"), "{error}"),
             Ok(pool) => {
@@ -639,8 +631,8 @@ fn a_limit_on_payloads_holds_for_answers_wherever_it_is_set() {
 
 #[test]
 fn m_12_a_slow_codec_of_a_call_delays_only_its_own_task() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).service(|odd: Odd| odd).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).service(|odd: Odd| odd).build().unwrap();
         // It waits where the service reads the request; gate 201 is opened by whoever has been served meanwhile.
         let f = |w: &Asking<Odd, Odd>, n: &View<u32>| w.call(&Odd(n.to_native())).map(|odd| odd.0);
         let slow = pool.submit_with(f, &Odd::SLOW_TO_READ);

@@ -12,8 +12,8 @@ use futures::FutureExt;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Finished, cell, children, count_fds, counter, eventually, gate, gone, outcome, scenario,
-    scenario_output, signal, zygote,
+    BOUND, Finished, both, cell, children, count_fds, counter, eventually, gate, gone, new_pool, outcome,
+    scenario, scenario_output, signal, zygote,
 };
 
 /// Waits until the pool has closed, within the bound.
@@ -69,9 +69,9 @@ fn g_01_close_lets_everything_submitted_finish() {
 
 #[test]
 fn g_01_closing_while_tasks_move_between_workers_refuses_none_of_them() {
-    scenario(|| {
+    both(|| {
         for round in 0..100 {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let first = [held(&pool, 2 * round), held(&pool, 2 * round + 1)];
             counter(0).wait_for(2 * round as u32 + 2);
             let tasks: Vec<_> = (0..200_u64).map(|n| pool.submit(|n: u64| n * n, &n)).collect();
@@ -90,8 +90,8 @@ fn g_01_closing_while_tasks_move_between_workers_refuses_none_of_them() {
 
 #[test]
 fn g_01_detached_tasks_finish_too_and_dropping_the_closing_future_changes_nothing() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         held(&pool, 0).detach();
         pool.spawn(|_: ()| counter(1).bump(), &());
         drop(pool.close());
@@ -122,15 +122,15 @@ fn g_02_a_fresh_pool_closes() {
 
 #[test]
 fn g_03_ending_twice_is_ending_once() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         close(&pool);
         close(&pool);
         pool.terminate();
         futures::executor::block_on(pool.closed());
         assert!(outcome(pool.submit(|n: u32| n, &1)).unwrap_err().is_closed());
 
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         pool.terminate();
         pool.terminate();
         close(&pool);
@@ -138,7 +138,7 @@ fn g_03_ending_twice_is_ending_once() {
         assert!(error.is_terminated() || error.is_closed(), "{error}");
 
         // Terminating what is closing hurries it up.
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let (task, closing) = (held(&pool, 0), pool.close());
         counter(0).wait_for(1);
         pool.terminate();
@@ -246,8 +246,8 @@ fn g_06_terminate_ends_everything_at_once() {
 
 #[test]
 fn g_06_terminate_spares_results_that_were_there() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let done: Vec<_> = (0..10_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
         eventually("results", || done.iter().all(Task::is_finished));
         pool.terminate();
@@ -349,8 +349,8 @@ fn a_crash_while_the_pool_closes_is_the_tasks_own() {
 
 #[test]
 fn g_10_results_that_nobody_reads_do_not_hold_up_closing() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> =
             (0..1000_usize).map(|n| pool.submit(|n: usize| vec![n as u8; 100_000], &n)).collect();
         close(&pool);
@@ -445,8 +445,8 @@ fn g_14_a_panic_in_the_master_drops_the_pool_and_goes_on() {
 
 #[test]
 fn a_closing_pool_is_a_future_on_any_runtime() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let task = held(&pool, 0);
         let mut closed = pin!(pool.closed());
         let mut closing = pin!(pool.close());

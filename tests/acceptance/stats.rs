@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 
 use crate::streams::{counted, pulled};
 use crate::support::{
-    cell, counter, eventually, exit_code_of, fork_and, gate, outcome, quietly, scenario, signal,
+    both, cell, counter, eventually, exit_code_of, fork_and, gate, new_pool, outcome, quietly, scenario,
+    signal,
 };
 
 /// Waits for gate 0, and says before that it has started.
@@ -224,7 +225,7 @@ fn submit_many(pool: &Pool, first: u32) -> [u64; 4] {
 fn l_06_the_sums_hold_at_any_instant() {
     scenario(|| {
         quietly();
-        let pool = Pool::new(4).unwrap();
+        let pool = new_pool(4).unwrap();
         let over = AtomicBool::new(false);
         let ends = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
@@ -281,8 +282,8 @@ fn l_06_in_a_fork_there_is_nothing_to_count() {
 
 #[test]
 fn f_29_progress_of_an_infinite_source_reads_nothing_ahead() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for ordered in [true, false] {
             let (seen, delivered) = (Cell::new(None), Cell::new(0_u64));
             let before = pulled();
@@ -313,8 +314,8 @@ fn f_29_progress_of_an_infinite_source_reads_nothing_ahead() {
 
 #[test]
 fn f_29_progress_goes_by_hundredths_where_the_total_is_known() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let mut told = Vec::new();
         let odd = |n: u32| if n == 100 { panic!("no") } else { n };
         let stream = pool.map(0..1000, odd).granularity(Granularity::Fixed(7));
@@ -331,8 +332,8 @@ fn f_29_progress_goes_by_hundredths_where_the_total_is_known() {
 
 #[test]
 fn f_29_progress_counts_errors_of_the_source_and_ends_with_the_stream() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let last = Cell::new(None);
         let note = |progress: Progress| last.set(Some((progress.done, progress.failed, progress.total)));
         let items = ["1", "x", "3", "y"].map(str::parse::<u32>);

@@ -14,8 +14,8 @@ use crate::crashes::{Crash, at_full_strength, die};
 use crate::payloads::Odd;
 use crate::streams::{PULLED, counted, pulled};
 use crate::support::{
-    cell, children, counter, eventually, exit_code_of, fork_and, gate, meet, process, scenario, signal,
-    zygote,
+    both, builder, cell, children, counter, eventually, exit_code_of, fork_and, gate, meet, new_pool,
+    process, scenario, signal, zygote,
 };
 
 fn fixed(n: usize) -> Granularity {
@@ -55,8 +55,8 @@ fn gated(n: u32) -> u32 {
 
 #[test]
 fn stop_wakes_a_consumer_and_calls_off_what_has_not_started() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let stream = pool.map(counted(), gated).unordered().window(20);
         let stopper = stream.stopper();
         let reader = std::thread::spawn(move || {
@@ -85,8 +85,8 @@ fn stop_wakes_a_consumer_and_calls_off_what_has_not_started() {
 
 #[test]
 fn stop_ends_the_batch_that_is_running_after_its_item() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let stream = pool.map(counted(), gated).granularity(fixed(7)).window(21);
         let stopper = stream.stopper();
         let reader = std::thread::spawn(move || {
@@ -109,8 +109,8 @@ fn stop_ends_the_batch_that_is_running_after_its_item() {
 
 #[test]
 fn stop_calls_off_even_if_the_consumer_is_away() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for (round, g) in [1, 5].into_iter().enumerate() {
             let f = |(round, n): (usize, u32)| {
                 counter(round).bump();
@@ -138,8 +138,8 @@ fn stop_calls_off_even_if_the_consumer_is_away() {
 
 #[test]
 fn stop_is_seen_by_the_task_that_runs() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for (round, g) in [1, 10].into_iter().enumerate() {
             let base = 2 * round as u32;
             let f = |w: &Worker, n: &View<u32>| {
@@ -162,8 +162,8 @@ fn stop_is_seen_by_the_task_that_runs() {
 
 #[test]
 fn stop_lets_the_source_go_while_items_run() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         struct OpensGate;
         impl Drop for OpensGate {
             fn drop(&mut self) {
@@ -225,8 +225,8 @@ fn stop_before_the_first_pull_after_the_end_and_twice() {
 
 #[test]
 fn stop_from_within_g_and_from_the_source() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10, 100] {
             for ordered in [true, false] {
                 cell(PULLED).store(0, SeqCst);
@@ -276,8 +276,8 @@ fn stop_from_within_g_and_from_the_source() {
 
 #[test]
 fn stop_at_any_moment_gives_every_item_one_outcome_that_is_true() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         // Runs of the body of item n are counted in cell n.
         const ITEMS: usize = 3000;
         for round in 0..120_usize {
@@ -354,8 +354,8 @@ fn stop_and_a_crash_of_the_item_that_runs() {
 
 #[test]
 fn e_19_a_stream_that_is_cancelled_ends_and_leaves_idle_workers() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..2_u32 {
             let f = |w: &Worker, item: &View<(u32, u32)>| {
                 let (round, n) = (item.0.to_native(), item.1.to_native());
@@ -392,8 +392,8 @@ fn e_19_a_stream_that_is_cancelled_ends_and_leaves_idle_workers() {
 
 #[test]
 fn g_stops_a_stream_by_break() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10, 1000] {
             for ordered in [true, false] {
                 cell(PULLED).store(0, SeqCst);
@@ -419,8 +419,8 @@ fn g_stops_a_stream_by_break() {
 
 #[test]
 fn after_a_break_running_items_see_it_and_run_does_not_wait_for_them() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let f = |w: &Worker, n: &View<u32>| {
             if n.to_native() == 0 {
                 // Delivered when the other one runs.
@@ -448,9 +448,9 @@ fn after_a_break_running_items_see_it_and_run_does_not_wait_for_them() {
 
 #[test]
 fn every_iter_stream_takes_a_g_that_breaks_or_never_returns() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let builder = || Pool::builder().workers(2).granularity(fixed(10));
+        let builder = || builder().workers(2).granularity(fixed(10));
         let pool = builder().build().unwrap();
         let plain = |n: u32| n;
         let with = |_: &Worker, n: &View<u32>| n.to_native();
@@ -499,8 +499,8 @@ fn faulty(is_fault: impl Fn(u32) -> bool) -> impl Iterator<Item = Result<u32, Fa
 
 #[test]
 fn f_12_an_error_of_the_source_comes_in_its_place() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let faults: [&dyn Fn(u32) -> bool; 6] =
             [&|n| n == 0, &|n| n == 50, &|n| n == 99, &|n| (20..60).contains(&n), &|n| n % 3 == 1, &|_| true];
         for (case, is_fault) in faults.into_iter().enumerate() {
@@ -548,8 +548,8 @@ fn f_12_an_error_of_the_source_comes_in_its_place() {
 
 #[test]
 fn f_12_errors_of_the_source_wait_for_the_items_before_them_within_the_window() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for (round, g) in [1, 4].into_iter().enumerate() {
             cell(PULLED).store(0, SeqCst);
             let source = faulty(|n| n > 0).map(move |item| item.map(|_| round));
@@ -581,8 +581,8 @@ fn f_12_errors_of_the_source_wait_for_the_items_before_them_within_the_window() 
 
 #[test]
 fn f_12_an_unordered_error_of_the_source_does_not_wait() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let source = faulty(|n| n > 0);
         let f = |_: u32| {
             counter(0).bump();
@@ -603,8 +603,8 @@ fn f_12_an_unordered_error_of_the_source_does_not_wait() {
 
 #[test]
 fn items_that_cannot_be_sent_do_not_make_a_stream_run_away() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10] {
             for ordered in [true, false] {
                 cell(PULLED).store(0, SeqCst);
@@ -625,7 +625,7 @@ fn items_that_cannot_be_sent_do_not_make_a_stream_run_away() {
 /// A stream over an infinite source ends when its pool does; then nothing more is pulled.
 fn ends_with_its_pool(g: usize, end: impl FnOnce(&Pool), expected: impl Fn(&TaskError) -> bool) {
     cell(PULLED).store(0, SeqCst);
-    let pool = Pool::new(2).unwrap();
+    let pool = new_pool(2).unwrap();
     let streams: Vec<Map<_, u32>> =
         (0..4).map(|_| pool.map(counted(), |n: u32| n).granularity(fixed(g))).collect();
     let [mut ordered, unordered, untouched, run]: [Map<_, u32>; 4] = streams.try_into().ok().unwrap();
@@ -665,7 +665,7 @@ fn ends_with_its_pool(g: usize, end: impl FnOnce(&Pool), expected: impl Fn(&Task
 
 #[test]
 fn a_stream_ends_when_its_pool_is_terminated() {
-    scenario(|| {
+    both(|| {
         for g in [1, 10, 1000] {
             ends_with_its_pool(g, Pool::terminate, TaskError::is_terminated);
         }
@@ -698,10 +698,10 @@ fn a_stream_ends_when_its_pool_fails() {
 
 #[test]
 fn a_close_does_not_stop_a_stream_whose_source_has_ended() {
-    scenario(|| {
+    both(|| {
         for (round, g) in [1, 10, 100].into_iter().enumerate() {
             let (items, ended) = (2 * round, 2 * round + 1);
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let end = std::iter::from_fn(move || {
                 gate(ended).open();
                 None
@@ -757,8 +757,8 @@ fn m_02_a_stream_that_a_fork_inherits_ends_there_and_goes_on_here() {
 
 #[test]
 fn f_10_a_stream_that_is_dropped_after_an_error_leaves_a_pool_that_works() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for (round, g) in [1, 10].into_iter().enumerate() {
             let f = |w: &Worker, item: &View<(u32, u32)>| {
                 let (round, n) = (item.0.to_native() as usize, item.1.to_native());

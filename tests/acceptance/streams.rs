@@ -8,7 +8,9 @@ use forkring::{Granularity, Pool, TaskError, View, Worker};
 
 use crate::crashes::{Crash, die};
 use crate::payloads::Odd;
-use crate::support::{cell, children, counter, eventually, gate, meet, rss_kib, scenario, signal};
+use crate::support::{
+    both, builder, cell, children, counter, eventually, gate, meet, new_pool, rss_kib, scenario, signal,
+};
 
 fn fixed(n: usize) -> Granularity {
     Granularity::Fixed(n)
@@ -35,8 +37,8 @@ fn text_of(payload: &(dyn std::any::Any + Send)) -> String {
 
 #[test]
 fn f_01_ordered_equals_sequential() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         let mut stream = pool.map(0..1000_u64, |n: u64| n * n);
         for n in 0..1000 {
             assert_eq!(stream.next().unwrap().unwrap(), n * n);
@@ -48,8 +50,8 @@ fn f_01_ordered_equals_sequential() {
 
 #[test]
 fn f_02_unordered_is_a_permutation() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         for g in sizes(1000) {
             let got = pool.map(0..1000_u64, |n: u64| n * n).unordered().granularity(g);
             let got: Vec<u64> = got.map(Result::unwrap).collect();
@@ -60,8 +62,8 @@ fn f_02_unordered_is_a_permutation() {
 
 #[test]
 fn f_03_unordered_yields_the_fastest_first() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..30_u32 {
             let items = (0..10).map(|n| round * 10 + n);
             let mut stream = pool
@@ -97,8 +99,8 @@ pub(crate) fn pulled() -> u64 {
 
 #[test]
 fn f_04_an_ordered_stream_holds_back_no_more_than_its_window() {
-    scenario(|| {
-        let pool = Pool::new(4).unwrap();
+    both(|| {
+        let pool = new_pool(4).unwrap();
         let f = |n: u32| {
             if n == 0 {
                 gate(0).wait();
@@ -124,9 +126,9 @@ fn f_04_an_ordered_stream_holds_back_no_more_than_its_window() {
 
 #[test]
 fn f_04_the_default_window_is_bounded_too_at_any_granularity() {
-    scenario(|| {
+    both(|| {
         for (round, g) in [1, 10, 1000].into_iter().enumerate() {
-            let pool = Pool::builder().workers(2).env(round).build().unwrap();
+            let pool = builder().workers(2).env(round).build().unwrap();
             cell(PULLED).store(0, SeqCst);
             let f = |w: &Worker<usize>, n: &View<u32>| {
                 if n.to_native() == 0 {
@@ -154,8 +156,8 @@ fn f_04_the_default_window_is_bounded_too_at_any_granularity() {
 
 #[test]
 fn f_04_what_waits_for_a_slow_reader_stays_within_the_window() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for ordered in [true, false] {
             for g in [1, 5] {
                 let base = u64::from(counter(0).get());
@@ -184,8 +186,8 @@ fn f_04_what_waits_for_a_slow_reader_stays_within_the_window() {
 
 #[test]
 fn f_05_results_are_the_same_at_every_granularity() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).env(7_u64).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).env(7_u64).build().unwrap();
         let n = 100_u64;
         let plain: Vec<u64> = (0..n).map(|n| n + 7).collect();
         let texts: Vec<String> = (0..n).map(|n| "x".repeat(n as usize)).collect();
@@ -226,8 +228,8 @@ fn f_05_results_are_the_same_at_every_granularity() {
 /// ends the run that it is in, not the batch.
 #[test]
 fn f_05_results_that_go_around_the_arena_are_all_there() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let n = 1_000_003_u64;
         let fails = |n: u64| n % 250_000 == 3;
         let f = |n: u64| if n % 250_000 == 3 { panic!("three") } else { u128::from(n) << 70 };
@@ -290,11 +292,11 @@ fn f_05_iter_streams_give_the_same_at_every_granularity() {
 
 #[test]
 fn f_05_a_closure_that_borrows_the_callers_stack_works() {
-    scenario(|| {
+    both(|| {
         let table: Vec<String> = (0..50).map(|n| format!("<{n}>")).collect();
         let borrowed = &table;
         let mut got = Vec::new();
-        Pool::builder()
+        builder()
             .workers(2)
             .granularity(fixed(4))
             .iter_stream(0..50_usize, |n: usize| borrowed[n].clone(), |r| got.push(r.unwrap()))
@@ -305,13 +307,13 @@ fn f_05_a_closure_that_borrows_the_callers_stack_works() {
 
 #[test]
 fn f_06_a_granularity_of_zero_is_an_error_everywhere() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for bad in [fixed(0), fixed(usize::MAX)] {
             let error = pool.map(0..3_u32, |n: u32| n).granularity(bad).run(|_| ()).unwrap_err();
             assert!(error.to_string().contains("granularity"), "{error}");
-            assert!(Pool::builder().workers(1).granularity(bad).build().is_err());
-            let builder = Pool::builder().workers(1).granularity(bad);
+            assert!(builder().workers(1).granularity(bad).build().is_err());
+            let builder = builder().workers(1).granularity(bad);
             assert!(builder.iter_stream(0..3_u32, |n: u32| n, |_| panic!("ran")).is_err());
             let mut stream = pool.map(0..3_u32, |n: u32| n).granularity(bad);
             let panic = catch_unwind(AssertUnwindSafe(|| stream.next().is_none())).unwrap_err();
@@ -323,15 +325,15 @@ fn f_06_a_granularity_of_zero_is_an_error_everywhere() {
 
 #[test]
 fn f_07_an_empty_input_ends_at_once_without_a_message() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let none = std::iter::empty::<u32>;
         for g in sizes(100) {
             assert!(pool.map(none(), |n: u32| n).granularity(g).next().is_none());
             assert!(pool.map(none(), |n: u32| n).granularity(g).unordered().next().is_none());
             let summary = pool.map(none(), |n: u32| n).granularity(g).run(|_| panic!("a result")).unwrap();
             assert_eq!((summary.items, summary.ok, summary.failed, summary.batches), (0, 0, 0, 0));
-            let builder = Pool::builder().workers(1).granularity(g);
+            let builder = builder().workers(1).granularity(g);
             let summary = builder.iter_stream(none(), |n: u32| n, |_| panic!("a result")).unwrap();
             assert_eq!(summary.batches, 0);
         }
@@ -340,8 +342,8 @@ fn f_07_an_empty_input_ends_at_once_without_a_message() {
 
 #[test]
 fn f_08_fewer_items_than_workers() {
-    scenario(|| {
-        let pool = Pool::new(8).unwrap();
+    both(|| {
+        let pool = new_pool(8).unwrap();
         for n in [1, 3] {
             for g in [1, 2, 100] {
                 let got = pool.map(0..n, |n: u32| n + 1).granularity(fixed(g)).map(Result::unwrap);
@@ -355,8 +357,8 @@ fn f_08_fewer_items_than_workers() {
 
 #[test]
 fn f_09_an_error_of_one_item_leaves_its_batch_mates_alone() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let f = |n: u32| if n == 50 { panic!("fifty") } else { n };
         for g in [1, 10, 100, 1000] {
             for (i, result) in pool.map(0..100_u32, f).granularity(fixed(g)).indexed() {
@@ -377,9 +379,9 @@ fn f_09_an_error_of_one_item_leaves_its_batch_mates_alone() {
 
 #[test]
 fn items_and_results_that_cannot_be_encoded_or_decoded_keep_their_place() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let pool = Pool::builder().workers(2).max_payload(1 << 20).build().unwrap();
+        let pool = builder().workers(2).max_payload(1 << 20).build().unwrap();
         let odd = [(3, Odd::UNWRITABLE), (4, Odd::UNWRITABLE), (17, Odd::UNREADABLE), (18, Odd::READ_PANICS)];
         let late =
             [(30, Odd::UNWRITABLE), (31, Odd::UNREADABLE), (32, Odd::WRITE_PANICS), (33, Odd::READ_PANICS)];
@@ -429,9 +431,9 @@ fn items_and_results_that_cannot_be_encoded_or_decoded_keep_their_place() {
 
 #[test]
 fn a_serializer_that_panics_inside_a_batch_leaves_a_stream_that_goes_on() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         for g in [1, 4, 100] {
             let items = (0..20_u32).map(|n| Odd(if n == 6 { Odd::WRITE_PANICS } else { n }));
             let mut stream = pool.map(items, |odd: Odd| odd.0).granularity(fixed(g)).indexed();
@@ -483,8 +485,8 @@ fn f_13_a_panic_in_g_goes_on_in_the_caller_after_a_clean_stop() {
 
 #[test]
 fn f_13_a_panic_in_the_source_goes_on_in_the_caller_too() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let source = || (0..100_u32).inspect(|&n| assert!(n < 50, "from the source"));
         for g in [1, 7] {
             let run = catch_unwind(AssertUnwindSafe(|| {
@@ -493,26 +495,26 @@ fn f_13_a_panic_in_the_source_goes_on_in_the_caller_too() {
             assert!(text_of(&*run.unwrap_err()).contains("from the source"));
             assert_eq!(pool.map(0..100_u32, |n: u32| n).filter(Result::is_ok).count(), 100);
         }
-        let run = catch_unwind(|| Pool::builder().workers(1).iter_stream(source(), |n: u32| n, |_| ()));
+        let run = catch_unwind(|| builder().workers(1).iter_stream(source(), |n: u32| n, |_| ()));
         assert!(run.is_err());
     });
 }
 
 #[test]
 fn g_runs_in_the_callers_thread() {
-    scenario(|| {
+    both(|| {
         let me = std::thread::current().id();
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let here = |_: Result<u32, TaskError>| assert_eq!(std::thread::current().id(), me);
         pool.iter_stream(0..500_u32, |n: u32| n, here).unwrap();
-        Pool::builder().workers(2).iter_stream(0..50_u32, |n: u32| n, here).unwrap();
+        builder().workers(2).iter_stream(0..50_u32, |n: u32| n, here).unwrap();
     });
 }
 
 #[test]
 fn f_15_an_item_is_produced_only_when_the_window_has_room() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         const DONE: usize = 1;
         for window in [1, 3] {
             cell(DONE).store(0, SeqCst);
@@ -557,8 +559,8 @@ fn f_16_an_infinite_source_takes_no_memory_and_stops_when_dropped() {
 
 #[test]
 fn f_18_two_streams_and_submits_share_a_pool() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let mut a = pool.map(0..2000_u32, |n: u32| n * 2).granularity(fixed(3));
         let mut b = pool.map(0..2000_u32, |n: u32| format!("{n}")).unordered().indexed();
         for n in 0..2000 {
@@ -573,8 +575,8 @@ fn f_18_two_streams_and_submits_share_a_pool() {
 
 #[test]
 fn f_18_streams_from_several_threads_do_not_mix() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         std::thread::scope(|scope| {
             for t in 0..4_u64 {
                 let pool = &pool;
@@ -594,8 +596,8 @@ fn f_18_streams_from_several_threads_do_not_mix() {
 
 #[test]
 fn f_19_a_new_stream_works_after_one_that_failed_or_was_dropped() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..50_usize {
             let g = fixed(1 + round % 5);
             let mut stream = pool.map(0.., |n: u64| if n % 3 == 1 { panic!() } else { n }).granularity(g);
@@ -610,8 +612,8 @@ fn f_19_a_new_stream_works_after_one_that_failed_or_was_dropped() {
 
 #[test]
 fn f_21_iter_stream_delivers_what_is_there_before_it_pulls() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let delivered = Cell::new(0_u64);
         let source = (0..200_u64).inspect(|&n| {
             // All results that were there when the last pull returned: those of the items before the last.
@@ -626,8 +628,8 @@ fn f_21_iter_stream_delivers_what_is_there_before_it_pulls() {
 
 #[test]
 fn f_22_a_source_may_use_the_pool() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let source = (0..50_u64).map(|n| {
             let inner: u64 = pool.map(0..n, |n: u64| n).granularity(fixed(3)).map(Result::unwrap).sum();
             inner + pool.submit(|n: u64| n, &n).wait().unwrap()
@@ -648,8 +650,8 @@ fn f_22_a_source_may_use_the_pool() {
 
 #[test]
 fn f_28_a_streams_granularity_is_its_own() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).granularity(fixed(4)).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).granularity(fixed(4)).build().unwrap();
         let run = |g: Option<usize>| {
             let stream = pool.map(0..100_u32, |n: u32| n);
             let stream = g.map(fixed).into_iter().fold(stream, forkring::Map::granularity);
@@ -661,8 +663,8 @@ fn f_28_a_streams_granularity_is_its_own() {
 
 #[test]
 fn f_31_ten_thousand_results_in_one_burst() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = pool.submit(|_: ()| gate(0).wait(), &());
         let tasks: Vec<_> = (0..10_000_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
         let other = pool.submit(|_: ()| 5, &());
@@ -680,8 +682,8 @@ fn f_31_ten_thousand_results_in_one_burst() {
 
 #[test]
 fn f_32_an_ordered_stream_runs_its_items_at_the_same_time() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..30_u32 {
             // The first two meet, so they run at the same time whatever else is queued.
             let items = (0..20).map(|n| (round, n));
@@ -734,7 +736,7 @@ fn judge(pool: &Pool, results: Vec<(u64, Result<u64, TaskError>)>, code: Option<
 #[test]
 fn m_01_a_segfault_inside_a_batch_costs_one_item() {
     scenario(|| {
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         for g in [1000, 7, 1] {
             let f = |n: u64| body(n, || die(Crash::Segv));
             let results = pool.map(0..ITEMS as u64, f).granularity(fixed(g)).indexed().collect();
@@ -745,8 +747,8 @@ fn m_01_a_segfault_inside_a_batch_costs_one_item() {
 
 #[test]
 fn m_01_an_exit_inside_a_batch_costs_one_item() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1000, 7, 1] {
             let f = |n: u64| body(n, || die(Crash::Exit(0)));
             let results = pool.map(0..ITEMS as u64, f).granularity(fixed(g)).unordered().indexed().collect();
@@ -781,8 +783,8 @@ fn m_01_a_kill_from_outside_inside_a_batch_costs_one_item() {
 
 #[test]
 fn m_01_earlier_items_of_a_batch_are_delivered_while_a_later_one_runs() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let f = |n: u64| {
             if n == 500 {
                 gate(0).wait();

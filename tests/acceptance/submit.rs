@@ -17,8 +17,8 @@ use futures::executor::block_on;
 use futures::future::{join_all, select};
 
 use crate::support::{
-    BOUND, Gate, cell, children, count_fds, counter, eventually, gate, meet, outcome, process, rss_kib,
-    scenario,
+    BOUND, Gate, both, cell, children, count_fds, counter, eventually, gate, meet, new_pool, outcome,
+    process, rss_kib, scenario,
 };
 
 /// Starts a task that runs until the gate opens; returns when it runs. It counts itself in counter 0.
@@ -38,8 +38,8 @@ fn held(pool: &Pool, n: usize) -> Task<u32> {
 
 #[test]
 fn b_01_a_task_computes() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert_eq!(pool.submit(|n: u32| 2_u64.pow(n), &8).wait().unwrap(), 256);
     });
 }
@@ -79,8 +79,8 @@ fn b_02_two_tasks_that_meet_run_in_two_workers() {
 
 #[test]
 fn b_03_ten_threads_do_not_disturb_each_other() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..10_u64 {
                 let pool = pool.clone();
@@ -114,8 +114,8 @@ fn stream_of_40(pool: &Pool, base: u64) {
 
 #[test]
 fn b_05_a_continuation_that_panics_is_its_owners_business() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = pool.submit(|n: u32| n + 1, &1);
         let continuation = async move {
             let n = task.await.unwrap();
@@ -138,8 +138,8 @@ impl Wake for BadWaker {
 
 #[test]
 fn b_05_a_waker_that_panics_does_not_harm_the_pool() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let mut task = held(&pool, 0);
         let waker = Waker::from(Arc::new(BadWaker));
         assert!(task.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
@@ -202,9 +202,9 @@ fn b_07_tasks_dropped_unread_leak_nothing() {
 
 #[test]
 fn b_08_a_dropped_task_never_runs_and_a_detached_one_does() {
-    scenario(|| {
+    both(|| {
         for round in 0..50 {
-            let pool = Pool::new(1).unwrap();
+            let pool = new_pool(1).unwrap();
             let task = held(&pool, round);
             let queued: Vec<_> = (0..15_u32)
                 .map(|n| {
@@ -239,8 +239,8 @@ fn b_08_a_dropped_task_never_runs_and_a_detached_one_does() {
 
 #[test]
 fn e_10_a_queued_task_is_cancelled_and_those_behind_it_run() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = held(&pool, 0);
         let body = |n: usize| {
             cell(n).fetch_add(1, Ordering::SeqCst);
@@ -259,8 +259,8 @@ fn e_10_a_queued_task_is_cancelled_and_those_behind_it_run() {
 
 #[test]
 fn a_running_task_sees_that_it_is_cancelled() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = pool.submit_with(
             |w: &Worker, _: &View<()>| {
                 counter(0).bump();
@@ -284,8 +284,8 @@ fn a_running_task_sees_that_it_is_cancelled() {
 
 #[test]
 fn b_09_a_shared_task_gives_everyone_the_same_value() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = held(&pool, 0);
         let shared = pool.submit(|_: ()| "the one value".to_owned(), &()).map(Result::unwrap).shared();
         let waiters: Vec<_> = (0..8)
@@ -304,8 +304,8 @@ fn b_09_a_shared_task_gives_everyone_the_same_value() {
 
 #[test]
 fn b_10_waiting_for_the_first_for_all_and_for_a_time_gives_each_outcome_once() {
-    scenario(|| {
-        let pool = Pool::new(3).unwrap();
+    both(|| {
+        let pool = new_pool(3).unwrap();
         let mut slow = held(&pool, 0);
         assert!(slow.wait_timeout(Duration::ZERO).is_none(), "a zero limit: it runs");
         assert!(slow.wait_timeout(Duration::from_millis(20)).is_none(), "waiting is not killing");
@@ -357,8 +357,8 @@ impl Wake for Counting {
 
 #[test]
 fn b_11_a_task_that_moves_between_runtimes_wakes_the_last_one_once() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for round in 0..100 {
             let mut task = held(&pool, round);
             let counting = || {
@@ -388,8 +388,8 @@ fn b_11_a_task_that_moves_between_runtimes_wakes_the_last_one_once() {
 
 #[test]
 fn b_11_a_task_polled_in_vain_on_one_runtime_ends_on_another() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let tokio = tokio::runtime::Runtime::new().unwrap();
         for round in 0..50 {
             let mut task = held(&pool, round);
@@ -404,10 +404,10 @@ fn b_11_a_task_polled_in_vain_on_one_runtime_ends_on_another() {
 
 #[test]
 fn b_13_every_worker_holds_one_task_whatever_the_number_of_cores() {
-    scenario(|| {
+    both(|| {
         let cores = std::thread::available_parallelism().unwrap().get();
         let workers = 2 * cores + 2;
-        let pool = Pool::new(workers).unwrap();
+        let pool = new_pool(workers).unwrap();
         for _ in 0..20 {
             let meeting = |parties: u32| meet(0, parties);
             let tasks: Vec<_> = (0..workers).map(|_| pool.submit(meeting, &(workers as u32))).collect();
@@ -418,8 +418,8 @@ fn b_13_every_worker_holds_one_task_whatever_the_number_of_cores() {
 
 #[test]
 fn b_13_a_short_task_does_not_wait_behind_a_long_one_while_a_worker_idles() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for round in 0..100 {
             // Both workers busy, many short tasks queued with either; then one worker becomes free.
             let (long, other) = (held(&pool, 2 * round), held(&pool, 2 * round + 1));
@@ -467,8 +467,8 @@ fn who_sleeps_for_a_task_learns_of_it_when_another_worker_runs_it() {
 
 #[test]
 fn who_sleeps_for_a_task_learns_of_it_when_others_call_it_off_or_end_it() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = held(&pool, 0);
         let task = pool.submit(|_: ()| 7, &());
         let handle = task.handle();
@@ -511,8 +511,8 @@ fn b_15_a_task_submitted_after_close_ends_with_closed() {
 
 #[test]
 fn tasks_end_on_tokio() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tokio =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         tokio.block_on(async {
@@ -533,8 +533,8 @@ fn tasks_end_on_tokio() {
 
 #[test]
 fn tasks_end_on_smol() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         smol::block_on(async {
             let submit = |n: u64| {
                 let pool = pool.clone();
@@ -551,8 +551,8 @@ fn tasks_end_on_smol() {
 
 #[test]
 fn tasks_end_on_the_futures_executor() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> = (0..500_u64).map(|n| pool.submit(|n: u64| n * n, &n)).collect();
         let values = block_on(join_all(tasks));
         for (n, value) in values.into_iter().enumerate() {
@@ -576,8 +576,8 @@ impl Future for Nested {
 
 #[test]
 fn a_task_awaits_well_inside_other_futures_and_selects() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for _ in 0..200 {
             let (one, two) = (pool.submit(|n: u32| n, &1), pool.submit(|n: u32| n, &2));
             let nested = Nested(Box::pin(async { one.await.unwrap() + two.await.unwrap() }));
@@ -588,8 +588,8 @@ fn a_task_awaits_well_inside_other_futures_and_selects() {
 
 #[test]
 fn many_threads_wait_for_tasks_that_others_complete() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let (send, receive) = mpsc::sync_channel::<(u64, Task<u64>)>(64);
         let receive = Arc::new(std::sync::Mutex::new(receive));
         std::thread::scope(|scope| {
@@ -614,8 +614,8 @@ fn many_threads_wait_for_tasks_that_others_complete() {
 
 #[test]
 fn an_archived_result_is_read_in_place() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let body = |n: u32| (0..n).map(|i| format!("entry {i}")).collect::<Vec<_>>();
         let archived = pool.submit(body, &1000).archived().wait().unwrap();
         assert_eq!(archived.len(), 1000);
@@ -632,8 +632,8 @@ fn an_archived_result_is_read_in_place() {
 
 #[test]
 fn task_ids_are_unique_among_the_living() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first: Gate = gate(0);
         let task = held(&pool, 0);
         let queued: Vec<_> = (0..1000_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();

@@ -28,7 +28,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use forkring::{Payload, Task, TaskError};
+use forkring::{Builder, Error, NoService, Payload, Pool, Shared, Task, TaskError};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -42,6 +42,8 @@ pub(crate) const BOUND: Duration = Duration::from_secs(30);
 const SCENARIO_BOUND_SECS: u64 = 60;
 /// Marks the processes of a scenario, in their environment.
 const MARK: &str = "FORKRING_SCENARIO";
+/// Says there that workers are to be threads.
+const IN_PROCESS: &str = "FORKRING_SCENARIO_IN_PROCESS";
 
 /// What a scenario's process left: how it ended and what it printed.
 #[derive(Debug)]
@@ -73,6 +75,38 @@ pub(crate) fn scenario<F: FnOnce() + Copy>(body: F) {
     }
 }
 
+/// As [`scenario`], once with workers that are processes and once with workers that are threads of the scenario's process. Its
+/// pools come from [`builder`] and [`new_pool`].
+pub(crate) fn both<F: FnOnce() + Copy>(body: F) {
+    if std::env::var_os(MARK).is_some() {
+        return scenario(body);
+    }
+    for in_process in [false, true] {
+        let Finished { status, stdout, stderr } = run_in_child(test_path::<F>(), in_process);
+        let where_to = if in_process { "threads" } else { "processes" };
+        let output = format!("--- stdout\n{stdout}\n--- stderr\n{stderr}");
+        assert!(status.success(), "the scenario failed with workers that are {where_to}: {status}\n{output}");
+    }
+}
+
+/// Whether the workers of this scenario are threads.
+pub(crate) fn in_process() -> bool {
+    std::env::var_os(IN_PROCESS).is_some()
+}
+
+/// A builder of pools whose workers may be of both kinds.
+pub(crate) type EitherBuilder = Builder<(), NoService, (), Shared>;
+
+/// A builder of pools of the kind that the scenario is about.
+pub(crate) fn builder() -> EitherBuilder {
+    Pool::builder().in_process_if(in_process())
+}
+
+/// As `Pool::new`, of that kind.
+pub(crate) fn new_pool(workers: usize) -> Result<Pool, Error> {
+    builder().workers(workers).build()
+}
+
 /// Makes malloc give large blocks back when they are freed, instead of learning to keep them, so that the resident
 /// memory of this process says what is in use (mallopt(3), M_MMAP_THRESHOLD).
 pub(crate) fn return_freed_memory() {
@@ -91,7 +125,7 @@ pub(crate) fn scenario_output<F: FnOnce() + Copy>(body: F) -> Option<Finished> {
         body();
         return None;
     }
-    Some(run_in_child(test_path::<F>()))
+    Some(run_in_child(test_path::<F>(), false))
 }
 
 /// The test's path, from the name of its closure: `acceptance::submit::name::{{closure}}`.
@@ -101,7 +135,7 @@ fn test_path<F>() -> &'static str {
     name.split_once("::{{closure}}").map_or(name, |(path, _)| path)
 }
 
-fn run_in_child(path: &str) -> Finished {
+fn run_in_child(path: &str, in_process: bool) -> Finished {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let mark = format!("{}.{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
     // Files, not pipes: a process that is left behind must not keep the parent reading.
@@ -110,6 +144,7 @@ fn run_in_child(path: &str) -> Finished {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", path, "--nocapture", "--test-threads=1"])
         .env(MARK, &mark)
+        .envs(in_process.then_some((IN_PROCESS, "1")))
         .env_remove("RUST_BACKTRACE")
         .stdin(std::process::Stdio::null())
         .stdout(stdout.try_clone().unwrap())
@@ -179,22 +214,22 @@ const CELLS: usize = 4096;
 
 /// One mapping, shared with every process that is forked after it was made.
 #[repr(C)]
-struct Shared {
+struct Events {
     gates: [AtomicU32; EVENTS],
     counters: [AtomicU32; EVENTS],
     barriers: [AtomicU32; EVENTS],
     cells: [AtomicU64; CELLS],
 }
 
-fn shared() -> &'static Shared {
-    static SHARED: OnceLock<&'static Shared> = OnceLock::new();
+fn shared() -> &'static Events {
+    static SHARED: OnceLock<&'static Events> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let size = std::num::NonZeroUsize::new(size_of::<Shared>()).unwrap();
+        let size = std::num::NonZeroUsize::new(size_of::<Events>()).unwrap();
         let (prot, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let address = unsafe { mmap_anonymous(None, size, prot, flags) }.unwrap();
         // SAFETY: large enough, page-aligned, zeroed, which is a valid value of atomics, and never unmapped.
-        unsafe { address.cast::<Shared>().as_ref() }
+        unsafe { address.cast::<Events>().as_ref() }
     })
 }
 

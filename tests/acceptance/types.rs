@@ -12,7 +12,7 @@ use std::time::Duration;
 use forkring::rkyv::with::{InlineAsBox, Skip};
 use forkring::{Granularity, Input, Payload, Pool, RemoteError, View, Worker};
 
-use crate::support::{outcome, scenario};
+use crate::support::{both, new_pool, outcome};
 
 /// There and back by every way: as an argument, as a result, behind others in streams.
 #[track_caller]
@@ -114,8 +114,8 @@ struct Foreign {
 
 #[test]
 fn derived_types_of_every_shape_go_there_and_back() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         round_trips(&pool, &[Unit]);
         round_trips(&pool, &[Newtype(0), Newtype(u64::MAX)]);
         round_trips(&pool, &[Tuple(1, "a".repeat(1000), [Newtype(1), Newtype(2), Newtype(3)])]);
@@ -154,8 +154,8 @@ type Parts = (u8, Option<Newtype>, Vec<Result<Named, Mixed>>, HashMap<u8, Unit>)
 
 #[test]
 fn derived_types_are_parts_of_others() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let named = Named { id: 1, text: None, map: BTreeMap::new(), cache: 0 };
         let parts: Parts = (
             1,
@@ -214,8 +214,8 @@ struct Wheel<T> {
 
 #[test]
 fn derived_types_may_contain_themselves() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let list =
             Json::List(vec![Json::Null, Json::Number(1.5), Json::Text("a".repeat(99)), Json::List(vec![])]);
         let object = Json::Object {
@@ -247,8 +247,8 @@ struct Query<'a> {
 
 #[test]
 fn derived_inputs_borrow_and_are_read_in_place() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let count = |_: &Worker, q: &View<Query>| {
             let sum: u32 = q.numbers.iter().map(|n| n.to_native()).sum();
             if q.exact { sum + q.text.len() as u32 } else { 0 }
@@ -303,8 +303,8 @@ fn fails(n: u32) -> Result<u32, Failure> {
 
 #[test]
 fn c_03_a_derived_error_that_is_returned_is_a_value() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert_eq!(outcome(pool.submit(fails, &5)).unwrap(), Ok(5));
         assert_eq!(outcome(pool.submit(fails, &6)).unwrap(), Err(Failure::NotFound { key: "6".to_owned() }));
         round_trips(&pool, &[fails(2), fails(4)]);
@@ -313,8 +313,8 @@ fn c_03_a_derived_error_that_is_returned_is_a_value() {
 
 #[test]
 fn c_17_derived_errors_keep_their_class_beside_the_pools() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         // A task's panic is reported by its worker, on stderr.
         pool.broadcast(|_: &Worker| std::panic::set_hook(Box::new(|_| ())));
         for granularity in [1, 100] {
@@ -343,8 +343,8 @@ fn remote(n: u32) -> Result<u32, RemoteError> {
 
 #[test]
 fn any_error_of_a_task_travels_with_its_chain() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let of = |n| outcome(pool.submit(remote, &n)).unwrap();
         assert_eq!(of(7).unwrap(), 7);
         let error = of(1000).unwrap_err();
@@ -392,12 +392,12 @@ fn any_error_of_a_task_travels_with_its_chain() {
 
 #[test]
 fn a_remote_error_is_any_other_error_where_it_arrives() {
-    scenario(|| {
+    both(|| {
         fn caller(pool: &Pool) -> Result<u32, Box<dyn Error + Send + Sync>> {
             let n = pool.submit(remote, &5).wait()??;
             Ok(n + pool.submit(remote, &101).wait()??)
         }
-        let error = caller(&Pool::new(1).unwrap()).unwrap_err();
+        let error = caller(&new_pool(1).unwrap()).unwrap_err();
         assert_eq!(error.source().unwrap().source().unwrap().to_string(), "refused: 9");
     });
 }
@@ -425,8 +425,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_go_there_and_back() {
-        scenario(|| {
-            let pool = Pool::new(2).unwrap();
+        both(|| {
+            let pool = new_pool(2).unwrap();
             round_trips(&pool, &shapes());
             let map: HashMap<u32, Vec<Shape>> =
                 (0..3).map(|n| (n, shapes().into_iter().map(Serde::into_inner).collect())).collect();
@@ -480,8 +480,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_that_need_a_look_at_their_data_come_back_as_well() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             let rest =
                 [("more".to_owned(), serde_json::json!({ "a": [1, -2.5, null, "x"], "b": {} }))].into();
             round_trips(&pool, &[Loose { first: None, second: Some(5), rest }, Loose::default()].map(Serde));
@@ -504,8 +504,8 @@ mod with_serde {
 
     #[test]
     fn serde_types_are_fields_of_derived_ones() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             let body = serde_json::json!({ "lines": ["a", "b"] });
             let shape = shapes().pop().unwrap();
             round_trips(&pool, &[Mail { to: vec!["Ada".to_owned()], body, shape }]);
@@ -538,8 +538,8 @@ mod with_serde {
 
     #[test]
     fn what_serde_refuses_is_an_error_of_its_task_that_says_why() {
-        scenario(|| {
-            let pool = Pool::new(1).unwrap();
+        both(|| {
+            let pool = new_pool(1).unwrap();
             pool.broadcast(|_: &Worker| std::panic::set_hook(Box::new(|_| ())));
             let there = |n| outcome(pool.submit(|Serde(f): Serde<Fragile>| f.0, &Serde(Fragile(n))));
             let back = |n: u32| outcome(pool.submit(|n: u32| Serde(Fragile(n)), &n));

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use forkring::{Granularity, Pool, Service, TaskHandle, View, WaitPolicy, Worker};
 
-use crate::support::{BOUND, eventually, gate, outcome, scenario};
+use crate::support::{BOUND, both, builder, eventually, gate, new_pool, outcome, scenario};
 
-fn spinning() -> forkring::Builder {
-    Pool::builder().workers(1).wait_policy(WaitPolicy::Spin)
+fn spinning() -> crate::support::EitherBuilder {
+    builder().workers(1).wait_policy(WaitPolicy::Spin)
 }
 
 #[test]
 fn l_01_a_task_that_a_spinning_thread_waits_for_may_ask_the_service() {
-    scenario(|| {
+    both(|| {
         let pool = spinning().service(|n: u64| n * 2).build().unwrap();
         let ask = |w: &Worker<(), Service<u64, u64>>, n: &View<u64>| w.call(&n.to_native()).unwrap();
         for n in 0..50_u64 {
@@ -29,7 +29,7 @@ fn l_01_a_task_that_a_spinning_thread_waits_for_may_ask_the_service() {
 
 #[test]
 fn a_spinning_thread_that_waits_for_the_last_of_many_gets_it() {
-    scenario(|| {
+    both(|| {
         let pool = spinning().build().unwrap();
         // More than a ring.
         let mut tasks: Vec<_> = (0..6000_u64).map(|n| pool.submit(|n: u64| n + 1, &n)).collect();
@@ -42,7 +42,7 @@ fn a_spinning_thread_that_waits_for_the_last_of_many_gets_it() {
 
 #[test]
 fn e_07_a_spinning_wait_ends_when_its_time_is_over() {
-    scenario(|| {
+    both(|| {
         let pool = spinning().build().unwrap();
         let mut held = pool.submit(
             |n: u64| {
@@ -103,8 +103,8 @@ fn b_11_a_waker_that_comes_too_late_is_not_kept() {
 
 #[test]
 fn a_panic_of_a_task_with_a_large_row_leaves_a_state_alone_that_it_did_not_use() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).state(|_, ()| Ok(5_u64)).build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).state(|_, ()| Ok(5_u64)).build().unwrap();
         type Here = Worker<(), forkring::NoService, u64>;
         for len in [1000_usize, 200 << 10] {
             let bump = pool.submit_with(
@@ -125,8 +125,8 @@ fn a_panic_of_a_task_with_a_large_row_leaves_a_state_alone_that_it_did_not_use()
 
 #[test]
 fn f_09_values_behind_a_panic_arrive_whole_also_when_the_arena_is_full() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let items = 1_500_000_u32;
         let is_odd_one = |n: u32| n % 200_000 == 30_077;
         let (mut values, mut panics) = (0_u64, 0_u64);

@@ -125,6 +125,23 @@ impl Drop for SavedMask {
     }
 }
 
+/// Which signals a thread blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask(SigSet);
+
+impl Mask {
+    /// This thread's.
+    pub(crate) fn current() -> Result<Self> {
+        SigSet::thread_get_mask().call("pthread_sigmask").map(Self)
+    }
+
+    /// Makes it this thread's.
+    pub(crate) fn set(self) {
+        // Cannot fail, as above.
+        let _ = self.0.thread_set_mask();
+    }
+}
+
 /// SIGCHLD as a descriptor: readable when a child may have changed state. Several deaths can be one signal
 /// (signal(7)), so it says "look", like a doorbell.
 #[derive(Debug)]
