@@ -33,8 +33,8 @@ pub enum Granularity {
     /// As many as pay: the stream finds out while it runs.
     ///
     /// Workers say how long their messages took, and a message is made to carry about twenty times the work that it costs
-    /// itself, which is some tens of microseconds; never more than a millisecond's. A stream begins with one item a message and at
-    /// most doubles that with each answer, goes down at once when items take longer, and divides the end of a source whose
+    /// itself: that of 10 µs to 1 ms. A stream begins with one item a message and at
+    /// most doubles that with each answer, goes down when items take longer (at once, or after two such messages if it is a matter of less than 10 ms), and divides the end of a source whose
     /// `size_hint` is exact among the workers. Items that take longer than that, or are large, travel alone. Nothing is carried over
     /// from one stream to the next.
     ///
