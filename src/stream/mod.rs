@@ -36,15 +36,15 @@ pub enum Granularity {
     Fixed(usize),
     /// As many as pay: the stream finds out while it runs.
     ///
-    /// Workers say how long their messages took, and a message is made to carry about twenty times the work that it costs
-    /// itself, which is some tens of microseconds; never more than a millisecond's. A stream begins with one item a message and at
-    /// most doubles that with each answer, goes down at once when items take longer, and divides the end of a source whose
-    /// `size_hint` is exact among the workers. Items that take longer than that, or are large, travel alone. Nothing is carried over
-    /// from one stream to the next.
+    /// Workers say how long their messages took, and a message is made to carry about twenty times the work that it
+    /// costs itself: that of 10 µs to 1 ms. A stream begins with one item a message and at most doubles that with each
+    /// answer. It goes down when items take longer: at once, or after two such messages if it is a matter of less than
+    /// 10 ms. It divides the end of a source whose `size_hint` is exact among the workers. Items that take longer than
+    /// a message should, or are large, travel alone. Nothing is carried over from one stream to the next.
     ///
-    /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are taken back,
-    /// after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller that is busy
-    /// elsewhere does so when it comes back.
+    /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are
+    /// taken back, after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller
+    /// that is busy elsewhere does so when it comes back.
     Auto,
 }
 
