@@ -64,8 +64,11 @@ pub struct Builder<E = (), S = NoService, W = (), M = Inherited> {
     spawn: Option<Spawn>,
     /// A combination that cannot work, reported by `build`.
     misuse: Option<&'static str>,
-    _types: PhantomData<fn() -> (S, W, M)>,
+    _types: Types<S, W, M>,
 }
+
+/// A builder holds values of none of these.
+type Types<S, W, M> = PhantomData<fn() -> (S, W, M)>;
 
 impl<E: fmt::Debug, S, W, M> fmt::Debug for Builder<E, S, W, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

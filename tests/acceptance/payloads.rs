@@ -512,7 +512,7 @@ fn m_12_a_slow_serializer_of_a_result_holds_only_its_worker() {
 
 #[test]
 fn m_12_a_serializer_may_submit_to_the_same_pool() {
-    both(|| {
+    scenario(|| {
         let pool = new_pool(1).unwrap();
         assert!(POOL.set(pool.clone()).is_ok());
         for _ in 0..200 {
