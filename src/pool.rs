@@ -515,7 +515,7 @@ fn start_elements<R>(
         Ok(pass) => hand_over_by(core, named, pass, terms, |job, code| {
             if let Err((job, station)) = core.submit_elements(job, code, elements) {
                 let input = Encoded::Heap(elements.to_archive());
-                core.submit_at(station, job, Parcel { code, batch: None, input });
+                core.leave_at(station, job, Parcel { code, batch: None, input });
             }
         }),
         Err(error) => no_place(core, error, terms),

@@ -127,6 +127,7 @@ impl Core {
         payload: &[u8],
     ) -> Result<(usize, Ahead), (JobRef, usize)> {
         let station = self.choose_along(station);
+        self.note_submitted(&job);
         match self.stations[station].try_own(self) {
             Some(mut owned) => match owned.send_batch(job, code, batch, payload) {
                 Ok(ahead) => Ok((station, ahead)),
@@ -149,6 +150,11 @@ impl Core {
     /// Hands a job to this station.
     pub(crate) fn submit_at(&self, station: usize, job: JobRef, parcel: Parcel) {
         self.note_submitted(&job);
+        self.leave_at(station, job, parcel);
+    }
+
+    /// Likewise, of one that could not be sent from where its input is.
+    pub(crate) fn leave_at(&self, station: usize, job: JobRef, parcel: Parcel) {
         if let Some((mut owned, job, parcel)) = self.stations[station].own_or_leave(self, job, parcel) {
             owned.leave_idle();
             owned.accept(job, parcel);

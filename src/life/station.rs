@@ -754,6 +754,7 @@ impl<'a> Owned<'a> {
         }
         let shared = job.job();
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
+        lane.set_caller(job.caller());
         let index = lane.push_batch(job, code, batch, payload)?;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();

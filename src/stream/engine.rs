@@ -459,7 +459,7 @@ impl<R: Payload> Engine<R> {
                     }
                     Err((held, station)) => {
                         let parcel = Parcel { code, batch: Some(batch), input: self.filling.finish() };
-                        core.submit_at(station, held, parcel);
+                        core.leave_at(station, held, parcel);
                         station
                     }
                 };

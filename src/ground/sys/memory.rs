@@ -210,7 +210,9 @@ pub(crate) fn leak<T: 'static>(count: usize, make: impl Fn() -> T) -> &'static [
     let values = block.cast::<T>();
     for i in 0..count {
         // SAFETY: the block has room for `count` values, and is aligned for them.
-        unsafe { values.add(i).write(make()) };
+        let place = unsafe { values.add(i) };
+        // SAFETY: as above.
+        unsafe { place.write(make()) };
     }
     // SAFETY: all of them have been written, and the block is never freed.
     unsafe { std::slice::from_raw_parts(values.as_ptr(), count) }
