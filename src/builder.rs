@@ -81,7 +81,7 @@ impl Builder {
         Self {
             env: (),
             plan: Plan::default(),
-            granularity: Granularity::Fixed(1),
+            granularity: Granularity::Auto,
             spawn: None,
             misuse: None,
             _types: PhantomData,
@@ -218,7 +218,8 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
         self
     }
 
-    /// How many items of a stream share a message, unless the stream says otherwise: [`Granularity`]. Default: one.
+    /// How many items of a stream share a message, unless the stream says otherwise: [`Granularity`]. Default:
+    /// [`Granularity::Auto`].
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.granularity = granularity;
         self

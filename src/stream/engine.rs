@@ -1,6 +1,7 @@
 //! The window of a stream: messages on their way, results that wait for their turn.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -33,6 +34,8 @@ use crate::task;
 /// Batches in flight for each worker. Deep enough that a worker never waits for the caller, shallow enough that little
 /// has to move when a worker falls behind.
 const DEPTH: usize = 16;
+/// An automatic message waits for so long for a slow source to fill it.
+const FILL_TIME_MAX: Duration = Duration::from_millis(1);
 /// With few items in a message, a deeper window makes up for the caller's pauses.
 const DEPTH_SMALL: usize = 64;
 const SMALL: usize = 16;
@@ -98,6 +101,13 @@ enum Load {
     Again(Parcel),
 }
 
+/// Whether a message that was begun then, and has so many items by now, has waited for more of them for long enough. The clock
+/// is read for the first items and then for one in 64: a source is slow from its first item on, or hardly ever.
+#[inline]
+fn is_late(begun_at: Option<Instant>, items: u32) -> bool {
+    begun_at.is_some_and(|at| (items < 8 || items.is_multiple_of(64)) && at.elapsed() > FILL_TIME_MAX)
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Engine<R> {
@@ -110,6 +120,8 @@ pub(super) struct Engine<R> {
     auto: Option<Auto>,
     /// Whether the message that is being filled is an item by itself.
     alone: bool,
+    /// When the message that is being filled was begun, if it is not to wait for a slow source.
+    begun_at: Option<Instant>,
     /// How many items the source has in all, if it is known.
     total: Option<u64>,
     /// When to look for slow items again.
@@ -178,6 +190,7 @@ impl<R: Payload> Engine<R> {
             granularity,
             alone: auto.is_none() && granularity == 1,
             auto,
+            begun_at: None,
             total: None,
             look_at: None,
             answered_at: None,
@@ -248,6 +261,7 @@ impl<R: Payload> Engine<R> {
             let left = self.total.map(|total| total.saturating_sub(self.pulled));
             self.granularity = auto.size(left);
             self.alone = self.granularity == 1 && auto.skips_timing();
+            self.begun_at = (self.granularity > 1).then(Instant::now);
         }
     }
 
@@ -293,6 +307,7 @@ impl<R: Payload> Engine<R> {
             self.fail_rest(at, &encode_error(error), deliver);
         } else if self.filling.len() as usize >= self.granularity
             || self.auto.is_some() && self.filling.bytes() >= AUTO_BYTES_MAX
+            || is_late(self.begun_at, self.filling.len())
         {
             self.flush(deliver);
         }
@@ -318,9 +333,14 @@ impl<R: Payload> Engine<R> {
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
         // The end of the stream or of its pool is an arrival, too.
         let arrivals = &*self.arrivals;
-        let enough = || arrivals.any();
+        let (begun_at, items, late) = (self.begun_at, Cell::new(0), Cell::new(false));
+        let enough = || {
+            items.set(items.get() + 1);
+            late.set(is_late(begun_at, items.get()));
+            late.get() || arrivals.any()
+        };
         let more = self.filling.fill::<T, I, B>(source, goal, &mut self.pulled, enough);
-        if self.filling.len() >= goal {
+        if self.filling.len() >= goal || late.get() {
             self.flush(deliver);
         }
         more
