@@ -284,6 +284,7 @@ impl<R: Payload> Engine<R> {
     pub(super) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
         if std::mem::replace(&mut self.encoding, true) {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
+            self.closed += 1;
             self.flush(deliver);
         }
         if self.filling.len() == 0 {
