@@ -121,9 +121,10 @@ impl Writers {
     /// Whether their thread may hold locks of the program's.
     fn run_programs_code(&self) -> bool {
         #[cfg(feature = "metrics")]
-        return self.metrics.is_some();
+        let has_recorder = self.metrics.is_some();
         #[cfg(not(feature = "metrics"))]
-        return false;
+        let has_recorder = false;
+        has_recorder
     }
 
     fn close(self) {
