@@ -482,9 +482,10 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// A file that exists is replaced. It is written by a thread of the pool, fifty times a second, and is whole JSON
     /// after each time, so it can be read while the pool runs (again, if something was added in the middle of reading), and
     /// after a crash of the program; it is complete when the pool has
-    /// closed, also by [`terminate`](Pool::terminate). A task takes 200 to 300 bytes, so a hot loop fills a disk quickly; what is not
-    /// written in time is left out, and a mark says how much. An error of the disk ends the recording and is a
-    /// message to the log. For each task it costs what [`timings`](Self::timings) does, and the text in another thread.
+    /// closed, also by [`terminate`](Pool::terminate), unless the disk takes longer than five seconds for the rest. A task takes
+    /// 200 to 300 bytes, so a hot loop fills a disk quickly; what is not written in time is left out, and a mark says how much. An
+    /// error of the disk is a message to the log, and ends the recording with what was there before. For each task it costs what
+    /// [`timings`](Self::timings) does, and the text in another thread.
     ///
     /// ```
     /// let path = std::env::temp_dir().join(format!("forkring-record-{}.json", std::process::id()));
@@ -501,7 +502,7 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     ///
     /// # Errors
     ///
-    /// `build()` fails if the file cannot be created.
+    /// `build()` fails if the file cannot be created, or is not written at positions: a FIFO, a socket, a terminal.
     pub fn record(self, path: impl Into<PathBuf>) -> Self {
         self.set(|plan| plan.record = Some(path.into()))
     }
@@ -521,9 +522,13 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// | `forkring_worker_busy_seconds`, `forkring_worker_resident_bytes` | gauges, `worker` | as there |
     ///
     /// A thread of the pool does it: the histograms fifty times a second, the rest once a second, when the pool falls idle, and
-    /// at its end. The recorder may be installed at any time; what it panics with is dropped. For each task it costs what
-    /// [`timings`](Self::timings) does, and the recorder's work in another thread. Workers publish nothing: a recorder
-    /// that they have inherited is a copy.
+    /// at its end, which waits for the recorder for five seconds at most. The recorder may be installed at any time; what it panics
+    /// with is dropped. For each task it costs what [`timings`](Self::timings) does, and the recorder's work in another thread.
+    /// Workers publish nothing: a recorder that they have inherited is a copy.
+    ///
+    /// Give such pools names of their own: those of one name overwrite each other's figures. And that thread is like one of the
+    /// program's own to [`build`](Self::build): at the moment of another pool's fork it may hold a lock of the recorder, which stays
+    /// held in the workers. Where tasks use the recorder, build the other pools first.
     ///
     /// ```
     /// let pool = forkring::Pool::builder().workers(1).name("till").metrics(true).build()?;

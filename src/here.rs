@@ -32,6 +32,9 @@ impl fmt::Display for CurrentTask {
 /// What the code that calls this is part of: `None` unless it runs in a worker. For panic hooks, loggers and the like, which
 /// are not handed a [`Worker`](crate::Worker).
 ///
+/// A thread that a task has started gets its worker, without the task's number. Where workers are threads
+/// ([`Builder::in_process`](crate::Builder::in_process)) it gets `None`: nothing tells it from the program's other threads.
+///
 /// ```
 /// let pool = forkring::Pool::builder().workers(1).name("till").build()?;
 /// assert_eq!(forkring::current_task(), None);
@@ -70,6 +73,8 @@ pub(crate) fn note_worker(
     task: &'static Cell<Option<u64>>,
 ) {
     let _ = WORKERS.iter().find(|known| known.set((pool, worker, generation)).is_ok());
+    // The thread that forked may have been a worker of another pool.
+    THREAD.set(None);
     TASK.set(Some(task));
 }
 

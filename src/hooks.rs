@@ -84,27 +84,28 @@ fn get<T: ?Sized>(hook: &RwLock<Option<Arc<T>>>) -> Option<Arc<T>> {
 
 pub(crate) fn error(message: fmt::Arguments<'_>) {
     let hook = get(&LOG_ERROR);
-    match hook {
-        Some(hook) => call(&hook, message),
+    // A hook, logger or subscriber that panics must not take a thread of the pool with it.
+    let _ = crate::panics::guard(|| match hook {
+        Some(hook) => hook(&message.to_string()),
         #[cfg(feature = "tracing")]
         None if tracing::enabled!(target: "forkring", tracing::Level::ERROR) => {
             tracing::error!(target: "forkring", "{message}")
         }
         None if is_bare() => print_line(&format!("forkring: {message}")),
         None => log::error!(target: "forkring", "{message}"),
-    }
+    });
 }
 
 pub(crate) fn info(message: fmt::Arguments<'_>) {
     let hook = get(&LOG_INFO);
-    match hook {
-        Some(hook) => call(&hook, message),
+    let _ = crate::panics::guard(|| match hook {
+        Some(hook) => hook(&message.to_string()),
         #[cfg(feature = "tracing")]
         None if tracing::enabled!(target: "forkring", tracing::Level::INFO) => {
             tracing::info!(target: "forkring", "{message}")
         }
         None => log::info!(target: "forkring", "{message}"),
-    }
+    });
 }
 
 /// Whether errors go where panics in workers go: nobody has said anything else.
@@ -136,12 +137,6 @@ fn print_line(text: &str) {
     use std::io::Write;
     // There is nobody to tell about an error.
     let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
-}
-
-fn call(hook: &Log, message: fmt::Arguments<'_>) {
-    let text = message.to_string();
-    // A hook that panics must not take a thread of the pool with it.
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(&text)));
 }
 
 /// The message of a panic.

@@ -291,7 +291,7 @@ fn fork_zygote(
     Ok(Ends { nursery, driver_bell: Arc::new(driver_bell), stations, handler, record })
 }
 
-/// What takes the zygote's place where workers are threads. Nothing in it has a descriptor.
+/// What takes the zygote's place where workers are threads. Nothing in it has a descriptor but the recording.
 fn assemble_crew(
     seed: SharedSeed,
     handler: Option<Handler>,
@@ -299,9 +299,22 @@ fn assemble_crew(
     muster: &Arc<Muster>,
     record: Option<PathBuf>,
 ) -> Result<Ends, SysError> {
-    let record = record.as_deref().map(journal::create).transpose()?;
+    let record = {
+        let mut registry = registry::lock();
+        let record = record.as_deref().map(journal::create).transpose();
+        record.iter().flatten().for_each(|file| registry.add(file.as_fd()));
+        record?
+    };
     let driver_bell = Arc::new(Doorbell::local());
-    let crew = Crew::new(seed, &driver_bell, muster)?;
+    let crew = match Crew::new(seed, &driver_bell, muster) {
+        Ok(crew) => crew,
+        Err(error) => {
+            let mut registry = registry::lock();
+            record.iter().for_each(|file| registry.remove(file.as_fd()));
+            drop(record);
+            return Err(error);
+        }
+    };
     let station = |id| Station::new(id, Arc::new(Doorbell::local()), Arc::new(Bell(Doorbell::local())));
     let stations = (0..workers).map(station).collect();
     Ok(Ends { nursery: Nursery::Crew(crew), driver_bell, stations, handler, record })

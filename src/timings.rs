@@ -126,7 +126,7 @@ impl Histogram {
     ///
     /// ```
     /// let pool = forkring::Pool::builder().workers(1).timings(true).build()?;
-    /// pool.map(0..100_u64, |n: u64| n).for_each(drop);
+    /// pool.map(0..100_u64, |n: u64| n).granularity(forkring::Granularity::Fixed(1)).for_each(drop);
     /// let run = pool.stats().timings.unwrap_or_default().run;
     /// assert!(run.count() == 100 && run.min() <= run.quantile(0.5) && run.quantile(0.5) <= run.quantile(0.99));
     /// # Ok::<(), forkring::Error>(())

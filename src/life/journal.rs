@@ -6,12 +6,15 @@
 //!
 //! The list is bounded: what comes when the disk has not kept up with the last [`ENTRIES_MAX`] entries is counted, not kept.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Seek};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::libc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::core::Core;
@@ -19,6 +22,7 @@ use super::messages::Who;
 use super::threads;
 use super::trace::Trace;
 use crate::ground::sys::{SysError, clock};
+use crate::panics;
 use crate::protocol::lane::Run;
 use crate::task::TaskId;
 
@@ -26,6 +30,8 @@ use crate::task::TaskId;
 const TICK: Duration = Duration::from_millis(20);
 /// About a second of very small tasks, and 100 MiB.
 const ENTRIES_MAX: usize = 1 << 20;
+/// How long the end of a pool waits for the disk, and for the program's recorder.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something that has happened, with times of [`clock::now_ns`].
 #[derive(Debug)]
@@ -106,10 +112,19 @@ impl Writers {
         #[cfg(feature = "metrics")]
         if let Some(metrics) = &mut self.metrics {
             // A recorder is the program's code.
-            let _ = crate::panics::guard(|| metrics.publish(entries, last, || core.stats()));
+            let _ = panics::guard(|| metrics.publish(entries, last, || core.stats()));
         }
         #[cfg(not(feature = "metrics"))]
         let _ = last;
+    }
+
+    /// Whether their thread may hold locks of the program's.
+    fn run_programs_code(&self) -> bool {
+        #[cfg(feature = "metrics")]
+        let has_recorder = self.metrics.is_some();
+        #[cfg(not(feature = "metrics"))]
+        let has_recorder = false;
+        has_recorder
     }
 
     fn close(self) {
@@ -136,15 +151,22 @@ impl Journal {
     /// Starts the thread.
     pub(crate) fn start(self: &Arc<Self>, core: &Arc<Core>) -> std::io::Result<()> {
         let (journal, core_of_thread) = (self.clone(), Arc::downgrade(core));
+        let runs_programs_code;
         {
             let mut list = self.list.lock();
             list.has_thread = true;
+            runs_programs_code = list.writers.as_ref().is_some_and(Writers::run_programs_code);
             // So that there is a document when `build` returns.
             if let Some(trace) = list.writers.as_mut().and_then(|writers| writers.trace.as_mut()) {
                 trace.write(core, &[]);
             }
         }
-        let started = threads::spawn(format!("{}-record", core.name), move || journal.run(&core_of_thread));
+        let name = format!("{}-record", core.name);
+        let run = move || journal.run(&core_of_thread);
+        let started = match runs_programs_code {
+            true => threads::spawn_for_program(name, run),
+            false => threads::spawn(name, run),
+        };
         if started.is_err() {
             self.list.lock().has_thread = false;
         }
@@ -181,14 +203,19 @@ impl Journal {
         }
     }
 
-    /// Writes what there is, and ends the thread. Blocks until that is done.
+    /// Writes what there is, and ends the thread. Waits until that is done, but not for ever: the thread runs the program's recorder
+    /// and log hook, and writes to its disk.
     pub(crate) fn close(&self, core: &Core) {
         let mut list = self.list.lock();
         list.closing = true;
         self.is_asleep.store(false, Ordering::SeqCst);
         self.changed.notify_all();
+        let until = Instant::now() + PATIENCE;
         while list.has_thread {
-            self.changed.wait(&mut list);
+            if self.changed.wait_until(&mut list, until).timed_out() {
+                // It has the writers, and closes them if it ever comes back.
+                return;
+            }
         }
         // If there was no thread.
         let (entries, writers) = (std::mem::take(&mut list.entries), list.writers.take());
@@ -200,7 +227,21 @@ impl Journal {
     }
 
     fn run(&self, core: &Weak<Core>) {
+        /// However the thread ends, nobody is to wait for it.
+        struct Leaving<'a>(&'a Journal);
+        impl Drop for Leaving<'_> {
+            fn drop(&mut self) {
+                self.0.list.lock().has_thread = false;
+                self.0.changed.notify_all();
+            }
+        }
+        let _leaving = Leaving(self);
         let Some(mut writers) = self.list.lock().writers.take() else { return };
+        let _ = panics::guard(|| self.write_until_closed(core, &mut writers));
+        writers.close();
+    }
+
+    fn write_until_closed(&self, core: &Weak<Core>, writers: &mut Writers) {
         let mut submitted = 0;
         let mut is_over = false;
         while !is_over {
@@ -230,9 +271,6 @@ impl Journal {
                 self.sleep(submitted);
             }
         }
-        writers.close();
-        self.list.lock().has_thread = false;
-        self.changed.notify_all();
     }
 
     /// Until something happens.
@@ -252,5 +290,23 @@ impl Journal {
 
 /// Opens the file of a recording, so that a path that cannot be written to is an error of `build`.
 pub(crate) fn create(path: &Path) -> Result<File, SysError> {
-    File::create(path).map_err(|error| SysError::new("open for Builder::record", error))
+    let opened = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        // A FIFO without a reader must not keep the caller waiting, who holds the registry.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .and_then(|mut file| file.stream_position().map(|_| file));
+    opened.map_err(|error| {
+        let error = match error.raw_os_error() {
+            // What opening a FIFO or a socket ends with, and asking for a position in one.
+            Some(libc::ENXIO | libc::ESPIPE) => std::io::Error::new(
+                ErrorKind::InvalidInput,
+                "a recording needs a file that can be written at any position, not a FIFO, a socket or a terminal",
+            ),
+            _ => error,
+        };
+        SysError::new("open for Builder::record", error)
+    })
 }

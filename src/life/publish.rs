@@ -31,10 +31,7 @@ impl Metrics {
     /// Takes what has happened. `stats` is called when it is time for it, or if this is the `last` call before a while.
     pub(crate) fn publish(&mut self, entries: &[Entry], last: bool, stats: impl FnOnce() -> Stats) {
         let pool = || self.pool.clone();
-        if self.last.is_none() {
-            describe();
-        }
-        // Handles are asked for each time, as the program may install its recorder when it likes.
+        // Handles are asked for each time, and what they mean is said with each publication, as the program may install its recorder when it likes.
         let (wait, run) = (
             histogram!("forkring_task_wait_seconds", "pool" => pool()),
             histogram!("forkring_task_run_seconds", "pool" => pool()),
@@ -49,6 +46,7 @@ impl Metrics {
         }
         if last || self.last.is_none_or(|last| last.elapsed() >= PAUSE) {
             self.last = Some(Instant::now());
+            describe();
             self.figures(&stats());
         }
     }

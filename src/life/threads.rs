@@ -6,7 +6,8 @@ use crate::ground::sys::signals;
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// How many threads of this process are pools' own: they hold nothing across a fork that a child could miss.
+/// How many threads of this process are pools' own: they hold nothing across a fork that a child could miss. Those of
+/// [`spawn_for_program`] are not among them.
 pub(crate) fn count() -> usize {
     THREADS.load(Ordering::Relaxed)
 }
@@ -21,11 +22,16 @@ pub(crate) fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> std::i
     }
     THREADS.fetch_add(1, Ordering::Relaxed);
     let counted = Counted;
-    let mask = signals::block_all();
-    let spawned = std::thread::Builder::new().name(name).spawn(move || {
+    spawn_for_program(name, move || {
         let _counted = counted;
         run();
-    });
+    })
+}
+
+/// As [`spawn`], for a thread that runs the program's code as a matter of course and may hold its locks across a fork.
+pub(crate) fn spawn_for_program(name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let mask = signals::block_all();
+    let spawned = std::thread::Builder::new().name(name).spawn(run);
     mask.restore();
     spawned.map(drop)
 }

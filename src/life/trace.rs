@@ -2,7 +2,7 @@
 //! viewers read ("Trace Event Format", JSON object form).
 //!
 //! The end of the document is written each time and overwritten the next time, in one call, so what is in the file is a whole
-//! document between two calls, whatever becomes of this process.
+//! document between two calls, whatever becomes of this process. A call that fails half-way is taken back.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -62,9 +62,22 @@ impl Trace {
             Ok(()) => self.end = end,
             Err(error) => {
                 self.failed = true;
+                self.restore_end();
                 events::error(core, format_args!("the recording ends, since it cannot be written: {error}"));
             }
         }
+    }
+
+    /// A part of what was to be added may stand over the end that was there.
+    fn restore_end(&self) {
+        let end = match self.end {
+            0 => "",
+            _ => END,
+        };
+        // These bytes have been written before, so a full disk has room for them: they come before anything is freed. A second
+        // error says nothing that the first one has not.
+        let _ = self.file.write_all_at(end.as_bytes(), self.end);
+        let _ = self.file.set_len(self.end + end.len() as u64);
     }
 
     pub(crate) fn close(self) {

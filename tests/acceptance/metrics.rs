@@ -1,8 +1,9 @@
 //! Feature `metrics`: what a recorder gets.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forkring::Pool;
 use metrics::{
@@ -10,11 +11,15 @@ use metrics::{
     SharedString, Unit,
 };
 
-use crate::support::{counter, eventually, gate, outcome, quietly, scenario};
+use crate::support::{
+    BOUND, both, builder, counter, eventually, exit_code_of, fork_and, gate, outcome, quietly, scenario,
+};
 
 /// Last values, of histograms the numbers of values, by name and labels.
 static SEEN: Mutex<BTreeMap<String, f64>> = Mutex::new(BTreeMap::new());
 static DESCRIBED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Whether each figure is to wait at gate 1.
+static BLOCKED: AtomicBool = AtomicBool::new(false);
 
 struct Notes;
 struct Note(String);
@@ -26,6 +31,10 @@ impl Note {
     }
 
     fn set(&self, value: f64) {
+        if BLOCKED.load(Ordering::SeqCst) {
+            counter(1).bump();
+            gate(1).wait();
+        }
         SEEN.lock().unwrap().insert(self.0.clone(), value);
     }
 }
@@ -148,5 +157,67 @@ fn a_recorder_gets_what_stats_tells() {
         let described = DESCRIBED.lock().unwrap();
         assert!(names.keys().all(|name| described.iter().any(|one| name.starts_with(&format!("{one}{{")))));
         assert_eq!(stats.timings, None, "nobody asked for those");
+    });
+}
+
+#[test]
+fn a_recorder_that_is_installed_later_gets_descriptions() {
+    scenario(|| {
+        let file = std::env::temp_dir().join(format!("forkring-metrics-{}.json", std::process::id()));
+        let pool = Pool::builder().workers(1).name("till").metrics(true).record(&file).build().unwrap();
+        // Each time the file is written first: with the second task in it, the first has been published to nobody.
+        for task in 1..=2 {
+            outcome(pool.submit(|n: u32| n, &1)).unwrap();
+            eventually("the task is in the file", || {
+                std::fs::read_to_string(&file).unwrap().matches("\"cat\":\"task\"").count() == task
+            });
+        }
+        std::fs::remove_file(&file).unwrap();
+        metrics::set_global_recorder(Notes).map_err(|_| ()).unwrap();
+        pool.close().wait();
+        assert_eq!(seen("forkring_tasks_total{pool=till,outcome=done}"), Some(2.0));
+        let described = DESCRIBED.lock().unwrap();
+        assert!(described.iter().any(|name| name == "forkring_tasks_total"), "{described:?}");
+    });
+}
+
+#[test]
+fn the_end_of_a_pool_does_not_wait_for_a_blocked_recorder_for_ever() {
+    both(|| {
+        metrics::set_global_recorder(Notes).map_err(|_| ()).unwrap();
+        let pool = builder().workers(1).name("till").metrics(true).build().unwrap();
+        BLOCKED.store(true, Ordering::SeqCst);
+        outcome(pool.submit(|n: u32| n, &1)).unwrap();
+        counter(1).wait_for(1);
+        let start = Instant::now();
+        pool.close().wait();
+        let took = start.elapsed();
+        assert!((Duration::from_secs(4)..BOUND / 2).contains(&took), "{took:?}");
+        assert_ne!(seen("forkring_tasks_total{pool=till,outcome=done}"), Some(1.0));
+        // Who comes back late finds the pool as it was.
+        BLOCKED.store(false, Ordering::SeqCst);
+        gate(1).open();
+        eventually("the last figures", || seen("forkring_tasks_total{pool=till,outcome=done}") == Some(1.0));
+    });
+}
+
+#[test]
+fn the_recorders_thread_counts_as_one_that_may_hold_a_lock() {
+    scenario(|| {
+        static NOTICES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        forkring::hooks::set_log_info(|message| NOTICES.lock().unwrap().push(message.to_owned()));
+        let warned = || NOTICES.lock().unwrap().iter().any(|line| line.contains("other threads"));
+        // Without the threads of the test.
+        let child = fork_and(|| {
+            let quiet = Pool::new(1).unwrap();
+            let pool = Pool::builder().workers(1).metrics(true).build().unwrap();
+            assert!(!warned(), "a pool's driver holds nothing");
+            Pool::new(1).unwrap().close().wait();
+            assert!(warned());
+            pool.close().wait();
+            quiet.close().wait();
+            0
+        });
+        assert_eq!(exit_code_of(child), 0);
     });
 }

@@ -9,7 +9,9 @@ use forkring::{CurrentTask, Granularity, Pool, Worker, current_task};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::support::{Finished, counter, eventually, gate, outcome, process, scenario_output, signal};
+use crate::support::{
+    Finished, both, builder, counter, eventually, gate, in_process, outcome, process, scenario_output, signal,
+};
 
 /// The lines of standard error that are about a panic.
 #[track_caller]
@@ -105,8 +107,8 @@ fn a_hook_of_the_programs_is_called_instead_and_knows_the_task() {
 
 #[test]
 fn a_pool_inside_a_task_names_its_own_workers() {
-    let finished = scenario_output(|| {
-        let pool = Pool::builder().workers(1).name("outer").build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).name("outer").build().unwrap();
         let name = |()| {
             let inner = Pool::builder().workers(1).name("inner").build().unwrap();
             let name =
@@ -116,9 +118,10 @@ fn a_pool_inside_a_task_names_its_own_workers() {
         let names = outcome(pool.submit(name, &())).unwrap();
         assert_eq!(names, (Some("inner".to_owned()), Some("outer".to_owned())));
         assert_eq!(current_task(), None);
+        let in_thread = |()| std::thread::spawn(|| current_task().map(|task| task.number)).join().unwrap();
+        let place = outcome(pool.submit(in_thread, &())).unwrap();
+        assert_eq!(place, (!in_process()).then_some(None), "a thread of a task's own");
     });
-    let Some(finished) = finished else { return };
-    assert!(finished.status.success(), "{finished:?}");
 }
 
 /// Prints as C code does, into C's buffer.

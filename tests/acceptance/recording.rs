@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use forkring::{Granularity, Pool, Stats, Worker, WorkerState, WorkerStats};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::{
-    children, counter, eventually, fds_of, fork_and, gate, outcome, process, quietly, scenario,
-    scenario_output, signal,
+    both, builder, children, counter, disposition, eventually, fds_of, fork_and, gate, in_process, outcome,
+    process, quietly, scenario, scenario_output, signal,
 };
 
 /// A file that goes with its owner, and is named by the process that the scenario runs in.
@@ -156,18 +159,12 @@ fn each_task_is_a_span_of_its_worker_with_its_function_id_and_outcome() {
 
 #[test]
 fn a_recording_can_be_read_while_the_pool_runs_and_after_it_was_terminated() {
-    scenario(|| {
+    both(|| {
         quietly();
         let target = Target::new();
-        let pool = Pool::builder().workers(2).record(&target.0).build().unwrap();
+        let pool = builder().workers(2).granularity(Granularity::Fixed(1)).record(&target.0).build().unwrap();
         for round in 1..=5 {
-            assert_eq!(
-                pool.map(0..100_u64, |n: u64| n)
-                    .granularity(Granularity::Fixed(1))
-                    .map(Result::unwrap)
-                    .count(),
-                100
-            );
+            assert_eq!(pool.map(0..100_u64, |n: u64| n).map(Result::unwrap).count(), 100);
             eventually("what has happened is in the file", || target.read().tasks().len() == 100 * round);
         }
         let stuck = [0, 1].map(|_| {
@@ -203,11 +200,9 @@ fn a_recording_survives_the_death_of_its_program() {
     // The file's name is the program's number, which its parent learns from what it prints.
     let finished = scenario_output(|| {
         let target = Target::new();
-        let pool = Pool::builder().workers(1).record(&target.0).build().unwrap();
-        assert_eq!(
-            pool.map(0..50_u64, |n: u64| n).granularity(Granularity::Fixed(1)).map(Result::unwrap).count(),
-            50
-        );
+        let pool =
+            Pool::builder().workers(1).granularity(Granularity::Fixed(1)).record(&target.0).build().unwrap();
+        assert_eq!(pool.map(0..50_u64, |n: u64| n).map(Result::unwrap).count(), 50);
         eventually("what has happened is in the file", || target.read().tasks().len() == 50);
         println!("recording: {}.", target.0.display());
         signal(std::process::id(), Signal::SIGKILL);
@@ -278,15 +273,119 @@ fn a_file_that_cannot_be_written_is_an_error_of_build() {
         assert!(children().is_empty());
 
         // A full disk ends the recording, and nothing else.
-        static TOLD: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
-        forkring::hooks::set_log_error(|message| TOLD.lock().unwrap().push(message.to_owned()));
+        note_errors();
         let pool = Pool::builder().workers(1).record("/dev/full").build().unwrap();
         for n in 0..100 {
             assert_eq!(outcome(pool.submit(|n: u32| n, &n)).unwrap(), n);
         }
         pool.close().wait();
-        let told = TOLD.lock().unwrap();
+        let told = told();
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains("the recording ends"), "{told:?}");
+    });
+}
+
+/// The messages to the error hook.
+static TOLD: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+fn told() -> Vec<String> {
+    TOLD.lock().unwrap().clone()
+}
+
+fn note_errors() {
+    forkring::hooks::set_log_error(|message| TOLD.lock().unwrap().push(message.to_owned()));
+}
+
+#[test]
+fn processes_of_pools_that_are_built_later_do_not_have_the_file() {
+    both(|| {
+        let target = Target::new();
+        let name = target.0.to_str().unwrap();
+        let has_it = |pid| fds_of(pid).values().any(|file| file == name);
+        let pool = builder().workers(1).record(&target.0).build().unwrap();
+        assert!(has_it(std::process::id()));
+        let other = Pool::new(2).unwrap();
+        let children = children();
+        assert_eq!(children.len(), if in_process() { 3 } else { 5 }, "{children:?}");
+        for child in children {
+            assert!(!has_it(child.pid), "{child:?}");
+        }
+        pool.close().wait();
+        assert!(!has_it(std::process::id()));
+        other.close().wait();
+    });
+}
+
+#[test]
+fn a_disk_that_is_full_half_way_leaves_a_whole_document() {
+    both(|| {
+        note_errors();
+        let target = Target::new();
+        let pool = builder().workers(1).record(&target.0).build().unwrap();
+        outcome(pool.submit(|n: u32| n, &0)).unwrap();
+        eventually("the task is in the file", || target.read().tasks().len() == 1);
+        // What goes beyond the limit is written up to the limit, and no signal tells of it.
+        disposition(Signal::SIGXFSZ, true);
+        let limit = fs::metadata(&target.0).unwrap().len() + 1500;
+        setrlimit(Resource::RLIMIT_FSIZE, limit, limit).unwrap();
+        let mut tasks = 1;
+        eventually("the disk is full", || {
+            outcome(pool.submit(|n: u32| n, &1)).unwrap();
+            tasks += 1;
+            !told().is_empty()
+        });
+        pool.close().wait();
+        let recording = target.read();
+        recording.check(1);
+        assert!((1..tasks).contains(&recording.tasks().len()), "{tasks}: {:?}", recording.tasks());
+        assert_eq!(told().len(), 1, "{:?}", told());
+        assert!(told()[0].contains("the recording ends"), "{:?}", told());
+    });
+}
+
+#[test]
+fn a_fifo_is_an_error_of_build() {
+    both(|| {
+        let target = Target::new();
+        mkfifo(&target.0, Mode::S_IRWXU).unwrap();
+        let fds = crate::support::count_fds();
+        // Nobody reads; then somebody does.
+        for reads in [false, true] {
+            let open = || fs::OpenOptions::new().read(true).write(true).open(&target.0).unwrap();
+            let reader = reads.then(open);
+            let error = builder().workers(1).record(&target.0).build().unwrap_err();
+            let text = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
+            assert!(text.contains("not a FIFO"), "{text}");
+            drop(reader);
+            assert_eq!(crate::support::count_fds(), fds);
+        }
+        Pool::new(1).unwrap().close().wait();
+    });
+}
+
+#[test]
+fn a_logger_that_panics_takes_no_thread_with_it() {
+    struct Angry;
+    impl log::Log for Angry {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            counter(usize::from(record.level() == log::Level::Error)).bump();
+            panic!("no disk for logs either");
+        }
+
+        fn flush(&self) {}
+    }
+    both(|| {
+        log::set_logger(&Angry).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+        std::panic::set_hook(Box::new(|_| ()));
+        // The error comes while it is built, and the notices from the driver.
+        let pool = builder().workers(1).record("/dev/full").build().unwrap();
+        assert_eq!(outcome(pool.submit(|n: u32| n, &7)).unwrap(), 7);
+        pool.close().wait();
+        assert!(counter(0).get() > 0 && counter(1).get() > 0, "it was called");
     });
 }
