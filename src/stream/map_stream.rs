@@ -12,6 +12,7 @@ use futures_core::stream::FusedStream;
 use super::Granularity;
 use super::engine::{Engine, Item};
 use super::map::Waiting;
+use super::progress::{Metered, Progress, Watch};
 use super::stop::{Control, Stopper};
 use crate::context::{self, Named, Worker};
 use crate::error::TaskError;
@@ -48,8 +49,16 @@ const PULLS_MAX: usize = 1024;
 /// assert_eq!(futures::executor::block_on(squares), [0, 1, 4, 9, 16]);
 /// # Ok::<(), forkring::Error>(())
 /// ```
+///
+/// `P` is who is told of its [progress](Self::on_progress): nobody, unless asked.
 #[must_use = "a MapStream is lazy: poll it"]
-pub struct MapStream<T, R> {
+pub struct MapStream<T, R, P = ()> {
+    feed: Feed<T, R>,
+    watch: P,
+}
+
+/// What a [`MapStream`] is but for whom it tells of its progress.
+struct Feed<T, R> {
     /// `None`: it has ended or was given up. In a box, so that the stream is `Unpin` and the source goes when it ends.
     source: Option<Pin<Box<T>>>,
     named: Named,
@@ -68,11 +77,11 @@ pub struct MapStream<T, R> {
     ended: bool,
 }
 
-impl<T, R> fmt::Debug for MapStream<T, R> {
+impl<T, R, P> fmt::Debug for MapStream<T, R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MapStream")
-            .field("granularity", &self.granularity)
-            .field("ordered", &self.ordered)
+            .field("granularity", &self.feed.granularity)
+            .field("ordered", &self.feed.ordered)
             .finish_non_exhaustive()
     }
 }
@@ -147,7 +156,7 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     pub(crate) fn map_stream_named<R: Payload, T: Stream>(&self, items: T, named: Named) -> MapStream<T, R> {
-        MapStream {
+        let feed = Feed {
             source: Some(Box::pin(items)),
             control: Arc::new(Control::new(self.handle().core().clone())),
             sleeper: Sleeper { handle: self.handle().clone(), counted: false },
@@ -160,19 +169,43 @@ impl<E, S, W> Pool<E, S, W> {
             out: VecDeque::new(),
             low_mark: 0,
             ended: false,
-        }
+        };
+        MapStream { feed, watch: () }
     }
 }
 
 impl<T, R: Payload> MapStream<T, R> {
+    /// As [`Map::on_progress`](super::Map::on_progress). `f` is called inside of the poll that a result goes out of, before that
+    /// result, and of the poll that ends the stream; it should not block. While nothing comes, nothing is told: neither a
+    /// pending source nor a task that runs for long is news. A stream that is dropped before its end has no last call.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    ///
+    /// let pool = forkring::Pool::new(2)?;
+    /// let mut seen = Vec::new();
+    /// let squares = pool.map_stream(futures::stream::iter(0..500_u64), |n: u64| n * n);
+    /// let squares = squares.on_progress(|p| seen.push((p.done, p.total))).map(Result::unwrap);
+    /// let sum = futures::executor::block_on(squares.fold(0, async |sum, n| sum + n));
+    /// assert_eq!(sum, 41_541_750);
+    /// assert_eq!(seen.last(), Some(&(500, Some(500))));
+    /// assert!(seen.len() > 100);
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
+    pub fn on_progress<F: FnMut(Progress)>(self, f: F) -> MapStream<T, R, Metered<F>> {
+        MapStream { feed: self.feed, watch: Metered::new(f) }
+    }
+}
+
+impl<T, R: Payload, P: Watch> MapStream<T, R, P> {
     pub(crate) fn on_terms(mut self, terms: Terms) -> Self {
-        self.terms = Some(terms);
+        self.feed.terms = Some(terms);
         self
     }
 
     /// Results as they come, instead of in the order of the items. As are all options, to be said before the first poll.
     pub fn unordered(mut self) -> Self {
-        self.ordered = false;
+        self.feed.ordered = false;
         self
     }
 
@@ -182,28 +215,28 @@ impl<T, R: Payload> MapStream<T, R> {
     ///
     /// Polling panics if the granularity is out of range.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
-        self.granularity = granularity;
+        self.feed.granularity = granularity;
         self
     }
 
     /// As [`Map::window`](super::Map::window).
     pub fn window(mut self, items: usize) -> Self {
-        self.window = Some(items);
+        self.feed.window = Some(items);
         self
     }
 
     /// Results together with the positions of their items.
-    pub fn indexed(self) -> IndexedStream<T, R> {
+    pub fn indexed(self) -> IndexedStream<T, R, P> {
         IndexedStream(self)
     }
 
     /// Something that stops this stream, from any thread or task. See [`Stopper::stop`].
     pub fn stopper(&self) -> Stopper {
-        self.control.watch();
-        if let Some(engine) = &self.engine {
+        self.feed.control.watch();
+        if let Some(engine) = &self.feed.engine {
             engine.be_watched();
         }
-        Stopper::new(self.control.clone())
+        Stopper::new(self.feed.control.clone())
     }
 }
 
@@ -217,15 +250,34 @@ enum Pulled {
     Enough,
 }
 
-impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
+impl<T: Stream<Item: Payload>, R: Payload, P: Watch> MapStream<T, R, P> {
+    fn poll_result(&mut self, context: &mut Context<'_>) -> Poll<Option<(u64, Item<R>)>> {
+        let feed = &self.feed;
+        self.watch.begin(|| feed.length());
+        let result = self.feed.poll_result(context);
+        match &result {
+            Poll::Ready(Some((_, item))) => self.watch.note(item.is_err()),
+            Poll::Ready(None) => self.watch.end(),
+            Poll::Pending => {}
+        }
+        result
+    }
+}
+
+impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
+    /// How many items the source has, if it says so exactly.
+    fn length(&self) -> Option<u64> {
+        let (least, most) = self.source.as_ref()?.size_hint();
+        most.filter(|&most| most == least).map(|most| most as u64)
+    }
+
     fn make_engine(&mut self) -> Engine<R> {
         check_granularity(self.granularity).unwrap_or_else(|error| panic!("{error}"));
         let (handle, control) = (self.sleeper.handle.clone(), self.control.clone());
         let (granularity, window) = (self.granularity, self.window);
         let mut engine =
             Engine::new(handle, control, self.named, granularity, window, self.ordered, self.terms);
-        let hint = self.source.as_ref().map(|source| source.size_hint());
-        engine.expect(hint.and_then(|(least, most)| most.filter(|&most| most == least)).map(|n| n as u64));
+        engine.expect(self.length());
         engine
     }
 
@@ -335,7 +387,7 @@ impl<T: Stream<Item: Payload>, R: Payload> MapStream<T, R> {
     }
 }
 
-impl<T: Stream<Item: Payload>, R: Payload> Stream for MapStream<T, R> {
+impl<T: Stream<Item: Payload>, R: Payload, P: Watch> Stream for MapStream<T, R, P> {
     type Item = Result<R, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -344,11 +396,11 @@ impl<T: Stream<Item: Payload>, R: Payload> Stream for MapStream<T, R> {
 }
 
 /// Nothing but the source is ever pinned, and that is in a box.
-impl<T, R> Unpin for MapStream<T, R> {}
+impl<T, R, P> Unpin for MapStream<T, R, P> {}
 
-impl<T: Stream<Item: Payload>, R: Payload> FusedStream for MapStream<T, R> {
+impl<T: Stream<Item: Payload>, R: Payload, P: Watch> FusedStream for MapStream<T, R, P> {
     fn is_terminated(&self) -> bool {
-        self.ended
+        self.feed.ended
     }
 }
 
@@ -368,9 +420,9 @@ impl<T: Stream<Item: Payload>, R: Payload> FusedStream for MapStream<T, R> {
 /// ```
 #[derive(Debug)]
 #[must_use = "it is lazy: poll it"]
-pub struct IndexedStream<T, R>(MapStream<T, R>);
+pub struct IndexedStream<T, R, P = ()>(MapStream<T, R, P>);
 
-impl<T: Stream<Item: Payload>, R: Payload> Stream for IndexedStream<T, R> {
+impl<T: Stream<Item: Payload>, R: Payload, P: Watch> Stream for IndexedStream<T, R, P> {
     type Item = (u64, Result<R, TaskError>);
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -378,8 +430,8 @@ impl<T: Stream<Item: Payload>, R: Payload> Stream for IndexedStream<T, R> {
     }
 }
 
-impl<T: Stream<Item: Payload>, R: Payload> FusedStream for IndexedStream<T, R> {
+impl<T: Stream<Item: Payload>, R: Payload, P: Watch> FusedStream for IndexedStream<T, R, P> {
     fn is_terminated(&self) -> bool {
-        self.0.ended
+        self.0.feed.ended
     }
 }

@@ -8,7 +8,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Of a stream of a known length, whatever comes first: the time, or such a part.
 const PARTS: u64 = 100;
 
-/// How far a stream is. See [`Map::on_progress`](super::Map::on_progress).
+/// How far a stream is. See [`Map::on_progress`](super::Map::on_progress), and
+/// [`MapStream::on_progress`](super::MapStream::on_progress) in async code.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {

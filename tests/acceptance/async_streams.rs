@@ -1,5 +1,6 @@
 //! Acceptance cases, group F, of `map_stream`: asynchronous sources, under several executors and by hand; B-11, M-02.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use forkring::{Granularity, MapStream, Pool, Stopper, TaskError, View, Worker};
+use forkring::{Granularity, MapStream, Pool, Progress, Stopper, TaskError, View, Worker};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::executor::block_on;
 use futures::stream::{self, FusedStream};
@@ -619,5 +620,92 @@ fn terms_closures_that_capture_and_the_worker_at_hand() {
         let bound = builder().workers(1).bind(move |n: u32| n * factor).unwrap();
         let results = bound.map_stream(stream::iter(0..4_u32));
         assert_eq!(block_on(results.map(Result::unwrap).collect::<Vec<_>>()), [0, 7, 14, 21]);
+    });
+}
+
+/// F-29: what is told of a `Map` is told of an asynchronous stream.
+#[test]
+fn f_29_progress_goes_by_hundredths_where_the_total_is_known() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let odd = |n: u32| if n == 100 { panic!("no") } else { n };
+        for ordered in [true, false] {
+            let (mut told, delivered) = (Vec::new(), Cell::new(0_u64));
+            let results = pool.map_stream(hesitant(stream::iter(0..1000_u32)), odd).granularity(fixed(7));
+            let results = if ordered { results } else { results.unordered() };
+            // Adapters hide how long a source is.
+            let mut results = results.on_progress(|progress: Progress| {
+                // The one that is told of is on its way out.
+                assert_eq!(progress.done, delivered.get() + u64::from(!progress.is_last));
+                told.push(progress);
+            });
+            while block_on(results.next()).is_some() {
+                delivered.set(delivered.get() + 1);
+            }
+            assert!(block_on(results.next()).is_none() && results.is_terminated());
+            drop(results);
+            let last = told.pop().unwrap();
+            assert_eq!((last.done, last.failed, last.total, last.is_last), (1000, 1, None, true));
+            assert!(told.iter().all(|progress| progress.total.is_none() && !progress.is_last), "{told:?}");
+
+            let mut told = Vec::new();
+            let results = pool.map_stream(stream::iter(0..1000_u32), odd);
+            let results = if ordered { results } else { results.unordered() };
+            let results = results.on_progress(|progress: Progress| told.push(progress)).granularity(fixed(7));
+            assert_eq!(block_on(results.indexed().collect::<Vec<_>>()).len(), 1000);
+            assert!(told.len() >= 101, "{}", told.len());
+            assert!(told.is_sorted_by_key(|progress| (progress.done, progress.elapsed)));
+            assert!(told.iter().all(|progress| progress.total == Some(1000)));
+            let last = told.pop().unwrap();
+            assert_eq!((last.done, last.failed, last.is_last), (1000, 1, true));
+            assert!(told.iter().all(|progress| !progress.is_last));
+        }
+    });
+}
+
+#[test]
+fn f_29_progress_is_told_once_at_the_end_and_never_of_what_was_dropped() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        for ordered in [true, false] {
+            let last = Cell::new(None);
+            let tell = |progress: Progress| {
+                if progress.is_last {
+                    assert!(last.replace(Some(progress.done)).is_none(), "the second end");
+                }
+            };
+            let results = |source| {
+                let results = pool.map_stream(source, |n: u32| n);
+                if ordered { results } else { results.unordered() }.on_progress(tell)
+            };
+            let hand = Hand::new();
+            let (items, source) = unbounded();
+            let mut stream = results(source);
+            items.unbounded_send(1).unwrap();
+            assert!(hand.next(&mut stream).unwrap().is_ok());
+            // The source is pending, which is no news.
+            assert!(hand.poll(&mut stream).is_pending());
+            assert_eq!(last.get(), None);
+            drop(items);
+            assert!(hand.next(&mut stream).is_none() && hand.next(&mut stream).is_none());
+            assert_eq!(last.take(), Some(1));
+
+            // Stopped: the last call tells how far it came.
+            let (items, source) = unbounded();
+            let mut stream = results(source);
+            (0..10).for_each(|n| items.unbounded_send(n).unwrap());
+            assert!((0..10).all(|_| hand.next(&mut stream).unwrap().is_ok()));
+            assert!(hand.poll(&mut stream).is_pending());
+            stream.stopper().stop();
+            assert!(hand.next(&mut stream).is_none());
+            assert_eq!(last.take(), Some(10));
+
+            let (items, source) = unbounded();
+            let mut stream = results(source);
+            items.unbounded_send(1).unwrap();
+            assert!(hand.next(&mut stream).unwrap().is_ok());
+            drop(stream);
+            assert_eq!(last.take(), None);
+        }
     });
 }
