@@ -677,7 +677,7 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
 }
 
 impl<E: 'static, S, W: 'static> Builder<E, S, W> {
-    /// Runs the workers on threads of this process: for debuggers, coverage, Miri, captured test output, and plain unit tests of a
+    /// Runs the workers on threads of this process: for debuggers, coverage, captured test output, and plain unit tests of a
     /// program that uses the pool. **A crash in a task is a crash of this program then.**
     ///
     /// Everything else is the same: tasks and their values travel encoded through the same rings, batches, services, states,
@@ -710,8 +710,8 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// | a panic | the task's error | the same |
     /// | a time limit, `kill`, `terminate`, dropping the last handle | the worker is killed | its task ends with the same error at the same moment, but a thread cannot be killed: it is *given up*, and another one takes its place. [`Worker::cancelled`] is true there, service calls are refused. It ends when its task returns; `on_exit` does not run. A task that never returns keeps its thread |
     /// | [`kill_signal`](Self::kill_signal) | comes first | `Worker::cancelled` is true for as long as the gap |
-    /// | [`env`](Self::env) | each worker has a copy, the master's is dropped in `build` | one value for all, dropped when the pool has ended |
-    /// | a stream around a closure ([`iter_stream`](Self::iter_stream)) | | returns, or goes on unwinding, only when no thread runs the closure any more |
+    /// | [`env`](Self::env) | each worker has a copy, the master's is dropped in `build` | one value for all, dropped on the pool's own thread at its end, before it counts as closed; likewise what closures have captured (`init`, `state`, `on_exit`). A destructor that blocks holds up the end. If a thread that was given up still uses them, they go when it ends |
+    /// | a stream around a closure ([`iter_stream`](Self::iter_stream)) | | returns, or goes on unwinding, only when no thread runs the closure any more. With an [`init`](Self::init) that never returns it does not return either, though the pool fails after [`init_timeout`](Self::init_timeout) |
     /// | statics | a copy for each worker | the program's; thread-locals are each worker's own |
     /// | handles of pools, used in a task | inert, [`NotInThisProcess`](TaskError::NotInThisProcess) | work. If every worker waits for a task of its own pool, they wait for ever |
     /// | [`start_worker`](WorkerInfo::start_worker) | unwinds the inherited stack | goes on to the worker's loop: there is nothing to unwind. It fails where it fails otherwise |
@@ -719,6 +719,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// | [`WorkerLost`](crate::WorkerLost) | | only if the state could not be made again after a panic, or memory was overwritten; peak memory is 0 |
     /// | [`max_worker_memory`](Self::max_worker_memory), [`max_address_space`](Self::max_address_space), [`worker_env`](Self::worker_env) | | an error of `build`, since threads share memory and environment |
     /// | [`process_group`](Self::process_group), [`close_inherited_fds`](Self::close_inherited_fds) | | no effect |
+    /// | `cpu_time` and `resident_bytes` of [`stats`](Pool::stats) | the worker's | the whole program's, for each worker |
     /// | [`nice`](Self::nice), [`affinity`](Self::affinity) | of the process | of the thread |
     /// | signals | the worker's own | may come to a worker's thread, as to the one that built the pool |
     ///

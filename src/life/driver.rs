@@ -1,7 +1,8 @@
 //! The driver: the pool's one thread of its own. It sleeps until a doorbell or the zygote wakes it, delivers what
 //! nobody else is waiting for, notices deaths, replaces workers, and takes the pool down at the end.
 //!
-//! No user code runs here, except for wakers and the log hook.
+//! No user code runs here, except for wakers, the log hook, and, where workers are threads, the destructors of what the builder was
+//! given: the environment and what closures have captured.
 
 use std::cell::Cell;
 use std::collections::VecDeque;

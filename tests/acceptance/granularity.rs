@@ -1,5 +1,7 @@
 //! Acceptance cases F-24 to F-28: streams that find out themselves how many items share a message.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -60,12 +62,70 @@ fn f_25_items_that_become_slow_travel_alone_soon() {
         );
         // From here on what is pulled is pulled for slow items, but for what the window holds.
         assert_eq!(stream.map(Result::unwrap).count() as u64, SLOW);
+    });
+}
 
-        // The same by the counter: each of the slow items a message, but for those of the first few.
-        let fast = pool.iter_stream(0..STEP, f, ok).unwrap();
-        let both = pool.iter_stream(0..STEP + SLOW, f, ok).unwrap();
-        assert!(average(fast) > 10, "{fast:?}");
-        assert!(both.batches > fast.batches / 4, "{fast:?} {both:?}");
+/// F-25, counted: which message each item was in. What is on its way when the first slow item runs, the window, may share messages;
+/// what is pulled once that is known does not.
+#[test]
+fn f_25_slow_items_that_are_pulled_later_have_messages_of_their_own() {
+    scenario(|| {
+        const STEP: u64 = 50_000;
+        const SLOW: u64 = 1000;
+        const WINDOW: u64 = 80;
+        let pool = pool(2);
+        let message = |n: u64| {
+            if n >= STEP {
+                nap(2);
+            }
+            let task = forkring::current_task().unwrap();
+            (task.worker as u64, task.number.unwrap())
+        };
+        let results = pool.map(0..STEP + SLOW, message).window(WINDOW as usize);
+        let messages: Vec<_> = results.map(Result::unwrap).collect();
+        let (fast, slow) = messages.split_at(STEP as usize);
+        let count = |of: &[(u64, u64)]| of.iter().collect::<HashSet<_>>().len() as u64;
+        let (fast, slow) = (count(fast), count(slow));
+        assert!(STEP / fast > 5, "{fast} messages of fast items");
+        // A few more while what a slow item takes is believed.
+        assert!(slow >= SLOW - WINDOW - 20, "{slow} messages of {SLOW} slow items");
+    });
+}
+
+/// The default, and a source that gives an item every 5 ms after many quick ones: each of these goes out at once, and its result
+/// comes when the source is pulled next or soon after, although messages are large.
+#[test]
+fn results_of_a_source_that_becomes_slow_do_not_wait_for_messages_to_fill() {
+    scenario(|| {
+        const QUICK: u64 = 20_000;
+        const LATE: u64 = 40;
+        // Messages may be full, or not, when the source becomes slow.
+        for (round, more) in [0, 1, 20, 50, 1000, 1013].into_iter().enumerate() {
+            let pool = Pool::new(2).unwrap();
+            let (quick, seen, behind) = (QUICK + more, Cell::new(0), RefCell::new(Vec::new()));
+            let source = (0..quick + LATE).map(|n| {
+                if n >= quick {
+                    behind.borrow_mut().push(n - seen.get());
+                    nap(5);
+                }
+                n | (round as u64) << 32
+            });
+            // How many there are is not known: then messages would shrink anyway.
+            let source = source.filter(|_| true);
+            let run = pool.map(source, |n: u64| {
+                counter((n >> 32) as usize).bump();
+                n
+            });
+            let run = run.unordered().run(|result| {
+                result.unwrap();
+                seen.set(seen.get() + 1);
+            });
+            let run = run.unwrap();
+            assert!(average(run) > 10, "{run:?}");
+            // When the first few of them are pulled, what the quick ones have left is on its way still.
+            let behind = behind.into_inner();
+            assert!(behind.iter().skip(8).all(|&items| items <= 10), "{behind:?}");
+        }
     });
 }
 
