@@ -556,6 +556,7 @@ impl<'a> Call<'a> {
             // looks how many records there are. So it knows the last item that can have started.
             if next < items && core.port.borrow().ends_early(index) {
                 status = Status::BatchCut;
+                core.left_out.set((items - next) as u64);
                 break;
             }
         }

@@ -116,10 +116,9 @@ impl<R> Task<R> {
 
     /// Lets the task run to its end without a handle. A failure goes to the log hook.
     pub fn detach(mut self) {
-        if let Some(job) = self.job.take()
-            && job.core().is_here()
-        {
-            job.abandon(true);
+        match self.job.take() {
+            Some(job) if job.core().is_here() => drop(job.abandon(true)),
+            job => job.into_iter().for_each(Job::discard),
         }
     }
 
@@ -147,7 +146,11 @@ impl<R> Task<R> {
     /// Takes an outcome that is there.
     fn take(&mut self) -> Result<Body, TaskError> {
         let job = self.job.take().expect("a task's outcome was taken already");
-        if job.core().is_here() { Body::of(job.take()) } else { Err(TaskError::NotInThisProcess) }
+        if job.core().is_here() {
+            return Body::of(job.take());
+        }
+        job.discard();
+        Err(TaskError::NotInThisProcess)
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Body, TaskError>> {
@@ -236,22 +239,22 @@ impl<R: Payload> Future for Task<R> {
 
 impl<R> Drop for Task<R> {
     fn drop(&mut self) {
-        if let Some(job) = self.job
-            && job.core().is_here()
-        {
-            let kill_on_drop = job.is_killed_on_drop();
-            if job.is_done() {
-                drop(job.take());
-                return;
-            }
-            // Once abandoned, the cell may be somebody else's, so what is needed of it is taken before.
-            let (core, generation) = (job.core().clone(), job.generation());
-            if job.abandon(false) {
-                if kill_on_drop {
-                    kill(&core, job, generation);
-                } else {
-                    cancel(&core, job, generation);
-                }
+        let Some(job) = self.job else { return };
+        if !job.core().is_here() {
+            return job.discard();
+        }
+        let kill_on_drop = job.is_killed_on_drop();
+        if job.is_done() {
+            drop(job.take());
+            return;
+        }
+        // Once abandoned, the cell may be somebody else's, so what is needed of it is taken before.
+        let (core, generation) = (job.core().clone(), job.generation());
+        if job.abandon(false) {
+            if kill_on_drop {
+                kill(&core, job, generation);
+            } else {
+                cancel(&core, job, generation);
             }
         }
     }

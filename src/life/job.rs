@@ -375,6 +375,15 @@ impl Job {
         outcome
     }
 
+    /// Gives the cell back in a process that is not the pool's: of a task that was refused there, or of one that is over. Any
+    /// other cell may be in use, if only in the copy of a queue.
+    pub(crate) fn discard(&'static self) {
+        // A waker would be user code of the other process.
+        if self.state.load(Ordering::Acquire) & (DONE | EXTRA) == DONE {
+            drop(self.take());
+        }
+    }
+
     /// As [`take`](Self::take), of a value that came in its slot, and of nothing else.
     #[inline(always)]
     pub(crate) fn take_value(&'static self) -> Option<SmallReply> {

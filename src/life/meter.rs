@@ -108,6 +108,8 @@ impl Meter {
     pub(super) fn busy(&self, lane: Option<&Lane<JobRef>>) -> Duration {
         let now_ns = clock::now_ns();
         let running = lane.and_then(|lane| lane.running_until(now_ns));
+        let job = lane.and_then(Lane::running).and_then(|running| running.token);
+        let running = running.filter(|run| has_started(run, job));
         let running_ns = running.map_or(0, |run| now_ns.saturating_sub(run.started_ns));
         Duration::from_nanos(self.busy_ns.saturating_add(running_ns))
     }
@@ -123,10 +125,17 @@ impl Owned<'_> {
     ) {
         let Some(meter) = &mut self.meter else { return };
         let Some(run) = lane.running_until(clock::now_ns()) else { return };
-        if let Some(job) = lane.running().and_then(|running| running.token) {
+        if let Some(job) = lane.running().and_then(|running| running.token)
+            && has_started(&run, Some(job))
+        {
             meter.note(who, job, run, outcome(run.index));
         }
     }
+}
+
+/// Whether the stamp is of this job, and not of one that used the slot before it.
+fn has_started(run: &Run, job: Option<&JobRef>) -> bool {
+    job.is_some_and(|job| run.started_ns >= job.submitted_ns())
 }
 
 fn outcome_of(status: Status) -> &'static str {

@@ -171,6 +171,8 @@ pub(crate) struct Inner {
     pub(crate) refusal: Option<TaskError>,
     /// Set when the worker broke the protocol: its lane is not read any more.
     pub(crate) violation: Option<Violation>,
+    /// Set when the worker, being a thread, was given up: what it says from then on is not heard.
+    pub(crate) is_given_up: bool,
     /// Service requests that have come whole.
     pub(crate) calls: Vec<Request>,
     pub(crate) response_bell: Option<Arc<Bell>>,
@@ -220,6 +222,7 @@ impl Station {
                 queue: VecDeque::new(),
                 refusal: None,
                 violation: None,
+                is_given_up: false,
                 calls: Vec::new(),
                 response_bell: Some(response_bell),
                 request_bell: Some(request_bell),
@@ -617,6 +620,8 @@ impl<'a> Owned<'a> {
     #[inline]
     pub(crate) fn accept_small(&mut self, job: JobRef, request: &SmallRequest) {
         if self.refusal.is_some() {
+            // `settle` puts it back among the idle ones.
+            self.leave_idle();
             return self.accept(job, request.into());
         }
         let sent =
@@ -807,7 +812,7 @@ impl<'a> Owned<'a> {
         let id = self.station.id;
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return };
-        if inner.violation.is_some() {
+        if inner.violation.is_some() || inner.is_given_up {
             return;
         }
         if inner.meter.is_some() {
@@ -967,7 +972,8 @@ impl<'a> Owned<'a> {
             let is_watched = !self.round && self.seat == Seat::Free && self.core.may_watch() && self.watch();
             let inner = &mut **self;
             let Some(lane) = &mut inner.lane else { return };
-            if inner.wake != Wake::Nobody || inner.violation.is_some() || inner.stage == Stage::Vacant {
+            let is_deaf = inner.violation.is_some() || inner.is_given_up;
+            if inner.wake != Wake::Nobody || is_deaf || inner.stage == Stage::Vacant {
                 return;
             }
             if lane.in_flight() == 0 || is_watched {
@@ -1055,7 +1061,7 @@ impl<'a> Owned<'a> {
     pub(crate) fn arm_seat(&mut self) -> bool {
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return true };
-        if inner.violation.is_some() {
+        if inner.violation.is_some() || inner.is_given_up {
             return true;
         }
         let takes_over = inner.wake == Wake::Driver;
@@ -1072,6 +1078,7 @@ impl<'a> Owned<'a> {
     pub(crate) fn reset(&mut self, asked_ns: u64) {
         self.wake = Wake::Nobody;
         self.violation = None;
+        self.is_given_up = false;
         self.verdict = None;
         self.seen = None;
         self.tasks_done = 0;

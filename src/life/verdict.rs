@@ -131,6 +131,8 @@ impl Owned<'_> {
             (Hold::Process(pidfd), _) => drop(pidfd.kill(signal)),
             (Hold::Thread(member), Some(lane)) if signal == nix::libc::SIGKILL => {
                 let engaged = lane.running().is_some() || inner.stage == Stage::Starting;
+                // Whoever condemned it has looked for the last time: its task ends as it was told to, whatever it does.
+                inner.is_given_up = true;
                 lane.give_up();
                 member.give_up(engaged);
             }

@@ -66,6 +66,8 @@ pub(crate) struct WorkerCore {
     pub(crate) state_used: Cell<bool>,
     /// The request that is running.
     pub(crate) request: Cell<Option<u64>>,
+    /// How many items of the batch before were cut off.
+    pub(crate) left_out: Cell<u64>,
     /// Where results of variable size are encoded, empty between items. Whoever uses it takes it out and puts it back.
     pub(crate) result: Cell<AlignedBytes>,
     /// The function that was looked up last.
@@ -170,6 +172,7 @@ impl WorkerCore {
             state: RefCell::new(None),
             state_used: Cell::new(false),
             request: Cell::new(None),
+            left_out: Cell::new(0),
             result: Cell::default(),
             known: Cell::new(None),
             known_to_timed: Cell::new(None),
@@ -264,7 +267,7 @@ impl WorkerCore {
         while self.port.borrow_mut().next_request(&mut request) {
             self.execute(&request);
             if let Some(allowance) = &mut allowance
-                && let Some(why) = allowance.spend(request.tasks())
+                && let Some(why) = allowance.spend(request.tasks().saturating_sub(self.left_out.take()))
             {
                 self.port.borrow_mut().leave(why);
                 break;

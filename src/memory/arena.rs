@@ -100,8 +100,6 @@ impl<'a> ArenaReader<'a> {
         }
     }
 
-    /// A span read in place, if it lies within the arena.
-    ///
     /// Has the lines of a span brought into this core's cache.
     pub(crate) fn prefetch(&self, position: u64, len: usize) {
         let at = self.at(position);
@@ -111,6 +109,8 @@ impl<'a> ArenaReader<'a> {
         }
     }
 
+    /// A span read in place, if it lies within the arena.
+    ///
     /// # Safety
     ///
     /// Nobody writes the span's bytes while the slice lives.

@@ -494,6 +494,7 @@ impl<T> Lane<T> {
         }
         self.head = start + len as u64;
         self.region.arena().copy_in(start, payload);
+        self.in_bytes += len as u64;
         Ok(self.publish(token, code, Some(batch), Head::new(Place::Span as u8, 0)))
     }
 
@@ -854,6 +855,10 @@ impl<T> Lane<T> {
             return Ok(());
         }
         let cut = head.extra == Status::BatchCut as u16;
+        if cut && !self.is_marked(index, CANCELLED | SHORTENED) {
+            // Sent again, it would come back for ever.
+            return Err(Violation("a batch was cut that nobody wanted cut"));
+        }
         if (cut || head.extra == Status::BatchDone as u16) && head.kind == Place::Stream as u8 {
             let slot = self.region.response(index);
             let (start, len, values_end) = (slot.get(0), slot.get(1), slot.get(2));
@@ -1313,6 +1318,10 @@ impl<T> Lane<T> {
 
     fn mark_cancelled(&mut self, index: u64) {
         self.mark(index, CANCELLED);
+    }
+
+    fn is_marked(&self, index: u64, flags: u16) -> bool {
+        self.region.request(index).poll(index).is_some_and(|head| head.extra & flags != 0)
     }
 
     fn mark(&mut self, index: u64, flag: u16) {

@@ -284,6 +284,7 @@ impl<R: Payload> Engine<R> {
     pub(super) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
         if std::mem::replace(&mut self.encoding, true) {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
+            self.closed += 1;
             self.flush(deliver);
         }
         if self.filling.len() == 0 {
@@ -325,12 +326,15 @@ impl<R: Payload> Engine<R> {
     pub(super) fn fill<T: Iterator<Item = B>, I: Payload, B: Borrow<I>>(
         &mut self,
         source: &mut Option<T>,
+        room: Room,
         deliver: &mut impl Deliver<R>,
     ) -> bool {
         if self.filling.len() == 0 {
             self.begin();
         }
         let goal = u32::try_from(self.granularity).unwrap_or(u32::MAX);
+        let room = room.items.saturating_sub(self.pulled - self.closed);
+        let most = room.saturating_add(self.filling.len().into()).min(goal.into()) as u32;
         // The end of the stream or of its pool is an arrival, too.
         let arrivals = &*self.arrivals;
         let (begun_at, items, late) = (self.begun_at, Cell::new(0), Cell::new(false));
@@ -339,7 +343,7 @@ impl<R: Payload> Engine<R> {
             late.set(is_late(begun_at, items.get()));
             late.get() || arrivals.any()
         };
-        let more = self.filling.fill::<T, I, B>(source, goal, &mut self.pulled, enough);
+        let more = self.filling.fill::<T, I, B>(source, most, &mut self.pulled, enough);
         if self.filling.len() >= goal || late.get() {
             self.flush(deliver);
         }

@@ -123,7 +123,7 @@ fn pull_plain<T, R, I, B>(
         deliver(index, item);
     };
     while engine.wants_items(room) {
-        if !engine.fill::<T, I, B>(source, &mut deliver) {
+        if !engine.fill::<T, I, B>(source, room, &mut deliver) {
             *source = None;
             return engine.flush(&mut deliver);
         }

@@ -178,7 +178,7 @@ fn f_04_f_15_the_source_is_polled_while_the_window_has_room_only() {
             counter(0).bump();
             n
         };
-        let mut results = pool.map_stream(stream::iter(counted()), f).window(32);
+        let mut results = pool.map_stream(stream::iter(counted()), f).granularity(fixed(1)).window(32);
         assert_eq!(pulled(), 0, "lazy");
         let hand = Hand::new();
         assert!(hand.poll(&mut results).is_pending());
@@ -495,7 +495,7 @@ fn waiting(pool: &Pool) -> (UnboundedSender<u32>, MapStream<impl Stream<Item = u
         gate(0).wait();
         n
     };
-    let results = pool.map_stream(Source(source), f);
+    let results = pool.map_stream(Source(source), f).granularity(fixed(1));
     let stopper = results.stopper();
     (send, results, stopper)
 }

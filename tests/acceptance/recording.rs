@@ -162,9 +162,15 @@ fn a_recording_can_be_read_while_the_pool_runs_and_after_it_was_terminated() {
     both(|| {
         quietly();
         let target = Target::new();
-        let pool = builder().workers(2).granularity(Granularity::Fixed(1)).record(&target.0).build().unwrap();
+        let pool = builder().workers(2).record(&target.0).build().unwrap();
         for round in 1..=5 {
-            assert_eq!(pool.map(0..100_u64, |n: u64| n).map(Result::unwrap).count(), 100);
+            assert_eq!(
+                pool.map(0..100_u64, |n: u64| n)
+                    .granularity(Granularity::Fixed(1))
+                    .map(Result::unwrap)
+                    .count(),
+                100
+            );
             eventually("what has happened is in the file", || target.read().tasks().len() == 100 * round);
         }
         let stuck = [0, 1].map(|_| {
@@ -200,9 +206,11 @@ fn a_recording_survives_the_death_of_its_program() {
     // The file's name is the program's number, which its parent learns from what it prints.
     let finished = scenario_output(|| {
         let target = Target::new();
-        let pool =
-            Pool::builder().workers(1).granularity(Granularity::Fixed(1)).record(&target.0).build().unwrap();
-        assert_eq!(pool.map(0..50_u64, |n: u64| n).map(Result::unwrap).count(), 50);
+        let pool = Pool::builder().workers(1).record(&target.0).build().unwrap();
+        assert_eq!(
+            pool.map(0..50_u64, |n: u64| n).granularity(Granularity::Fixed(1)).map(Result::unwrap).count(),
+            50
+        );
         eventually("what has happened is in the file", || target.read().tasks().len() == 50);
         println!("recording: {}.", target.0.display());
         signal(std::process::id(), Signal::SIGKILL);

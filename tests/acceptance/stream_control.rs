@@ -57,7 +57,7 @@ fn gated(n: u32) -> u32 {
 fn stop_wakes_a_consumer_and_calls_off_what_has_not_started() {
     both(|| {
         let pool = new_pool(1).unwrap();
-        let stream = pool.map(counted(), gated).unordered().window(20);
+        let stream = pool.map(counted(), gated).granularity(fixed(1)).unordered().window(20);
         let stopper = stream.stopper();
         let reader = std::thread::spawn(move || {
             here_sleeps();

@@ -108,7 +108,7 @@ fn f_04_an_ordered_stream_holds_back_no_more_than_its_window() {
             counter(0).bump();
             n
         };
-        let mut stream = pool.map(counted(), f).window(32);
+        let mut stream = pool.map(counted(), f).granularity(fixed(1)).window(32);
         let reader = std::thread::spawn(move || (stream.next().unwrap().unwrap(), stream));
         // All but the first complete, and still nothing more is pulled: nothing is left that could cause it.
         counter(0).wait_for(31);
@@ -613,7 +613,8 @@ fn f_19_a_new_stream_works_after_one_that_failed_or_was_dropped() {
 #[test]
 fn f_21_iter_stream_delivers_what_is_there_before_it_pulls() {
     both(|| {
-        let pool = new_pool(1).unwrap();
+        // So that what was pulled is on its way.
+        let pool = builder().workers(1).granularity(fixed(1)).build().unwrap();
         let delivered = Cell::new(0_u64);
         let source = (0..200_u64).inspect(|&n| {
             // All results that were there when the last pull returned: those of the items before the last.

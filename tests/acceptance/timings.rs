@@ -261,6 +261,7 @@ fn l_07_figures_can_be_read_while_the_pool_runs() {
         let mut last = 0;
         let sum: u64 = pool
             .map(0..20_000_u64, |n: u64| n)
+            .granularity(Granularity::Fixed(1))
             .map(Result::unwrap)
             .inspect(|n| {
                 if n % 1000 == 0 {
