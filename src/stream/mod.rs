@@ -42,8 +42,8 @@ pub enum Granularity {
     /// 10 ms. It divides the end of a source whose `size_hint` is exact among the workers. Items that take longer than
     /// a message should, or are large, travel alone. Nothing is carried over from one stream to the next.
     ///
-    /// A message that a slow source does not fill is sent after about a millisecond; only a source that blocks in the middle of
-    /// one keeps the items back that it has given.
+    /// A message that a slow source does not fill is sent after about a millisecond, or after 64 more items where the source
+    /// becomes slow in the middle of it; only a source that blocks there keeps the items back that it has given.
     ///
     /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are
     /// taken back, after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller
