@@ -12,6 +12,7 @@ use crate::error::TrySubmitError;
 use crate::memory::codec::Payload;
 use crate::overload::{self, SubmitAsync};
 use crate::pool::{Close, CloseWithin, Closed, Pool};
+use crate::stats::Stats;
 use crate::stream::{Map, MapStream};
 use crate::task::Task;
 
@@ -90,6 +91,11 @@ impl<I: Payload, R: Payload> Bound<I, R> {
     /// As [`Pool::terminate`].
     pub fn terminate(&self) {
         self.pool.terminate();
+    }
+
+    /// As [`Pool::stats`].
+    pub fn stats(&self) -> Stats {
+        self.pool.stats()
     }
 
     /// As [`Pool::workers`].

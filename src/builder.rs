@@ -365,7 +365,8 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// task ends with [`TaskError::TimedOut`]. Other tasks are not touched. Default: no limit.
     ///
     /// The clock is the master's (CLOCK_MONOTONIC) and is read from time to time: a task gets its limit at least, and about a
-    /// sixteenth of it more at most. Time in which the program is stopped as a whole (SIGSTOP, Ctrl-Z) does not count.
+    /// sixteenth of it more at most. Time in which the program is stopped as a whole (SIGSTOP, Ctrl-Z) does not count. That of
+    /// printing a panic does, see [`hooks`](crate::hooks).
     pub fn task_timeout(self, limit: Duration) -> Self {
         self.set(|plan| plan.policy.terms.timeout = Some(limit))
     }

@@ -14,7 +14,10 @@
 //! index out of bounds: the len is 3 but the index is 7
 //! ```
 //!
-//! With `RUST_BACKTRACE` there is a backtrace. If the program has set a panic hook before it built its first pool, that is called
+//! With `RUST_BACKTRACE` there is a backtrace. To find its names takes a tenth of a second for a worker's first panic, which
+//! counts as the task's time: under a shorter [`task_timeout`](crate::Builder::task_timeout) it ends as `TimedOut`.
+//!
+//! If the program has set a panic hook before it built its first pool, that is called
 //! instead, in the worker; [`current_task`](crate::current_task) tells it the same. Whoever waits for the task gets the message, too,
 //! as [`Panicked`](crate::Panicked). The panic of a detached task goes to the error hook or the logger, if there is one,
 //! and is not printed a second time if there is none.
@@ -24,6 +27,10 @@
 //! milliseconds at most), and when it leaves in good order. What a task has printed behind the end of its last line (in C, without a terminal,
 //! behind its last `fflush`) when it is killed itself is lost with its worker. `eprintln!` writes each piece of a line by
 //! itself, so that lines of several workers can mix; [`write_all`](std::io::Write::write_all) of a whole line does not.
+//!
+//! Under `cargo test` a worker inherits what libtest captures output with, and writes into a copy that nobody reads: what its tasks
+//! print and the texts of its panics are seen with `--nocapture`, or where workers are threads
+//! ([`Builder::in_process`](crate::Builder::in_process)).
 //!
 //! Hooks are per process and may be changed at any time; workers use those that were set when their pool was built.
 

@@ -36,6 +36,9 @@ use crate::task_fn::TaskFn;
 /// # Ok::<(), forkring::Error>(())
 /// ```
 ///
+/// Where items take nanoseconds, [`run`](Self::run) is several times as fast as the iterator: it hands results to its function
+/// in a loop of its own, without an `Option<Result<R, TaskError>>` that goes through memory for each.
+///
 /// `P` is who is told of its [progress](Self::on_progress): nobody, unless asked.
 #[must_use = "a Map is lazy: iterate over it, or call .run(g)"]
 pub struct Map<T, R, P = ()> {

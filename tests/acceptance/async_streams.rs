@@ -281,6 +281,8 @@ fn f_10_a_stream_that_is_dropped_starts_nothing_and_leaves_a_pool_that_works() {
             let f = |w: &Worker, item: &View<(u32, u32)>| {
                 let (round, n) = (item.0.to_native() as usize, item.1.to_native());
                 if n == 0 {
+                    // Nothing has come, so the source is pulled on.
+                    counter(round).wait_for(1);
                     panic!("first");
                 }
                 counter(round).bump();
