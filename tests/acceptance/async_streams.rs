@@ -281,14 +281,15 @@ fn f_10_a_stream_that_is_dropped_starts_nothing_and_leaves_a_pool_that_works() {
             let f = |w: &Worker, item: &View<(u32, u32)>| {
                 let (round, n) = (item.0.to_native() as usize, item.1.to_native());
                 if n == 0 {
-                    // Nothing has come, so the source is pulled on.
-                    counter(round).wait_for(1);
+                    // A stream is pulled until something comes.
+                    counter(100 + round).wait_for(30);
                     panic!("first");
                 }
                 counter(round).bump();
                 eventually("it is cancelled", || w.cancelled());
             };
-            let items = stream::iter((0..100_u32).map(move |n| (round as u32, n)));
+            let items = (0..100_u32).inspect(move |_| drop(counter(100 + round).bump()));
+            let items = stream::iter(items.map(move |n| (round as u32, n)));
             let mut results = pool.map_stream_with(items, f).granularity(fixed(g));
             assert!(block_on(results.next()).unwrap().unwrap_err().is_panicked());
             counter(round).wait_for(2);
