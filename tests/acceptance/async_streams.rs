@@ -288,7 +288,9 @@ fn f_10_a_stream_that_is_dropped_starts_nothing_and_leaves_a_pool_that_works() {
                 counter(round).bump();
                 eventually("it is cancelled", || w.cancelled());
             };
-            let items = (0..100_u32).inspect(move |_| drop(counter(100 + round).bump()));
+            let items = (0..100_u32).inspect(move |_| {
+                counter(100 + round).bump();
+            });
             let items = stream::iter(items.map(move |n| (round as u32, n)));
             let mut results = pool.map_stream_with(items, f).granularity(fixed(g));
             assert!(block_on(results.next()).unwrap().unwrap_err().is_panicked());
