@@ -639,11 +639,7 @@ impl<'a> Owned<'a> {
         let id = self.station.id;
         let inner = &mut **self;
         let Some(lane) = inner.lane.as_mut().filter(|lane| lane.has_room()) else { return Err(job) };
-        // As in `send`.
-        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
-            inner.wake = Wake::Driver;
-            lane.arm(Wake::Driver);
-        }
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let shared = job.job();
         let index = lane.push_small(job, request)?;
         inner.streams_only = false;
@@ -664,12 +660,7 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let lane = inner.lane.as_mut()?;
-        // STATION-3. Arming before the first request is published needs no fence: nothing can come before it. With
-        // others in flight, something may just have come, so it is left to `settle`, which looks again.
-        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
-            inner.wake = Wake::Driver;
-            lane.arm(Wake::Driver);
-        }
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let streams_only = job.batch().is_some() && (inner.streams_only || lane.in_flight() == 0);
         if lane.in_flight() == 0 {
             inner.waits = 0;
@@ -716,11 +707,7 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        // As in `send`.
-        if inner.wake == Wake::Nobody && !inner.watched && lane.in_flight() == 0 {
-            inner.wake = Wake::Driver;
-            lane.arm(Wake::Driver);
-        }
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -751,12 +738,8 @@ impl<'a> Owned<'a> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        // As in `send`.
         let was_empty = lane.in_flight() == 0;
-        if inner.wake == Wake::Nobody && !inner.watched && was_empty {
-            inner.wake = Wake::Driver;
-            lane.arm(Wake::Driver);
-        }
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let shared = job.job();
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -1139,6 +1122,16 @@ impl<'a> Owned<'a> {
             self.has_surplus = false;
             self.core.surplus.clear(self.station.id);
         }
+    }
+}
+
+/// Before a request is published (STATION-3). Before the first one it needs no fence: no response can come before it. With
+/// others in flight, something may just have come, so it is left to [`settle`](Owned::settle), which looks again.
+#[inline(always)]
+fn arm_before_first(lane: &mut Lane<JobRef>, wake: &mut Wake, watched: bool) {
+    if *wake == Wake::Nobody && !watched && lane.in_flight() == 0 {
+        *wake = Wake::Driver;
+        lane.arm(Wake::Driver);
     }
 }
 

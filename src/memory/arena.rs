@@ -104,7 +104,7 @@ impl<'a> ArenaReader<'a> {
     pub(crate) fn prefetch(&self, position: u64, len: usize) {
         let at = self.at(position);
         let from = self.base.as_ptr().wrapping_add(at);
-        for line in (0..len.min(self.bytes - at)).step_by(64) {
+        for line in (0..len.min(self.bytes - at)).step_by(prefetch::LINE_BYTES) {
             prefetch::for_reading_at(from.wrapping_add(line));
         }
     }
