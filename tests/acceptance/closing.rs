@@ -25,9 +25,9 @@ fn nothing_left(fds: usize) {
 
 #[test]
 fn g_05_a_limit_of_nothing_ends_everything_at_once() {
-    scenario(|| {
+    both(|| {
         let fds = count_fds();
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let tasks: Vec<_> = (0..50).map(|n| pool.submit(held, &n)).collect();
         counter(0).wait_for(2);
         let closed = pool.close_within(Duration::ZERO).wait();
@@ -47,9 +47,9 @@ fn g_05_a_limit_of_nothing_ends_everything_at_once() {
 
 #[test]
 fn g_09_at_the_deadline_what_has_not_ended_is_ended() {
-    scenario(|| {
+    both(|| {
         let fds = count_fds();
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let quick: Vec<_> = (0..20).map(|n| pool.submit(|n: u32| n, &n)).collect();
         eventually("the ends of short tasks", || quick.iter().all(Task::is_finished));
         let slow: Vec<_> = (0..4).map(|n| pool.submit(held, &n)).collect();

@@ -7,12 +7,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use forkring::{
-    Crasher, Granularity, Input, OnWorkerLoss, Payload, Pool, TaskError, View, Worker, hooks, replay,
+    Crasher, Granularity, Input, OnWorkerLoss, Payload, Pool, Task, TaskError, View, Worker, hooks, replay,
     replay_with,
 };
 use nix::libc;
 
-use crate::support::{counter, gate, quietly, scenario, scenario_output};
+use crate::support::{both, builder, counter, gate, in_process, quietly, scenario, scenario_output};
 
 /// A directory of the scenario's own, removed when it is over.
 struct Dir(PathBuf);
@@ -48,15 +48,38 @@ fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
+/// After so long a task of the scenarios that run on threads too is out of time.
+const LIMIT: Duration = Duration::from_millis(100);
+
+/// Ends with a task that costs its worker: by a crash, or, where that would be the end of the scenario, by a limit of time.
+fn cost_a_worker() -> ! {
+    match in_process() {
+        true => hang(),
+        false => std::process::abort(),
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Whether a task has cost its worker in that way.
+#[track_caller]
+fn has_cost_a_worker(task: Task<impl Payload>) {
+    let error = task.wait().map(drop).unwrap_err();
+    assert!(error.is_worker_lost() || in_process() && error.is_timed_out(), "{error}");
+}
+
 /// Dies of a text that says so.
 fn parse(text: String) -> usize {
     match text.as_str() {
+        "die" => cost_a_worker(),
         "abort" => std::process::abort(),
         "exit" => std::process::exit(3),
         "panic" => panic!("as told"),
-        "hang" => loop {
-            std::thread::park();
-        },
+        "hang" => hang(),
         _ => text.len(),
     }
 }
@@ -117,10 +140,10 @@ fn a_replay_does_what_the_task_did() {
 
 #[test]
 fn only_what_cost_a_worker_is_kept() {
-    scenario(|| {
+    both(|| {
         quietly();
         let dir = Dir::new();
-        let pool = Pool::builder().workers(1).save_crashers(&dir.0).build().unwrap();
+        let pool = builder().workers(1).save_crashers(&dir.0).build().unwrap();
         let run = |text: &str| pool.submit(parse, &text.to_owned());
         assert!(run("panic").wait().unwrap_err().is_panicked());
         let killed = pool.submit(
@@ -148,7 +171,9 @@ fn only_what_cost_a_worker_is_kept() {
         busy.wait().unwrap();
         assert_eq!(dir.files(), Vec::<PathBuf>::new());
 
-        assert!(run("exit").wait().unwrap_err().is_worker_lost());
+        if !in_process() {
+            assert!(run("exit").wait().unwrap_err().is_worker_lost());
+        }
         assert!(
             pool.with_timeout(Duration::from_millis(30)).submit(parse, &"hang".to_owned()).wait().is_err()
         );
@@ -157,21 +182,22 @@ fn only_what_cost_a_worker_is_kept() {
         pool.terminate();
         assert!(last.wait().unwrap_err().is_terminated());
         let files = dir.files();
-        assert_eq!(files.len(), 2, "{files:?}");
-        assert!(name(&files[0]).contains("-exit3-"), "{files:?}");
-        assert!(name(&files[1]).contains("-timeout-"), "{files:?}");
-        assert_eq!(Crasher::read(&files[1]).unwrap().input::<String>().unwrap(), "hang");
+        let [exits @ .., late] = &files[..] else { panic!("none") };
+        assert_eq!(exits.len(), usize::from(!in_process()), "{files:?}");
+        assert!(exits.iter().all(|path| name(path).contains("-exit3-")), "{files:?}");
+        assert!(name(late).contains("-timeout-"), "{files:?}");
+        assert_eq!(Crasher::read(late).unwrap().input::<String>().unwrap(), "hang");
     });
 }
 
 #[test]
 fn of_a_batch_it_is_the_item_that_was_running() {
-    scenario(|| {
+    both(|| {
         quietly();
         let dir = Dir::new();
-        let pool = Pool::builder().workers(2).save_crashers(&dir.0).build().unwrap();
+        let pool = builder().workers(2).task_timeout(LIMIT).save_crashers(&dir.0).build().unwrap();
         // Plain items, which have no table.
-        let outcomes = pool.map(0..100_u64, |n: u64| if n % 40 == 13 { std::process::abort() } else { n });
+        let outcomes = pool.map(0..100_u64, |n: u64| if n % 40 == 13 { cost_a_worker() } else { n });
         let lost: Vec<usize> = outcomes
             .granularity(Granularity::Fixed(10))
             .enumerate()
@@ -181,11 +207,9 @@ fn of_a_batch_it_is_the_item_that_was_running() {
         // Items that have one.
         let jobs =
             |n: u32| Job { name: format!("job {n}"), numbers: vec![(n, f64::from(n)); n as usize % 7] };
-        let late = pool.with_timeout(Duration::from_millis(50));
+        let late = pool.with_timeout(LIMIT);
         let count = late
-            .map((0..50).map(jobs), |job: Job| {
-                if job.name == "job 27" { parse("hang".to_owned()) } else { job.numbers.len() }
-            })
+            .map((0..50).map(jobs), |job: Job| if job.name == "job 27" { hang() } else { job.numbers.len() })
             .granularity(Granularity::Fixed(20))
             .filter(Result::is_err)
             .count();
@@ -231,27 +255,26 @@ struct Query<'a> {
 
 #[test]
 fn inputs_of_every_kind_are_kept() {
-    scenario(|| {
+    both(|| {
         quietly();
         let dir = Dir::new();
-        let pool = Pool::builder().workers(1).save_crashers(&dir.0).build().unwrap();
-        let saved = |task: forkring::Task<()>| {
-            assert!(task.wait().unwrap_err().is_worker_lost());
-        };
-        saved(pool.submit_with(|_: &Worker, _: &View<str>| -> () { std::process::abort() }, "words"));
+        let pool = builder().workers(1).task_timeout(LIMIT).save_crashers(&dir.0).build().unwrap();
+        has_cost_a_worker(pool.submit_with(|_: &Worker, _: &View<str>| -> () { cost_a_worker() }, "words"));
         let rows: Vec<f32> = (0..300_000).map(|n| n as f32).collect();
-        saved(pool.submit_with(|_: &Worker, _: &View<[f32]>| -> () { std::process::abort() }, &rows[..]));
-        saved(pool.submit(|_: Vec<f32>| -> () { std::process::abort() }, &rows));
+        has_cost_a_worker(
+            pool.submit_with(|_: &Worker, _: &View<[f32]>| -> () { cost_a_worker() }, &rows[..]),
+        );
+        has_cost_a_worker(pool.submit(|_: Vec<f32>| -> () { cost_a_worker() }, &rows));
         // Larger than the arena, so that it flows.
         let large = vec![7_u8; 6 << 20];
-        saved(pool.submit(|_: Vec<u8>| -> () { std::process::abort() }, &large));
+        has_cost_a_worker(pool.submit(|_: Vec<u8>| -> () { cost_a_worker() }, &large));
         let query = Query { text: "a rose", limit: 3 };
-        saved(pool.submit_with(|_: &Worker, _: &View<Query>| -> () { std::process::abort() }, &query));
-        saved(pool.submit(|()| -> () { std::process::abort() }, &()));
+        has_cost_a_worker(pool.submit_with(|_: &Worker, _: &View<Query>| -> () { cost_a_worker() }, &query));
+        has_cost_a_worker(pool.submit(|()| -> () { cost_a_worker() }, &()));
         pool.spawn(
             |n: u8| -> () {
                 if n == 9 {
-                    std::process::abort()
+                    cost_a_worker()
                 }
             },
             &9,
@@ -278,11 +301,11 @@ fn inputs_of_every_kind_are_kept() {
 
 #[test]
 fn wrong_types_and_damaged_files_are_refused() {
-    scenario(|| {
+    both(|| {
         quietly();
         let dir = Dir::new();
-        let pool = Pool::builder().workers(1).save_crashers(&dir.0).build().unwrap();
-        assert!(pool.submit(parse, &"abort".to_owned()).wait().is_err());
+        let pool = builder().workers(1).task_timeout(LIMIT).save_crashers(&dir.0).build().unwrap();
+        has_cost_a_worker(pool.submit(parse, &"die".to_owned()));
         pool.close().wait();
         let path = dir.only();
         let error = replay(&path, |n: u64| n).unwrap_err().to_string();
@@ -313,24 +336,24 @@ fn wrong_types_and_damaged_files_are_refused() {
         }
         refused(&[&good[..], b"x"].concat(), "longer");
         fs::write(&path, &good).unwrap();
-        assert_eq!(replay(&path, |text: String| text).unwrap(), "abort");
+        assert_eq!(replay(&path, |text: String| text).unwrap(), "die");
     });
 }
 
 #[test]
 fn a_directory_is_bounded() {
-    scenario(|| {
+    both(|| {
         static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
         hooks::set_log_error(|text| ERRORS.lock().unwrap().push(text.to_owned()));
         let dir = Dir::new();
-        let pool = Pool::builder().workers(2).save_crashers(&dir.0).build().unwrap();
+        let pool = builder().workers(2).task_timeout(LIMIT).save_crashers(&dir.0).build().unwrap();
         // From an earlier run; and something that is none of ours.
         for n in 0..98 {
             fs::write(dir.0.join(format!("{n}.crasher")), "old").unwrap();
         }
         fs::write(dir.0.join("notes.txt"), "notes").unwrap();
         for _ in 0..5 {
-            assert!(pool.submit(parse, &"abort".to_owned()).wait().is_err());
+            has_cost_a_worker(pool.submit(parse, &"die".to_owned()));
         }
         pool.close().wait();
         assert_eq!(dir.files().len(), 101);
@@ -346,14 +369,15 @@ fn a_directory_is_bounded() {
 
 #[test]
 fn what_the_disk_refuses_is_told_and_harms_nobody() {
-    scenario(|| {
+    both(|| {
         static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
         hooks::set_log_error(|text| ERRORS.lock().unwrap().push(text.to_owned()));
         let dir = Dir::new();
-        let pool = Pool::builder().workers(1).save_crashers(dir.0.join("deep")).build().unwrap();
+        let pool =
+            builder().workers(1).task_timeout(LIMIT).save_crashers(dir.0.join("deep")).build().unwrap();
         fs::remove_dir(dir.0.join("deep")).unwrap();
         fs::write(dir.0.join("deep"), "a file in its place").unwrap();
-        assert!(pool.submit(parse, &"abort".to_owned()).wait().unwrap_err().is_worker_lost());
+        has_cost_a_worker(pool.submit(parse, &"die".to_owned()));
         assert_eq!(pool.submit(parse, &"fine".to_owned()).wait().unwrap(), 4);
         pool.close().wait();
         assert!(
@@ -364,7 +388,7 @@ fn what_the_disk_refuses_is_told_and_harms_nobody() {
         assert_eq!(fs::read(dir.0.join("deep")).unwrap(), b"a file in its place");
 
         let error =
-            Pool::builder().workers(1).save_crashers(dir.0.join("deep/er")).build().unwrap_err().to_string();
+            builder().workers(1).save_crashers(dir.0.join("deep/er")).build().unwrap_err().to_string();
         assert!(error.contains("save_crashers") && error.contains("deep/er"), "{error}");
     });
 }

@@ -203,7 +203,7 @@ fn d_05_process_exit_in_a_task_leaves_the_master_alone() {
         at_full_strength(&pool);
         pool.close().wait();
     });
-    let Some(Finished { status, stdout, stderr }) = finished else { return };
+    let Some(Finished { status, stdout, stderr, .. }) = finished else { return };
     assert!(status.success(), "{stdout}{stderr}");
     assert_eq!(stdout.matches("[printed once]").count(), 1, "{stdout}");
     assert_eq!(stderr.matches("[at exit]").count(), 1, "{stderr}");
@@ -488,7 +488,7 @@ fn c_05_an_abort_and_a_double_panic_cost_one_task() {
         assert!(tasks.into_iter().map(|task| task.wait().unwrap()).eq(0..50));
         at_full_strength(&pool);
     });
-    let Some(Finished { status, stdout, stderr }) = finished else { return };
+    let Some(Finished { status, stdout, stderr, .. }) = finished else { return };
     assert!(status.success(), "{stdout}{stderr}");
     assert!(stderr.contains("the first panic") && stderr.contains("the second panic"), "{stderr}");
 }
@@ -512,7 +512,7 @@ fn m_10_c_05_a_stack_overflow_is_reported_and_costs_one_task() {
         assert!(matches!(lost(in_thread.wait()).signal(), Some(6 | 11)));
         at_full_strength(&pool);
     });
-    let Some(Finished { status, stdout, stderr }) = finished else { return };
+    let Some(Finished { status, stdout, stderr, .. }) = finished else { return };
     assert!(status.success(), "{stdout}{stderr}");
     assert_eq!(stderr.matches("has overflowed its stack").count(), 4, "{stderr}");
 }

@@ -4,12 +4,12 @@
 
 use forkring::{Granularity, Payload, Pool, View, Worker};
 
-use crate::support::scenario;
+use crate::support::{both, builder, new_pool};
 
 #[test]
 fn m_15_closures_of_one_shape_each_run_themselves() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let plus = |n: u64| n + 2;
         let times = |n: u64| n * 2;
         let power = |n: u64| n.pow(2);
@@ -37,8 +37,8 @@ fn name_of<T: Payload>(pool: &Pool) -> String {
 
 #[test]
 fn m_15_one_closure_of_a_generic_function_is_another_for_each_type() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         for _ in 0..3 {
             assert_eq!(name_of::<u8>(&pool), "u8");
             assert_eq!(name_of::<u16>(&pool), "u16");
@@ -57,8 +57,8 @@ fn same_body_two(n: u64) -> u64 {
 
 #[test]
 fn m_15_functions_that_a_linker_may_fold_still_work() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert_eq!(pool.submit(same_body_one, &1).wait().unwrap(), 2);
         assert_eq!(pool.submit(same_body_two, &1).wait().unwrap(), 2);
         assert_eq!(pool.submit(u64::count_ones, &7).wait().unwrap(), 3);
@@ -68,10 +68,9 @@ fn m_15_functions_that_a_linker_may_fold_still_work() {
 
 #[test]
 fn m_15_bound_pools_around_one_closure_type_keep_their_own_captures() {
-    scenario(|| {
-        let pools: Vec<_> = (1..5_u64)
-            .map(|factor| Pool::builder().workers(1).bind(move |n: u64| n * factor).unwrap())
-            .collect();
+    both(|| {
+        let pools: Vec<_> =
+            (1..5_u64).map(|factor| builder().workers(1).bind(move |n: u64| n * factor).unwrap()).collect();
         for n in 0..20 {
             for (factor, pool) in (1..).zip(&pools) {
                 assert_eq!(pool.submit(&n).wait().unwrap(), n * factor);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use forkring::{Pool, Signal, TaskError, View, Worker, hooks};
 
 use crate::crashes::{Crash, die};
-use crate::support::{counter, outcome, scenario, signal};
+use crate::support::{both, builder, counter, in_process, outcome, scenario, signal};
 
 static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -44,61 +44,84 @@ fn hang(n: usize) {
     }
 }
 
+/// Appends what is told of a worker that lived and ended so.
+fn lived(expected: &mut Vec<String>, pid: u32, severity: &str, end: &str) {
+    let generation = expected.len() / 2;
+    let who = format!("(generation {generation}, pid {pid})");
+    expected.push(format!("info: 0 is ready {who}"));
+    expected.push(format!("{severity}: 0 {who} {end}"));
+}
+
 #[test]
-fn l_09_each_start_and_each_end_of_a_worker_is_one_event_with_its_reason() {
+fn l_09_each_death_of_a_worker_is_one_event_with_its_reason() {
     scenario(|| {
         listen();
-        const TASKS: u64 = 5;
-        let pool = Pool::builder().workers(1).name("p").max_tasks_per_worker(TASKS).build().unwrap();
+        let pool = Pool::builder().workers(1).name("p").build().unwrap();
         let mut expected = Vec::new();
-        let mut lived = |pid: u32, severity: &str, end: &str| {
-            let generation = expected.len() / 2;
-            let who = format!("(generation {generation}, pid {pid})");
-            expected.push(format!("info: 0 is ready {who}"));
-            expected.push(format!("{severity}: 0 {who} {end}"));
-        };
 
         let pid = serves(&pool, 0);
         assert!(outcome(pool.submit(|()| -> () { die(Crash::Abort) }, &())).unwrap_err().is_worker_lost());
-        lived(pid, "error", "was ended by SIGABRT (6); it is replaced");
+        lived(&mut expected, pid, "error", "was ended by SIGABRT (6); it is replaced");
 
         let pid = serves(&pool, 1);
         signal(pid, Signal::SIGKILL);
-        lived(pid, "error", "was ended by SIGKILL (9); it is replaced");
+        lived(&mut expected, pid, "error", "was ended by SIGKILL (9); it is replaced");
 
         let pid = serves(&pool, 2);
         assert!(outcome(pool.submit(|()| -> () { die(Crash::Exit(3)) }, &())).unwrap_err().is_worker_lost());
-        lived(pid, "error", "left with exit code 3; it is replaced");
+        lived(&mut expected, pid, "error", "left with exit code 3; it is replaced");
 
         let pid = serves(&pool, 3);
+        pool.close().wait();
+        lived(&mut expected, pid, "info", "left with exit code 0, as told");
+        assert_eq!(*EVENTS.lock().unwrap(), expected);
+    });
+}
+
+#[test]
+fn l_09_each_start_and_each_end_of_a_worker_is_one_event_with_its_reason() {
+    both(|| {
+        listen();
+        const TASKS: u64 = 5;
+        let pool = builder().workers(1).name("p").max_tasks_per_worker(TASKS).build().unwrap();
+        let mut expected = Vec::new();
+        let killed = match in_process() {
+            true => "was given up, and ends when its task returns",
+            false => "was ended by SIGKILL (9)",
+        };
+
+        let pid = serves(&pool, 0);
         let task = pool.submit(hang, &0);
         counter(0).wait_for(1);
         task.kill();
         assert!(outcome(task).unwrap_err().is_cancelled());
-        lived(pid, "info", "was ended by SIGKILL (9), because its task was killed; it is replaced");
+        let end = format!("{killed}, because its task was killed; it is replaced");
+        lived(&mut expected, pid, "info", &end);
 
-        let pid = serves(&pool, 4);
+        let pid = serves(&pool, 1);
         let limit = Duration::from_millis(20);
         let task = pool.options().timeout(limit).submit(hang, &1);
         assert!(matches!(outcome(task), Err(TaskError::TimedOut { limit: l }) if l == limit));
-        lived(pid, "info", "was ended by SIGKILL (9), because its task ran out of time; it is replaced");
+        let end = format!("{killed}, because its task ran out of time; it is replaced");
+        lived(&mut expected, pid, "info", &end);
 
-        let pid = serves(&pool, 5);
+        let pid = serves(&pool, 2);
         pool.recycle_workers();
-        lived(pid, "info", "left with exit code 0, because it is renewed; it is replaced");
+        lived(&mut expected, pid, "info", "left with exit code 0, because it is renewed; it is replaced");
 
-        let pid = serves(&pool, 6);
+        let pid = serves(&pool, 3);
         // A panic is the task's outcome and no event in a worker's life.
         let panics = pool.submit(|()| -> () { panic!("harmless") }, &());
         assert!(outcome(panics).unwrap_err().is_panicked());
         for _ in 2..TASKS {
-            assert_eq!(serves(&pool, 6), pid);
+            assert_eq!(serves(&pool, 3), pid);
         }
-        lived(pid, "info", "left with exit code 0, since it has run max_tasks_per_worker; it is replaced");
+        let end = "left with exit code 0, since it has run max_tasks_per_worker; it is replaced";
+        lived(&mut expected, pid, "info", end);
 
-        let pid = serves(&pool, 7);
+        let pid = serves(&pool, 4);
         pool.close().wait();
-        lived(pid, "info", "left with exit code 0, as told");
+        lived(&mut expected, pid, "info", "left with exit code 0, as told");
         assert_eq!(*EVENTS.lock().unwrap(), expected);
     });
 }
@@ -145,19 +168,21 @@ fn l_09_the_events_of_many_workers_come_in_order() {
 
 #[test]
 fn l_09_workers_that_are_killed_with_their_pool_have_their_events_too() {
-    scenario(|| {
+    both(|| {
         listen();
-        let pool = Pool::builder().workers(3).name("p").build().unwrap();
-        let pids = pool.worker_pids();
+        let pool = builder().workers(3).name("p").build().unwrap();
         pool.spawn(|()| hang(0), &());
         counter(0).wait_for(1);
         pool.terminate();
         let events = EVENTS.lock().unwrap();
-        for pid in pids {
-            let ends = events
+        for worker in 0..3 {
+            let of_worker = format!(": {worker} (generation 0, ");
+            let ends: Vec<_> = events
                 .iter()
-                .filter(|event| event.contains(&format!("pid {pid}) was ended by SIGKILL (9), as told")));
-            assert_eq!(ends.count(), 1, "{events:?}");
+                .filter(|event| event.contains(&of_worker) && event.ends_with(", as told"))
+                .collect();
+            assert_eq!(ends.len(), 1, "{events:?}");
+            assert!(in_process() || ends[0].contains("was ended by SIGKILL (9)"), "{events:?}");
         }
     });
 }

@@ -9,7 +9,7 @@ use forkring::{Granularity, Pool, StreamSummary, TaskError};
 use futures::StreamExt;
 use futures::executor::block_on;
 
-use crate::support::{cell, counter, eventually, gate, scenario};
+use crate::support::{both, builder, cell, counter, eventually, gate, new_pool, scenario};
 
 const AUTO: Granularity = Granularity::Auto;
 
@@ -33,7 +33,7 @@ fn nap(ms: u64) {
 
 #[test]
 fn f_24_messages_grow_for_tiny_items_and_carry_one_slow_item() {
-    scenario(|| {
+    both(|| {
         let pool = pool(2);
         let tiny = pool.iter_stream(0..100_000_u64, |n: u64| n, ok).unwrap();
         assert!(average(tiny) > 10, "{tiny:?}");
@@ -45,7 +45,7 @@ fn f_24_messages_grow_for_tiny_items_and_carry_one_slow_item() {
 /// F-25: items that are slow from the middle on travel alone soon, however many shared a message before.
 #[test]
 fn f_25_items_that_become_slow_travel_alone_soon() {
-    scenario(|| {
+    both(|| {
         let pool = pool(2);
         const STEP: u64 = 50_000;
         const SLOW: u64 = 300;
@@ -69,7 +69,7 @@ fn f_25_items_that_become_slow_travel_alone_soon() {
 /// what is pulled once that is known does not.
 #[test]
 fn f_25_slow_items_that_are_pulled_later_have_messages_of_their_own() {
-    scenario(|| {
+    both(|| {
         const STEP: u64 = 50_000;
         const SLOW: u64 = 1000;
         const WINDOW: u64 = 80;
@@ -96,12 +96,12 @@ fn f_25_slow_items_that_are_pulled_later_have_messages_of_their_own() {
 /// comes when the source is pulled next or soon after, although messages are large.
 #[test]
 fn results_of_a_source_that_becomes_slow_do_not_wait_for_messages_to_fill() {
-    scenario(|| {
+    both(|| {
         const QUICK: u64 = 20_000;
         const LATE: u64 = 40;
         // Messages may be full, or not, when the source becomes slow.
         for (round, more) in [0, 1, 20, 50, 1000, 1013].into_iter().enumerate() {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let (quick, seen, behind) = (QUICK + more, Cell::new(0), RefCell::new(Vec::new()));
             let source = (0..quick + LATE).map(|n| {
                 if n >= quick {
@@ -133,7 +133,7 @@ fn results_of_a_source_that_becomes_slow_do_not_wait_for_messages_to_fill() {
 /// divided is a unit test's matter.)
 #[test]
 fn f_26_the_end_is_divided_among_the_workers() {
-    scenario(|| {
+    both(|| {
         let pool = pool(4);
         let summary = pool.iter_stream(0..103_u64, |n: u64| (nap(20), n).1, ok).unwrap();
         assert_eq!((summary.ok, summary.batches), (103, 103));
@@ -143,7 +143,7 @@ fn f_26_the_end_is_divided_among_the_workers() {
 /// F-28: what was learnt from one stream is not carried over to the next.
 #[test]
 fn f_28_each_stream_begins_anew() {
-    scenario(|| {
+    both(|| {
         let pool = pool(2);
         let tiny = |pool: &Pool| pool.iter_stream(0..50_000_u64, |n: u64| n, ok).unwrap();
         assert!(average(tiny(&pool)) > 10);
@@ -165,11 +165,11 @@ fn f_28_each_stream_begins_anew() {
 /// Those behind it in its message run elsewhere while it runs. It sees nothing of that.
 #[test]
 fn one_slow_item_keeps_no_others_from_running() {
-    scenario(|| {
+    both(|| {
         const ITEMS: u64 = 40_000;
         const SLOW: u64 = 20_000;
         for (round, ordered) in [false, true].into_iter().enumerate() {
-            let pool = Pool::builder().workers(2).granularity(AUTO).env(round).build().unwrap();
+            let pool = builder().workers(2).granularity(AUTO).env(round).build().unwrap();
             let f = |w: &forkring::Worker<usize>, n: &forkring::View<u64>| {
                 let n = n.to_native();
                 let round = *w.env();
@@ -208,7 +208,7 @@ fn one_slow_item_keeps_no_others_from_running() {
 /// Likewise for inputs and results of variable size, and in async code, where nobody looks but when woken.
 #[test]
 fn one_slow_item_of_an_async_stream_keeps_no_others_from_running() {
-    scenario(|| {
+    both(|| {
         const ITEMS: u64 = 20_000;
         let pool = pool(2);
         let f = |text: String| {
@@ -262,7 +262,7 @@ fn a_crash_of_the_slow_item_costs_that_item() {
 /// Results, order, windows and outcomes are those of any granularity, whoever makes the stream.
 #[test]
 fn every_kind_of_stream_may_be_automatic() {
-    scenario(|| {
+    both(|| {
         let expected: Vec<u64> = (0..5000).map(|n| n * n).collect();
         let sorted = |mut got: Vec<u64>| {
             got.sort_unstable();
@@ -270,15 +270,14 @@ fn every_kind_of_stream_may_be_automatic() {
         };
         let offset = 1_u64;
         let mut got = Vec::new();
-        let builder = Pool::builder().workers(2).granularity(AUTO);
-        let ran =
-            builder.iter_stream(0..5000_u64, move |n: u64| n * n + offset, |r| got.push(r.unwrap() - 1));
+        let own = builder().workers(2).granularity(AUTO);
+        let ran = own.iter_stream(0..5000_u64, move |n: u64| n * n + offset, |r| got.push(r.unwrap() - 1));
         assert_eq!((ran.unwrap().ok, sorted(got)), (5000, expected.clone()));
 
-        let bound = Pool::builder().workers(2).granularity(AUTO).bind(move |n: u64| n * n + offset).unwrap();
+        let bound = builder().workers(2).granularity(AUTO).bind(move |n: u64| n * n + offset).unwrap();
         assert!(bound.map(0..5000).map(Result::unwrap).eq(expected.iter().map(|n| n + 1)));
 
-        let pool = Pool::new(3).unwrap();
+        let pool = new_pool(3).unwrap();
         let submitter = pool.options().timeout(Duration::from_secs(20));
         assert!(
             submitter.map(0..5000, |n: u64| n * n).granularity(AUTO).map(Result::unwrap).eq(expected.clone())

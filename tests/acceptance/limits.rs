@@ -11,8 +11,8 @@ use nix::libc;
 
 use crate::crashes::{Crash, at_full_strength, die};
 use crate::support::{
-    BOUND, both, builder, cell, count_fds, counter, eventually, gate, gone, new_pool, process, scenario,
-    scenario_output, signal,
+    BOUND, both, builder, cell, count_fds, counter, eventually, gate, gone, in_process, new_pool, process,
+    scenario, scenario_output, signal,
 };
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -25,6 +25,18 @@ fn forever() -> ! {
 
 fn pid(_: ()) -> u32 {
     std::process::id()
+}
+
+/// Which of the only worker's lives serves.
+fn life(pool: &Pool) -> u64 {
+    pool.submit_with(|w: &Worker, _: &View<()>| w.generation(), &()).wait().unwrap()
+}
+
+/// The process that was killed has gone, where it was one.
+fn ended(pid: u32) {
+    if !in_process() {
+        gone(pid);
+    }
 }
 
 /// A pool whose only worker is busy until `gate(0)` opens.
@@ -43,9 +55,10 @@ fn busy(pool: &Pool) -> forkring::Task<u32> {
 
 #[test]
 fn e_01_a_task_that_runs_out_of_time_is_killed_and_its_worker_replaced() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).task_timeout(Duration::from_millis(100)).build().unwrap();
-        let before = pool.submit(pid, &()).wait().unwrap();
+    both(|| {
+        let pool = builder().workers(1).task_timeout(Duration::from_millis(100)).build().unwrap();
+        let old = pool.worker_pids()[0];
+        assert_eq!(life(&pool), 0);
         let start = Instant::now();
         let error = pool.submit(|_: ()| -> () { forever() }, &()).wait().unwrap_err();
         assert!(
@@ -53,15 +66,15 @@ fn e_01_a_task_that_runs_out_of_time_is_killed_and_its_worker_replaced() {
             "{error}"
         );
         assert!(start.elapsed() >= Duration::from_millis(100));
-        assert_ne!(pool.submit(pid, &()).wait().unwrap(), before);
-        gone(before);
+        assert_eq!(life(&pool), 1);
+        ended(old);
     });
 }
 
 #[test]
 fn e_01_a_time_out_is_per_task_too_and_wins_over_the_pools() {
-    scenario(|| {
-        let pool = Pool::builder().workers(1).task_timeout(Duration::from_secs(3600)).build().unwrap();
+    both(|| {
+        let pool = builder().workers(1).task_timeout(Duration::from_secs(3600)).build().unwrap();
         let error = pool.with_timeout(SHORT).submit(|_: ()| -> () { forever() }, &()).wait().unwrap_err();
         assert!(matches!(error, TaskError::TimedOut { limit } if limit == SHORT), "{error}");
         let patient = pool.options().timeout(Duration::from_secs(3600));
@@ -128,8 +141,8 @@ fn e_04_a_time_out_does_not_disturb_another_task() {
 
 #[test]
 fn e_07_waiting_is_not_killing() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let mut task = busy(&pool);
         assert!(task.wait_timeout(SHORT).is_none());
         gate(0).open();
@@ -174,10 +187,20 @@ fn m_04_a_kill_races_completion_and_nobody_else_is_hit() {
     both(|| {
         let pool = new_pool(2).unwrap();
         let (mut killed, mut done) = (0, 0);
+        // What such a task takes on this machine, as busy as it is: up to twice as long it is left alone.
+        let mut takes: Vec<_> = (0..21)
+            .map(|n| {
+                let start = Instant::now();
+                pool.submit(nap, &(n % 50)).wait().unwrap();
+                start.elapsed()
+            })
+            .collect();
+        takes.sort_unstable();
+        let usual = takes[10];
         for round in 0..1000_u64 {
             let task = pool.submit(nap, &(round % 50));
             let behind: Vec<_> = (0..4_u64).map(|n| pool.submit(|n: u64| n + 1, &n)).collect();
-            let pause = Duration::from_micros(round * 7 % 130);
+            let pause = usual.mul_f64((round * 7 % 130) as f64 / 65.0);
             let start = Instant::now();
             while start.elapsed() < pause {
                 std::hint::spin_loop();
@@ -220,23 +243,23 @@ fn e_10_e_11_tasks_behind_a_cancelled_and_a_killed_one_run() {
 
 #[test]
 fn e_12_a_running_task_is_killed() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let old = pool.worker_pids()[0];
         let task = busy(&pool);
         let handle = task.handle();
         let killer = std::thread::spawn(move || handle.kill());
         assert!(task.wait().unwrap_err().is_cancelled());
         killer.join().unwrap();
-        assert_ne!(pool.submit(pid, &()).wait().unwrap(), old);
-        gone(old);
+        assert_eq!(life(&pool), 1);
+        ended(old);
     });
 }
 
 #[test]
 fn e_12_a_queued_task_that_is_killed_never_runs_and_no_worker_dies() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = busy(&pool);
         let second = pool.submit(|_: ()| counter(1).bump(), &());
         second.kill();
@@ -249,8 +272,8 @@ fn e_12_a_queued_task_that_is_killed_never_runs_and_no_worker_dies() {
 
 #[test]
 fn e_12_killing_a_finished_task_or_one_of_another_pool_does_nothing() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let old = pool.worker_pids()[0];
         let task = pool.submit(pid, &());
         eventually("the task's end", || task.is_finished());
@@ -269,12 +292,12 @@ fn e_12_killing_a_finished_task_or_one_of_another_pool_does_nothing() {
 
 #[test]
 fn e_12_kill_on_drop_ends_a_running_task_and_plain_dropping_does_not() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let old = pool.worker_pids()[0];
         drop(busy(&pool));
         gate(0).open();
-        assert_eq!(pool.submit(pid, &()).wait().unwrap(), old);
+        assert_eq!(life(&pool), 0);
         let task = pool.options().kill_on_drop().submit(
             |_: ()| {
                 counter(1).bump();
@@ -285,23 +308,23 @@ fn e_12_kill_on_drop_ends_a_running_task_and_plain_dropping_does_not() {
         let task: forkring::Task<()> = task;
         counter(1).wait_for(1);
         drop(task);
-        gone(old);
-        assert_ne!(pool.submit(pid, &()).wait().unwrap(), old);
+        ended(old);
+        assert_eq!(life(&pool), 1);
     });
 }
 
 #[test]
 fn e_12_kill_on_drop_of_a_future_that_a_select_abandons() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let old = pool.worker_pids()[0];
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let task = pool.options().kill_on_drop().submit(|_: ()| -> () { forever() }, &());
             assert!(tokio::time::timeout(SHORT, task).await.is_err());
         });
-        gone(old);
-        assert_ne!(pool.submit(pid, &()).wait().unwrap(), old);
+        ended(old);
+        assert_eq!(life(&pool), 1);
     });
 }
 
@@ -366,8 +389,8 @@ fn e_17_cancelling_with_big_data_in_flight() {
 
 #[test]
 fn e_18_repeated_kills_and_cancels_leave_one_worker_and_no_descriptor() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         pool.submit(|n: u32| n, &1).wait().unwrap();
         let fds = count_fds();
         for round in 1..=100 {
@@ -447,8 +470,8 @@ fn e_21_a_result_that_comes_within_the_gap_counts() {
 
 #[test]
 fn e_01_a_deadline_ends_what_still_waits_and_what_runs() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let first = busy(&pool);
         let start = Instant::now();
         let waiting = pool.options().deadline(SHORT).submit(|_: ()| counter(1).bump(), &());
@@ -456,10 +479,10 @@ fn e_01_a_deadline_ends_what_still_waits_and_what_runs() {
         assert!(start.elapsed() >= SHORT);
         gate(0).open();
         let old = first.wait().unwrap();
-        assert_eq!(pool.submit(pid, &()).wait().unwrap(), old, "nobody was killed for it");
+        assert_eq!(life(&pool), 0, "nobody was killed for it");
         let running = pool.options().deadline(SHORT).submit(|_: ()| -> () { forever() }, &());
         assert!(running.wait().unwrap_err().is_timed_out());
-        gone(old);
+        ended(old);
         assert_eq!(counter(1).get(), 0);
         // Many, most of which are over long before.
         let relaxed = pool.options().deadline(Duration::from_secs(3600));
@@ -508,9 +531,8 @@ fn e_02_in_a_stream_the_limit_is_per_item() {
 
 #[test]
 fn m_01_workers_are_renewed_in_the_middle_of_batches() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
-        let old = pool.worker_pids();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let run = |n: u64| {
             cell(n as usize).fetch_add(1, SeqCst);
             counter(0).bump();
@@ -532,18 +554,18 @@ fn m_01_workers_are_renewed_in_the_middle_of_batches() {
         assert_eq!(seen, 2000);
         assert!((0..2000).all(|n| cell(n).load(SeqCst) == 1), "each body ran once");
         at_full_strength(&pool);
-        assert!(pool.worker_pids().iter().all(|pid| !old.contains(pid)));
+        assert!(pool.stats().workers.iter().all(|w| w.generation > 0));
     });
 }
 
 #[test]
 fn a_15_renewed_workers_are_no_losses() {
-    scenario(|| {
+    both(|| {
         static TROUBLE: Mutex<Vec<String>> = Mutex::new(Vec::new());
         static NOTICES: Mutex<Vec<String>> = Mutex::new(Vec::new());
         forkring::hooks::set_log_error(|text| TROUBLE.lock().unwrap().push(text.to_owned()));
         forkring::hooks::set_log_info(|text| NOTICES.lock().unwrap().push(text.to_owned()));
-        let pool = Pool::new(3).unwrap();
+        let pool = new_pool(3).unwrap();
         let tasks: Vec<_> = (0..300_u32)
             .map(|n| {
                 if n % 50 == 25 {

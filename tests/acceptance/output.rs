@@ -10,7 +10,8 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    Finished, both, builder, counter, eventually, gate, in_process, outcome, process, scenario_output, signal,
+    Finished, both, both_output, builder, counter, eventually, gate, in_process, outcome, process,
+    scenario_output, signal,
 };
 
 /// The lines of standard error that are about a panic.
@@ -22,87 +23,109 @@ fn panics(finished: &Finished) -> Vec<&str> {
 
 #[test]
 fn a_panic_is_printed_once_with_pool_worker_and_task() {
-    let finished = scenario_output(|| {
-        let pool = Pool::builder().workers(1).name("till").build().unwrap();
-        outcome(pool.submit(|n: u32| n, &1)).unwrap();
-        assert!(outcome::<()>(pool.submit(|()| panic!("the one and only"), &())).unwrap_err().is_panicked());
-        let map = pool.map(0..10_u64, |n: u64| assert!(n != 5, "five")).granularity(Granularity::Fixed(10));
-        assert_eq!(map.filter(Result::is_err).count(), 1);
-        println!("pids: {:?}.", pool.worker_pids());
-    });
-    let Some(finished) = finished else { return };
-    let pid = finished.stdout.split_once("pids: [").and_then(|(_, rest)| rest.split_once(']')).unwrap().0;
-    let panics = panics(&finished);
-    let [first, second] = panics[..] else { panic!("{finished:?}") };
-    let start = format!("till: worker 0 (generation 0, pid {pid}), task 1 panicked at tests/");
-    assert!(first.starts_with(&start) && first.contains("output.rs:"), "{first:?} {start:?}");
-    assert!(second.contains(", task 2 panicked at "), "{second:?}");
-    assert_eq!(finished.stderr.matches("the one and only").count(), 1, "{finished:?}");
-    assert_eq!(finished.stderr.matches("five").count(), 1, "{finished:?}");
+    both_output(
+        || {
+            let pool = builder().workers(1).name("till").build().unwrap();
+            outcome(pool.submit(|n: u32| n, &1)).unwrap();
+            assert!(
+                outcome::<()>(pool.submit(|()| panic!("the one and only"), &())).unwrap_err().is_panicked()
+            );
+            let map =
+                pool.map(0..10_u64, |n: u64| assert!(n != 5, "five")).granularity(Granularity::Fixed(10));
+            assert_eq!(map.filter(Result::is_err).count(), 1);
+            println!("pids: {:?}.", pool.worker_pids());
+        },
+        |finished| {
+            let pid =
+                finished.stdout.split_once("pids: [").and_then(|(_, rest)| rest.split_once(']')).unwrap().0;
+            let panics = panics(finished);
+            let [first, second] = panics[..] else { panic!("{finished:?}") };
+            let start = format!("till: worker 0 (generation 0, pid {pid}), task 1 panicked at tests/");
+            assert!(first.starts_with(&start) && first.contains("output.rs:"), "{first:?} {start:?}");
+            assert!(second.contains(", task 2 panicked at "), "{second:?}");
+            assert_eq!(finished.stderr.matches("the one and only").count(), 1, "{finished:?}");
+            assert_eq!(finished.stderr.matches("five").count(), 1, "{finished:?}");
+        },
+    );
 }
 
 #[test]
 fn a_panic_of_a_detached_task_is_printed_once_too() {
-    let finished = scenario_output(|| {
-        let pool = Pool::builder().workers(1).name("till").build().unwrap();
-        pool.spawn(|()| -> () { panic!("nobody waits") }, &());
-        pool.close().wait();
-    });
-    let Some(finished) = finished else { return };
-    assert_eq!(panics(&finished).len(), 1, "{finished:?}");
-    assert_eq!(finished.stderr.matches("nobody waits").count(), 1, "{finished:?}");
+    both_output(
+        || {
+            let pool = builder().workers(1).name("till").build().unwrap();
+            pool.spawn(|()| -> () { panic!("nobody waits") }, &());
+            pool.close().wait();
+        },
+        |finished| {
+            assert_eq!(panics(finished).len(), 1, "{finished:?}");
+            assert_eq!(finished.stderr.matches("nobody waits").count(), 1, "{finished:?}");
+        },
+    );
 }
 
 #[test]
 fn a_log_hook_is_told_of_a_detached_task_whatever_is_printed() {
-    let finished = scenario_output(|| {
-        forkring::hooks::set_log_error(|message| println!("hook: {message}"));
-        let pool = Pool::builder().workers(1).name("till").build().unwrap();
-        pool.spawn(|()| -> () { panic!("nobody waits") }, &());
-        pool.close().wait();
-    });
-    let Some(finished) = finished else { return };
-    assert_eq!(panics(&finished).len(), 1, "{finished:?}");
-    assert!(finished.stdout.contains("hook: till: a detached task failed"), "{finished:?}");
+    both_output(
+        || {
+            forkring::hooks::set_log_error(|message| println!("hook: {message}"));
+            let pool = builder().workers(1).name("till").build().unwrap();
+            pool.spawn(|()| -> () { panic!("nobody waits") }, &());
+            pool.close().wait();
+        },
+        |finished| {
+            assert_eq!(panics(finished).len(), 1, "{finished:?}");
+            assert!(finished.stdout.contains("hook: till: a detached task failed"), "{finished:?}");
+        },
+    );
 }
 
 #[test]
 fn a_thread_of_a_task_and_init_are_named_without_a_task() {
-    let finished = scenario_output(|| {
-        let pool = Pool::builder().workers(1).name("till").build().unwrap();
-        let joined = pool.submit(|()| std::thread::spawn(|| panic!("in a thread")).join().is_err(), &());
-        assert!(outcome(joined).unwrap());
-        let failed = Pool::builder().workers(1).name("bank").init(|_| panic!("in init")).build().unwrap_err();
-        assert!(failed.to_string().contains("in init"));
-        // Panics of the master's are none of a worker's.
-        assert!(std::panic::catch_unwind(|| panic!("in the master")).is_err());
-    });
-    let Some(finished) = finished else { return };
-    let panics = panics(&finished);
-    assert_eq!(panics.len(), 3, "{finished:?}");
-    assert!(
-        panics[0].starts_with("till: worker 0 (generation 0, pid ") && !panics[0].contains(", task"),
-        "{panics:?}"
+    both_output(
+        || {
+            let pool = builder().workers(1).name("till").build().unwrap();
+            let joined = pool.submit(|()| std::thread::spawn(|| panic!("in a thread")).join().is_err(), &());
+            assert!(outcome(joined).unwrap());
+            let failed = builder().workers(1).name("bank").init(|_| panic!("in init")).build().unwrap_err();
+            assert!(failed.to_string().contains("in init"));
+            // Panics of the master's are none of a worker's.
+            assert!(std::panic::catch_unwind(|| panic!("in the master")).is_err());
+        },
+        |finished| {
+            let panics = panics(finished);
+            assert_eq!(panics.len(), 3, "{finished:?}");
+            // Nothing tells a thread that a thread has started from the program's own.
+            let named =
+                panics[0].starts_with("till: worker 0 (generation 0, pid ") && !panics[0].contains(", task");
+            assert!(named != finished.in_process, "{panics:?}");
+            assert!(panics[1].starts_with("bank: worker 0 (generation 0, pid "), "{panics:?}");
+            assert!(panics[2].contains("thread ") && !panics[2].contains("worker"), "{panics:?}");
+        },
     );
-    assert!(panics[1].starts_with("bank: worker 0 (generation 0, pid "), "{panics:?}");
-    assert!(panics[2].contains("thread ") && !panics[2].contains("worker"), "{panics:?}");
 }
 
 #[test]
 fn a_hook_of_the_programs_is_called_instead_and_knows_the_task() {
-    let finished = scenario_output(|| {
-        std::panic::set_hook(Box::new(|info| {
-            let task = current_task().map(|task: CurrentTask| task.to_string());
-            let _ = writeln!(std::io::stderr(), "hook: {task:?} {:?}", info.payload_as_str());
-        }));
-        let pool = Pool::builder().workers(1).name("till").build().unwrap();
-        assert!(outcome::<()>(pool.submit(|()| panic!("for the hook"), &())).is_err());
-    });
-    let Some(finished) = finished else { return };
-    assert!(panics(&finished).is_empty(), "{finished:?}");
-    assert_eq!(finished.stderr.matches("for the hook").count(), 1, "{finished:?}");
-    assert!(finished.stderr.contains("hook: Some(\"till: worker 0 (generation 0, pid "), "{finished:?}");
-    assert!(finished.stderr.contains("), task 0\") Some(\"for the hook\")"), "{finished:?}");
+    both_output(
+        || {
+            std::panic::set_hook(Box::new(|info| {
+                let task = current_task().map(|task: CurrentTask| task.to_string());
+                let _ = writeln!(std::io::stderr(), "hook: {task:?} {:?}", info.payload_as_str());
+            }));
+            let pool = builder().workers(1).name("till").build().unwrap();
+            assert!(outcome::<()>(pool.submit(|()| panic!("for the hook"), &())).is_err());
+        },
+        |finished| {
+            assert!(panics(finished).is_empty(), "{finished:?}");
+            assert_eq!(finished.stderr.matches("for the hook").count(), 1, "{finished:?}");
+            assert!(
+                finished.stderr.contains("hook: Some(\"till: worker 0 (generation 0, pid "),
+                "{finished:?}"
+            );
+            assert!(finished.stderr.contains("), task 0\") Some(\"for the hook\")"), "{finished:?}");
+        },
+    );
 }
 
 #[test]
@@ -202,48 +225,55 @@ fn what_tasks_have_printed_is_there_when_their_worker_is_killed_in_the_middle_of
 
 #[test]
 fn a_worker_that_leaves_has_written_what_was_printed() {
-    let finished = scenario_output(|| {
-        let pool = Pool::builder()
-            .workers(1)
-            .max_tasks_per_worker(1)
-            .on_exit(|_| {
-                print!("<rust at exit>");
-                print_in_c(c"<c at exit>");
-            })
-            .build()
-            .unwrap();
-        let print = |()| {
-            print!("<rust>");
-            print_in_c(c"<c>");
-        };
-        for _ in 0..3 {
-            outcome(pool.submit(print, &())).unwrap();
-        }
-        pool.close().wait();
-    });
-    let Some(finished) = finished else { return };
-    assert!(finished.status.success(), "{finished:?}");
-    for text in ["<rust>", "<c>", "<rust at exit>", "<c at exit>"] {
-        assert!(finished.stdout.matches(text).count() >= 3, "{text}: {finished:?}");
-    }
-    assert_eq!(finished.stdout.matches("<c>").count(), 3, "{finished:?}");
+    both_output(
+        || {
+            let pool = builder()
+                .workers(1)
+                .max_tasks_per_worker(1)
+                .on_exit(|_| {
+                    print!("<rust at exit>");
+                    print_in_c(c"<c at exit>");
+                })
+                .build()
+                .unwrap();
+            let print = |()| {
+                print!("<rust>");
+                print_in_c(c"<c>");
+            };
+            for _ in 0..3 {
+                outcome(pool.submit(print, &())).unwrap();
+            }
+            pool.close().wait();
+        },
+        |finished| {
+            assert!(finished.status.success(), "{finished:?}");
+            for text in ["<rust>", "<c>", "<rust at exit>", "<c at exit>"] {
+                assert!(finished.stdout.matches(text).count() >= 3, "{text}: {finished:?}");
+            }
+            assert_eq!(finished.stdout.matches("<c>").count(), 3, "{finished:?}");
+        },
+    );
 }
 
 #[test]
 fn lines_of_many_workers_are_whole() {
     const LINES: usize = 300;
-    let finished = scenario_output(|| {
-        // Processes that share a memfd's position overwrite each other's lines; each of these writes goes to the end.
-        let end = std::fs::File::options().append(true).open("/proc/self/fd/2").unwrap();
-        nix::unistd::dup2_stderr(end).unwrap();
-        let pool = Pool::builder().workers(4).name("till").build().unwrap();
-        let shout = |n: usize| -> () { panic!("line {n} {}", "x".repeat(200)) };
-        let tasks: Vec<_> = (0..LINES).map(|n| pool.submit(shout, &n)).collect();
-        assert!(tasks.into_iter().all(|task| outcome(task).unwrap_err().is_panicked()));
-    });
-    let Some(finished) = finished else { return };
-    assert_eq!(panics(&finished).len(), LINES, "{}", finished.stderr);
-    let whole = format!(" {}", "x".repeat(200));
-    let lines = finished.stderr.lines().filter(|line| line.starts_with("line ") && line.ends_with(&whole));
-    assert_eq!(lines.count(), LINES, "{}", finished.stderr);
+    both_output(
+        || {
+            // Processes that share a memfd's position overwrite each other's lines; each of these writes goes to the end.
+            let end = std::fs::File::options().append(true).open("/proc/self/fd/2").unwrap();
+            nix::unistd::dup2_stderr(end).unwrap();
+            let pool = builder().workers(4).name("till").build().unwrap();
+            let shout = |n: usize| -> () { panic!("line {n} {}", "x".repeat(200)) };
+            let tasks: Vec<_> = (0..LINES).map(|n| pool.submit(shout, &n)).collect();
+            assert!(tasks.into_iter().all(|task| outcome(task).unwrap_err().is_panicked()));
+        },
+        |finished| {
+            assert_eq!(panics(finished).len(), LINES, "{}", finished.stderr);
+            let whole = format!(" {}", "x".repeat(200));
+            let lines =
+                finished.stderr.lines().filter(|line| line.starts_with("line ") && line.ends_with(&whole));
+            assert_eq!(lines.count(), LINES, "{}", finished.stderr);
+        },
+    );
 }

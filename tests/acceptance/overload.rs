@@ -337,7 +337,7 @@ fn inputs_that_cannot_be_encoded_take_no_place() {
 
 #[test]
 fn room_is_given_in_the_order_of_arrival_to_threads_and_futures_alike() {
-    scenario(|| {
+    both(|| {
         let pool = limited(1, 0);
         let held = pool.submit(gated, &0);
         static ORDER: Mutex<Vec<usize>> = Mutex::new(Vec::new());

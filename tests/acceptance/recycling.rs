@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use forkring::{Granularity, Pool, View, Worker, hooks};
@@ -9,8 +10,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    both, builder, cell, children, count_fds, counter, eventually, gate, gone, outcome, private_kib,
-    return_freed_memory, rss_kib, scenario, signal, zygote,
+    both, builder, cell, children, count_fds, counter, eventually, gate, gone, in_process, outcome,
+    private_kib, return_freed_memory, rss_kib, scenario, signal, zygote,
 };
 
 static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -38,11 +39,11 @@ fn pid() -> u32 {
 
 #[test]
 fn recycling_limits_of_nothing_are_errors() {
-    scenario(|| {
+    both(|| {
         let fds = count_fds();
         for (builder, word) in [
-            (Pool::builder().max_tasks_per_worker(0), "max_tasks_per_worker"),
-            (Pool::builder().max_worker_memory(0), "max_worker_memory"),
+            (builder().max_tasks_per_worker(0), "max_tasks_per_worker"),
+            (builder().max_worker_memory(0), "max_worker_memory"),
         ] {
             let error = builder.workers(1).build().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
@@ -54,22 +55,19 @@ fn recycling_limits_of_nothing_are_errors() {
 
 #[test]
 fn a_08_every_replacement_runs_init_once() {
-    scenario(|| {
+    both(|| {
         listen();
-        let pool = Pool::builder()
+        let pool = builder()
             .workers(2)
             .max_tasks_per_worker(1)
             .init(|info| {
                 counter(0).bump();
-                cell(100 + info.id())
-                    .store(u64::from(std::process::id()), std::sync::atomic::Ordering::SeqCst);
+                cell(100 + info.id()).store(info.generation() + 1, SeqCst);
                 Ok(())
             })
             .build()
             .unwrap();
-        let initialised = |w: &Worker, _: &View<()>| {
-            cell(100 + w.id()).load(std::sync::atomic::Ordering::SeqCst) == u64::from(std::process::id())
-        };
+        let initialised = |w: &Worker, _: &View<()>| cell(100 + w.id()).load(SeqCst) == w.generation() + 1;
         let tasks: Vec<_> = (0..10).map(|_| pool.submit_with(initialised, &())).collect();
         assert!(tasks.into_iter().all(|task| outcome(task).unwrap()));
         pool.close().wait();
@@ -99,14 +97,17 @@ fn a_11_a_worker_is_replaced_after_its_tasks() {
 
 #[test]
 fn a_11_a_batch_counts_as_its_items_and_is_not_cut() {
-    scenario(|| {
+    both(|| {
         listen();
-        let pool = Pool::builder().workers(1).max_tasks_per_worker(10).build().unwrap();
-        let pids: Vec<u32> =
-            pool.map(0..40_u32, |_| pid()).granularity(Granularity::Fixed(8)).map(Result::unwrap).collect();
+        let pool = builder().workers(1).max_tasks_per_worker(10).build().unwrap();
+        let lives: Vec<u64> = pool
+            .map_with(0..40_u32, |w: &Worker, _| w.generation())
+            .granularity(Granularity::Fixed(8))
+            .map(Result::unwrap)
+            .collect();
         // Two messages of eight items each.
-        assert!(pids.chunks(16).all(|run| run.iter().all(|pid| *pid == run[0])), "{pids:?}");
-        assert_eq!(pids.iter().collect::<BTreeSet<_>>().len(), 3);
+        assert!(lives.chunks(16).all(|run| run.iter().all(|life| *life == run[0])), "{lives:?}");
+        assert_eq!(lives.iter().collect::<BTreeSet<_>>().len(), 3);
         no_errors();
     });
 }
@@ -173,10 +174,10 @@ fn a_12_what_a_leaving_worker_has_not_started_runs_elsewhere_at_once() {
 
 #[test]
 fn a_13_closing_waits_for_replacements_that_have_work() {
-    scenario(|| {
+    both(|| {
         listen();
         for _ in 0..20 {
-            let pool = Pool::builder().workers(3).max_tasks_per_worker(1).build().unwrap();
+            let pool = builder().workers(3).max_tasks_per_worker(1).build().unwrap();
             let tasks: Vec<_> = (0..6).map(|n| pool.submit(|n: u64| n + 1, &n)).collect();
             pool.close().wait();
             for (n, task) in (0..6).zip(tasks) {
@@ -222,17 +223,21 @@ fn a_14_a_replacement_that_cannot_be_started_ends_the_pool_with_the_cause() {
 
 #[test]
 fn a_15_recycling_is_no_loss() {
-    scenario(|| {
+    both(|| {
         listen();
-        let pool = Pool::builder().workers(4).max_tasks_per_worker(1).build().unwrap();
-        let tasks: Vec<_> = (0..200).map(|n| pool.submit(|n: u64| (n, pid()), &n)).collect();
-        let mut pids = BTreeSet::new();
+        let pool = builder().workers(4).max_tasks_per_worker(1).build().unwrap();
+        let tasks: Vec<_> = (0..200_u64)
+            .map(|n| {
+                pool.submit_with(|w: &Worker, n: &View<u64>| (n.to_native(), (w.id(), w.generation())), &n)
+            })
+            .collect();
+        let mut lives = BTreeSet::new();
         for (n, task) in (0..200).zip(tasks) {
-            let (m, pid) = outcome(task).unwrap();
+            let (m, life) = outcome(task).unwrap();
             assert_eq!(m, n);
-            pids.insert(pid);
+            lives.insert(life);
         }
-        assert_eq!(pids.len(), 200);
+        assert_eq!(lives.len(), 200);
         pool.close().wait();
         no_errors();
         // The last ones may have been told to leave before they decided to.
@@ -285,8 +290,11 @@ fn a_15_a_leaving_worker_runs_on_exit_once() {
         }
         pool.close().wait();
         // Three that had run their tasks, and a fourth if it was there when the pool was closed.
-        assert!((3..=4).contains(&counter(0).get()), "{}", counter(0).get());
-        assert_eq!(counter(0).get(), counter(1).get());
+        let (exits, dropped) = (counter(0).get(), counter(1).get());
+        assert!((3..=4).contains(&exits), "{exits}");
+        // A thread that was still being started when the pool closed drops what it has, and serves nobody before.
+        let started = u32::from(in_process());
+        assert!((exits..=exits + started).contains(&dropped) && dropped <= 4, "{exits} {dropped}");
         no_errors();
     });
 }
@@ -318,10 +326,10 @@ fn a_15_a_worker_that_is_killed_while_it_leaves_costs_no_task() {
 /// All ways to call tasks off and to end the pool, while workers come and go.
 #[test]
 fn a_15_recycling_goes_with_cancelling_streams_and_termination() {
-    scenario(|| {
+    both(|| {
         listen();
         for round in 0..30_u64 {
-            let pool = Pool::builder().workers(3).max_tasks_per_worker(1 + round % 3).build().unwrap();
+            let pool = builder().workers(3).max_tasks_per_worker(1 + round % 3).build().unwrap();
             let tasks: Vec<_> = (0..60).map(|n| pool.submit(|n: u64| n, &n)).collect();
             let sum: u64 = pool
                 .map(0..100, |n: u64| n)
@@ -435,10 +443,10 @@ fn m_11_what_a_worker_inherited_is_no_growth() {
 
 #[test]
 fn k_05_large_results_outlive_the_worker_that_made_them() {
-    scenario(|| {
+    both(|| {
         listen();
         return_freed_memory();
-        let pool = Pool::builder().workers(2).max_tasks_per_worker(2).build().unwrap();
+        let pool = builder().workers(2).max_tasks_per_worker(2).build().unwrap();
         let mut stream = pool.map(0..50_u8, |n: u8| vec![n; 10 << 20]).window(4);
         let mut highest = 0;
         for n in 0..50 {

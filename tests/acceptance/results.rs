@@ -10,7 +10,10 @@ use forkring::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use forkring::rkyv::{self, Archive, Place};
 use forkring::{CodecError, Payload, Pool, Task, TaskError, View, Worker, hooks};
 
-use crate::support::{both, cell, counter, gate, new_pool, outcome, rss_kib, scenario, scenario_output};
+use crate::support::{
+    both, both_output, builder, cell, counter, gate, in_process, new_pool, outcome, rss_kib, scenario,
+    scenario_output,
+};
 
 /// The panic that a task ended with.
 #[track_caller]
@@ -158,21 +161,23 @@ fn c_02_a_panic_brings_its_message_and_its_place() {
 
 #[test]
 fn c_02_a_worker_prints_its_panics_as_any_program() {
-    let finished = scenario_output(|| {
-        let pool = Pool::new(1).unwrap();
-        panicked(pool.submit(
-            |n: u32| {
-                if n > 0 {
-                    panic!("seen on stderr")
-                }
-            },
-            &1,
-        ));
-    });
-    if let Some(finished) = finished {
-        assert!(finished.status.success(), "{finished:?}");
-        assert_eq!(finished.stderr.matches("seen on stderr").count(), 1, "{finished:?}");
-    }
+    both_output(
+        || {
+            let pool = new_pool(1).unwrap();
+            panicked(pool.submit(
+                |n: u32| {
+                    if n > 0 {
+                        panic!("seen on stderr")
+                    }
+                },
+                &1,
+            ));
+        },
+        |finished| {
+            assert!(finished.status.success(), "{finished:?}");
+            assert_eq!(finished.stderr.matches("seen on stderr").count(), 1, "{finished:?}");
+        },
+    );
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Payload)]
@@ -192,9 +197,9 @@ fn c_03_an_error_that_is_returned_is_a_value() {
 
 #[test]
 fn c_17_the_users_errors_keep_their_class_beside_the_pools() {
-    scenario(|| {
+    both(|| {
         hooks::set_log_error(|_| ());
-        let pool = Pool::builder().workers(1).max_payload(1 << 20).build().unwrap();
+        let pool = builder().workers(1).max_payload(1 << 20).build().unwrap();
         let body = |n: u32| match n {
             0 => Ok(n),
             1 => Err(MyError::NotFound { key: "one".to_owned() }),
@@ -207,7 +212,9 @@ fn c_17_the_users_errors_keep_their_class_beside_the_pools() {
         assert_eq!(of(1).unwrap(), Err(MyError::NotFound { key: "one".to_owned() }));
         assert_eq!(of(2).unwrap(), Err(MyError::Refused(2)));
         assert!(of(3).unwrap_err().is_panicked());
-        assert!(of(4).unwrap_err().is_worker_lost());
+        if !in_process() {
+            assert!(of(4).unwrap_err().is_worker_lost());
+        }
         let big = outcome(pool.submit(|v: Vec<u8>| v.len(), &vec![0; 2 << 20])).unwrap_err();
         assert!(big.is_too_large());
         let big = outcome(pool.submit(|n: usize| vec![0_u8; n], &(2 << 20))).unwrap_err();
@@ -297,8 +304,8 @@ fn c_05_double_panics_and_stack_overflows_lose_the_worker_and_no_more() {
 
 #[test]
 fn c_06_odd_panic_payloads_have_a_text_too() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let panic = panicked(pool.submit(
             |n: u8| {
                 if n > 0 {
@@ -377,8 +384,8 @@ fn c_07_inputs_that_cannot_be_encoded_fail_at_once_between_good_ones() {
 
 #[test]
 fn c_08_results_that_cannot_be_encoded_lose_no_worker() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let pids = pool.worker_pids();
         for _ in 0..20 {
             let error = outcome(pool.submit(Fragile, &NO_ENCODE)).unwrap_err();
@@ -393,9 +400,9 @@ fn c_08_results_that_cannot_be_encoded_lose_no_worker() {
 
 #[test]
 fn c_10_inputs_that_the_worker_cannot_decode_are_the_tasks_errors() {
-    scenario(|| {
+    both(|| {
         hooks::set_log_error(|_| ());
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let pids = pool.worker_pids();
         let body = |f: Fragile| {
             counter(0).bump();
@@ -408,7 +415,9 @@ fn c_10_inputs_that_the_worker_cannot_decode_are_the_tasks_errors() {
             assert_eq!(panic.message(), "deserialize panics");
         }
         assert_eq!(pool.worker_pids(), pids);
-        assert!(outcome(pool.submit(body, &Fragile(DECODE_ABORTS))).unwrap_err().is_worker_lost());
+        if !in_process() {
+            assert!(outcome(pool.submit(body, &Fragile(DECODE_ABORTS))).unwrap_err().is_worker_lost());
+        }
         assert_eq!(counter(0).get(), 0, "no body has run");
         assert_eq!(outcome(pool.submit(body, &Fragile(60))).unwrap(), 60);
         // In place, and asked for by the task.
@@ -471,9 +480,9 @@ impl Drop for Token {
 
 #[test]
 fn c_13_arguments_and_results_are_released_in_both_processes() {
-    scenario(|| {
+    both(|| {
         cell(2).store(std::process::id().into(), Ordering::SeqCst);
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         let body = |c: Counted| match c.number % 3 {
             0 => panic!("with an argument in hand"),
             1 => vec![c, Counted { token: Token::default(), number: 9 }],
@@ -517,23 +526,24 @@ fn c_16_empty_results_are_results() {
 
 #[test]
 fn c_18_each_task_has_an_error_of_its_own() {
-    scenario(|| {
+    both(|| {
         hooks::set_log_error(|_| ());
-        let pool = Pool::builder().workers(1).init(|info| match info.generation() {
+        let pool = builder().workers(1).init(|info| match info.generation() {
             0 => Ok(()),
             _ => Err("one cause".into()),
         });
         let pool = pool.build().unwrap();
-        let crash = pool.submit(
-            |n: u32| {
-                if n > 0 {
-                    std::process::abort()
-                }
+        let ends = pool.submit(
+            |(): ()| {
+                counter(0).bump();
+                gate(0).wait();
             },
-            &1,
+            &(),
         );
+        counter(0).wait_for(1);
         let tasks: Vec<_> = (0..3).map(|n| pool.submit(|n: u32| n, &n)).collect();
-        assert!(outcome(crash).unwrap_err().is_worker_lost());
+        ends.kill();
+        assert!(outcome(ends).unwrap_err().is_cancelled());
         let errors: Vec<TaskError> = tasks.into_iter().map(|task| outcome(task).unwrap_err()).collect();
         for error in &errors {
             assert!(error.is_pool_failed() && error.to_string().contains("one cause"), "{error}");

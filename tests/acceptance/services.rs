@@ -318,7 +318,7 @@ fn l_03_a_handler_of_a_dead_worker_does_not_count_as_waiting() {
 
 #[test]
 fn l_04_close_waits_for_a_task_in_a_call() {
-    scenario(|| {
+    both(|| {
         let pool = numbers(2);
         let task = pool.submit_with(
             |w: &Asking<u32, u32>, n: &View<u32>| {
@@ -341,8 +341,8 @@ fn l_04_close_waits_for_a_task_in_a_call() {
 
 #[test]
 fn l_04_terminate_does_not_wait_for_handlers() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).service(doubling).name("n").build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).service(doubling).name("n").build().unwrap();
         let tasks = [901, 902].map(|n| asks(&pool, n));
         counter(1).wait_for(1);
         counter(2).wait_for(1);
@@ -362,12 +362,12 @@ fn l_04_terminate_does_not_wait_for_handlers() {
 
 #[test]
 fn l_04_a_handler_may_end_the_pool_that_it_serves() {
-    scenario(|| {
+    both(|| {
         let handler = |n: u32| {
             NUMBERS.get().unwrap().terminate();
             n
         };
-        let pool = Pool::builder().workers(1).service(handler).build().unwrap();
+        let pool = builder().workers(1).service(handler).build().unwrap();
         assert!(NUMBERS.set(pool.clone()).is_ok());
         assert!(asks(&pool, 1).wait().unwrap_err().is_terminated());
         pool.closed().wait();

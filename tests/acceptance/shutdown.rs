@@ -12,8 +12,8 @@ use futures::FutureExt;
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Finished, both, cell, children, count_fds, counter, eventually, gate, gone, new_pool, outcome,
-    scenario, scenario_output, signal, zygote,
+    BOUND, Finished, both, both_output, builder, cell, children, count_fds, counter, eventually, gate, gone,
+    new_pool, outcome, scenario, scenario_output, signal, zygote,
 };
 
 /// Waits until the pool has closed, within the bound.
@@ -48,9 +48,9 @@ fn held(pool: &Pool, n: usize) -> Task<u32> {
 
 #[test]
 fn g_01_close_lets_everything_submitted_finish() {
-    scenario(|| {
+    both(|| {
         for round in 0..20 {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let first = [held(&pool, round), held(&pool, round)];
             let tasks: Vec<_> = (0..50_u64).map(|n| pool.submit(|n: u64| n * n, &n)).collect();
             let close = pool.close();
@@ -105,13 +105,13 @@ fn g_01_detached_tasks_finish_too_and_dropping_the_closing_future_changes_nothin
 
 #[test]
 fn g_02_a_fresh_pool_closes() {
-    scenario(|| {
+    both(|| {
         let fds = {
-            close(&Pool::new(1).unwrap());
+            close(&new_pool(1).unwrap());
             count_fds()
         };
         for workers in [1, 2, 5] {
-            let pool = Pool::new(workers).unwrap();
+            let pool = new_pool(workers).unwrap();
             close(&pool);
             assert!(pool.worker_pids().is_empty());
             assert!(children().is_empty(), "{:?}", children());
@@ -159,11 +159,11 @@ impl Wake for Ends {
 
 #[test]
 fn g_03_a_pool_can_be_ended_in_a_callback() {
-    scenario(|| {
+    both(|| {
         let ways: [fn(&Pool); 3] =
             [|pool| drop(pool.close()), |pool| pool.terminate(), |pool| drop(pool.clone())];
         for (round, way) in ways.into_iter().enumerate() {
-            let pool = Pool::new(1).unwrap();
+            let pool = new_pool(1).unwrap();
             let mut task = held(&pool, round);
             let ends = Arc::new(Ends(pool.clone(), way, AtomicBool::new(false)));
             let waker = Waker::from(ends.clone());
@@ -182,7 +182,7 @@ fn g_03_a_pool_can_be_ended_in_a_callback() {
 
 #[test]
 fn g_03_a_pool_can_be_ended_by_its_service_and_by_the_log_hook() {
-    scenario(|| {
+    both(|| {
         type Doubling = Pool<(), Service<u32, u32>>;
         let place: Arc<Mutex<Option<Doubling>>> = Arc::default();
         let inner = place.clone();
@@ -190,7 +190,7 @@ fn g_03_a_pool_can_be_ended_by_its_service_and_by_the_log_hook() {
             drop(inner.lock().unwrap().take().unwrap().close());
             n
         };
-        let pool = Pool::builder().workers(1).service(handler).build().unwrap();
+        let pool = builder().workers(1).service(handler).build().unwrap();
         *place.lock().unwrap() = Some(pool.clone());
         let body = |w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()).is_ok();
         let task = pool.submit_with(body, &1_u32);
@@ -200,7 +200,7 @@ fn g_03_a_pool_can_be_ended_by_its_service_and_by_the_log_hook() {
         assert!(task.is_finished());
         assert!(outcome(task).is_ok());
 
-        let pool = Pool::new(1).unwrap();
+        let pool = new_pool(1).unwrap();
         let place = Mutex::new(Some(pool.clone()));
         hooks::set_log_error(move |_| {
             let pool = place.lock().unwrap().take();
@@ -224,9 +224,9 @@ fn g_03_a_pool_can_be_ended_by_its_service_and_by_the_log_hook() {
 
 #[test]
 fn g_06_terminate_ends_everything_at_once() {
-    scenario(|| {
+    both(|| {
         for round in 0..50 {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let mut tasks = vec![held(&pool, 7), held(&pool, 7)];
             counter(0).wait_for(2 * round + 2);
             tasks.extend((0..20).map(|_| held(&pool, 7)));
@@ -239,8 +239,8 @@ fn g_06_terminate_ends_everything_at_once() {
             }
             assert!(outcome(big).unwrap_err().is_terminated());
         }
-        gate(7).open();
         assert_eq!(cell(7).load(Ordering::SeqCst), 0, "nobody came to the end");
+        gate(7).open();
     });
 }
 
@@ -259,9 +259,9 @@ fn g_06_terminate_spares_results_that_were_there() {
 
 #[test]
 fn g_06_ending_races_with_submitting_and_no_task_is_forgotten() {
-    scenario(|| {
+    both(|| {
         for round in 0..60 {
-            let pool = Pool::new(2).unwrap();
+            let pool = new_pool(2).unwrap();
             let submitters: Vec<_> = (0..3)
                 .map(|_| {
                     let pool = pool.clone();
@@ -362,60 +362,70 @@ fn g_10_results_that_nobody_reads_do_not_hold_up_closing() {
 }
 
 /// The process has left in good order and without a word.
-fn quiet(finished: Option<Finished>) {
-    if let Some(finished) = finished {
-        assert!(finished.status.success(), "{finished:?}");
-        assert!(finished.stderr.is_empty(), "{finished:?}");
-    }
+fn quiet(finished: &Finished) {
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(finished.stderr.is_empty(), "{finished:?}");
 }
 
 #[test]
 fn g_11_main_returns_while_tasks_run_and_handles_are_leaked() {
-    quiet(scenario_output(|| {
-        let pool = Pool::new(2).unwrap();
-        std::mem::forget((held(&pool, 0), held(&pool, 0), held(&pool, 0)));
-        counter(0).wait_for(2);
-        std::mem::forget(pool);
-    }));
+    both_output(
+        || {
+            let pool = new_pool(2).unwrap();
+            std::mem::forget((held(&pool, 0), held(&pool, 0), held(&pool, 0)));
+            counter(0).wait_for(2);
+            std::mem::forget(pool);
+        },
+        quiet,
+    );
 }
 
 #[test]
 fn g_11_main_returns_while_tasks_run_and_handles_are_dropped() {
-    quiet(scenario_output(|| {
-        let pool = Pool::new(2).unwrap();
-        let _running = [held(&pool, 0), held(&pool, 0)];
-        let _queued = held(&pool, 0);
-        counter(0).wait_for(2);
-        drop(held(&pool, 0));
-    }));
+    both_output(
+        || {
+            let pool = new_pool(2).unwrap();
+            let _running = [held(&pool, 0), held(&pool, 0)];
+            let _queued = held(&pool, 0);
+            counter(0).wait_for(2);
+            drop(held(&pool, 0));
+        },
+        quiet,
+    );
 }
 
 #[test]
 fn g_11_the_program_exits_in_the_middle() {
-    quiet(scenario_output(|| {
-        let pool = Pool::builder().workers(2).on_exit(|_| eprintln!("on_exit")).build().unwrap();
-        let _running = held(&pool, 0);
-        counter(0).wait_for(1);
-        std::process::exit(0);
-    }));
+    both_output(
+        || {
+            let pool = builder().workers(2).on_exit(|_| eprintln!("on_exit")).build().unwrap();
+            let _running = held(&pool, 0);
+            counter(0).wait_for(1);
+            std::process::exit(0);
+        },
+        quiet,
+    );
 }
 
 #[test]
 fn g_11_a_pool_in_a_static_does_not_keep_the_program() {
     static POOL: std::sync::OnceLock<Pool> = std::sync::OnceLock::new();
-    quiet(scenario_output(|| {
-        let pool = POOL.get_or_init(|| Pool::new(2).unwrap());
-        held(pool, 0).detach();
-        counter(0).wait_for(1);
-    }));
+    both_output(
+        || {
+            let pool = POOL.get_or_init(|| new_pool(2).unwrap());
+            held(pool, 0).detach();
+            counter(0).wait_for(1);
+        },
+        quiet,
+    );
 }
 
 #[test]
 fn g_14_a_panic_in_the_master_drops_the_pool_and_goes_on() {
-    scenario(|| {
+    both(|| {
         for round in 0..10 {
             let thread = std::thread::spawn(move || {
-                let pool = Pool::new(2).unwrap();
+                let pool = new_pool(2).unwrap();
                 let _running = held(&pool, 0);
                 let _queued: Vec<_> = (0..10).map(|_| held(&pool, 0)).collect();
                 counter(0).wait_for(2 * round + 1);
@@ -429,7 +439,7 @@ fn g_14_a_panic_in_the_master_drops_the_pool_and_goes_on() {
         struct Late;
         impl Drop for Late {
             fn drop(&mut self) {
-                let pool = Pool::new(1).unwrap();
+                let pool = new_pool(1).unwrap();
                 assert_eq!(outcome(pool.submit(|n: u32| n + 1, &1)).unwrap(), 2);
                 pool.close().wait();
                 counter(2).bump();

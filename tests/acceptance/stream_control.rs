@@ -192,8 +192,8 @@ fn stop_lets_the_source_go_while_items_run() {
 
 #[test]
 fn stop_before_the_first_pull_after_the_end_and_twice() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10] {
             // Before.
             let mut stream = pool.map(counted(), |n: u32| n).granularity(fixed(g));
@@ -674,7 +674,7 @@ fn a_stream_ends_when_its_pool_is_terminated() {
 
 #[test]
 fn a_stream_ends_when_its_pool_is_closed() {
-    scenario(|| {
+    both(|| {
         for g in [1, 10, 1000] {
             ends_with_its_pool(g, |pool| drop(pool.close()), TaskError::is_closed);
             eventually("nothing is left", || children().is_empty());
@@ -786,9 +786,9 @@ fn f_10_a_stream_that_is_dropped_after_an_error_leaves_a_pool_that_works() {
 
 #[test]
 fn f_11_a_large_error_first_and_a_slow_item_after_it() {
-    scenario(|| {
+    both(|| {
         std::panic::set_hook(Box::new(|_| ()));
-        let pool = Pool::new(2).unwrap();
+        let pool = new_pool(2).unwrap();
         for (round, g) in [1, 5].into_iter().enumerate() {
             let f = |(round, n): (usize, u32)| -> Result<u32, String> {
                 match n {

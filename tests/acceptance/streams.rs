@@ -250,7 +250,7 @@ fn f_05_results_that_go_around_the_arena_are_all_there() {
 
 #[test]
 fn f_05_iter_streams_give_the_same_at_every_granularity() {
-    scenario(|| {
+    both(|| {
         let n = 100_u64;
         let expected: Vec<u64> = (0..n).map(|n| n + 7).collect();
         for g in sizes(n as usize) {
@@ -258,21 +258,20 @@ fn f_05_iter_streams_give_the_same_at_every_granularity() {
                 Granularity::Fixed(g) => g as u64,
                 _ => unreachable!(),
             });
-            let builder = || Pool::builder().workers(2).granularity(g);
-            let offset = Cell::new(7); // captured, and not even Sync
+            let builder = || builder().workers(2).granularity(g);
+            let offset = std::hint::black_box(7); // captured
             let mut got = Vec::new();
-            let summary =
-                builder().iter_stream(0..n, |n: u64| n + offset.get(), |r| got.push(r.unwrap())).unwrap();
+            let summary = builder().iter_stream(0..n, |n: u64| n + offset, |r| got.push(r.unwrap())).unwrap();
             assert_eq!(sorted(got), expected, "{g:?}");
             assert_eq!((summary.items, summary.ok, summary.failed, summary.stopped), (n, n, 0, false));
             assert_eq!(summary.batches, messages, "{g:?}");
 
             let mut got = Vec::new();
-            let f = |w: &Worker<u64>, n: &View<u64>| n.to_native() + w.env() + offset.get() - 7;
+            let f = |w: &Worker<u64>, n: &View<u64>| n.to_native() + w.env() + offset - 7;
             builder().env(7_u64).iter_stream_with(0..n, f, |r| got.push(r.unwrap())).unwrap();
             assert_eq!(sorted(got), expected, "{g:?}");
 
-            let bound = builder().bind(move |n: u64| n + offset.get()).unwrap();
+            let bound = builder().bind(move |n: u64| n + offset).unwrap();
             assert!(bound.map(0..n).map(Result::unwrap).eq(expected.iter().copied()), "{g:?}");
             assert_eq!(bound.submit(&1).wait().unwrap(), 8);
 
@@ -287,6 +286,20 @@ fn f_05_iter_streams_give_the_same_at_every_granularity() {
             assert_eq!(sorted(got), expected, "{g:?}");
         }
         assert!(children().is_empty(), "{:?}", children());
+    });
+}
+
+/// A worker that is a process has a copy of its own.
+#[test]
+fn f_05_what_a_closure_captures_need_not_be_shared_between_threads() {
+    scenario(|| {
+        let offset = Cell::new(7);
+        let mut got = Vec::new();
+        let add = |n: u64| n + offset.replace(offset.get());
+        let run = Pool::builder().workers(2).iter_stream(0..100, add, |r| got.push(r.unwrap()));
+        assert_eq!((run.unwrap().ok, sorted(got)), (100, (7..107).collect()));
+        let bound = Pool::builder().workers(2).bind(move |n: u64| n + offset.get()).unwrap();
+        assert!(bound.map(0..100).map(Result::unwrap).eq(7..107));
     });
 }
 
@@ -456,8 +469,8 @@ fn a_serializer_that_panics_inside_a_batch_leaves_a_stream_that_goes_on() {
 
 #[test]
 fn f_13_a_panic_in_g_goes_on_in_the_caller_after_a_clean_stop() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for g in [1, 10, 1000] {
             let mut seen = 0;
             let run = catch_unwind(AssertUnwindSafe(|| {
@@ -476,7 +489,7 @@ fn f_13_a_panic_in_g_goes_on_in_the_caller_after_a_clean_stop() {
         pool.close().wait();
         let run = catch_unwind(|| {
             let g = |_: Result<u32, TaskError>| std::panic::panic_any("from g");
-            Pool::builder().workers(2).iter_stream(0..100_u32, |n: u32| n, g)
+            builder().workers(2).iter_stream(0..100_u32, |n: u32| n, g)
         });
         assert_eq!(text_of(&*run.unwrap_err()), "from g");
         eventually("nothing is left", || children().is_empty());
@@ -537,8 +550,8 @@ fn f_15_an_item_is_produced_only_when_the_window_has_room() {
 
 #[test]
 fn f_16_an_infinite_source_takes_no_memory_and_stops_when_dropped() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for ordered in [true, false] {
             cell(PULLED).store(0, SeqCst);
             let stream = pool.map(counted(), |n: u32| n).granularity(fixed(500));

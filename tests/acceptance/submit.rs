@@ -46,8 +46,8 @@ fn b_01_a_task_computes() {
 
 #[test]
 fn a_task_waits_for_a_gate_and_says_whether_it_is_finished() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let task = held(&pool, 0);
         let handle = task.handle();
         assert!(!task.is_finished() && !handle.is_finished());
@@ -61,18 +61,18 @@ fn a_task_waits_for_a_gate_and_says_whether_it_is_finished() {
 
 #[test]
 fn b_02_two_tasks_that_meet_run_in_two_workers() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         for _ in 0..50 {
-            let meeting = |_: ()| {
+            let meeting = |w: &Worker, _: &View<()>| {
                 meet(0, 2);
-                std::process::id()
+                w.id()
             };
-            let tasks: Vec<_> = (0..4).map(|_| pool.submit(meeting, &())).collect();
-            let single = pool.submit(|_: ()| std::process::id(), &());
-            let pids: BTreeSet<u32> = tasks.into_iter().map(|task| outcome(task).unwrap()).collect();
-            assert_eq!(pids.len(), 2);
-            assert!(pids.contains(&outcome(single).unwrap()));
+            let tasks: Vec<_> = (0..4).map(|_| pool.submit_with(meeting, &())).collect();
+            let single = pool.submit_with(|w: &Worker, _: &View<()>| w.id(), &());
+            let ids: BTreeSet<usize> = tasks.into_iter().map(|task| outcome(task).unwrap()).collect();
+            assert_eq!(ids.len(), 2);
+            assert!(ids.contains(&outcome(single).unwrap()));
         }
     });
 }
@@ -181,8 +181,8 @@ fn b_06_a_continuation_that_submits_a_crash_loses_that_task_only() {
 
 #[test]
 fn b_07_tasks_dropped_unread_leak_nothing() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let rounds = |n: u32| {
             for i in 0..n {
                 drop(pool.submit(|i: u32| vec![i; 100], &i));
@@ -494,8 +494,8 @@ fn who_sleeps_for_a_task_learns_of_it_when_others_call_it_off_or_end_it() {
 
 #[test]
 fn b_15_a_task_submitted_after_close_ends_with_closed() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         let held = held(&pool, 0);
         let close = pool.close();
         let late = pool.submit(|n: u32| n, &1);

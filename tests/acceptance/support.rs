@@ -52,6 +52,8 @@ pub(crate) struct Finished {
     /// Includes what libtest prints.
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+    /// Whether its workers were threads.
+    pub(crate) in_process: bool,
 }
 
 impl Finished {
@@ -82,10 +84,20 @@ pub(crate) fn both<F: FnOnce() + Copy>(body: F) {
         return scenario(body);
     }
     for in_process in [false, true] {
-        let Finished { status, stdout, stderr } = run_in_child(test_path::<F>(), in_process);
+        let Finished { status, stdout, stderr, .. } = run_in_child(test_path::<F>(), in_process);
         let where_to = if in_process { "threads" } else { "processes" };
         let output = format!("--- stdout\n{stdout}\n--- stderr\n{stderr}");
         assert!(status.success(), "the scenario failed with workers that are {where_to}: {status}\n{output}");
+    }
+}
+
+/// As [`both`], for a scenario that is judged by what its processes have printed, and by how they ended.
+pub(crate) fn both_output<F: FnOnce() + Copy>(body: F, judge: impl Fn(&Finished)) {
+    if std::env::var_os(MARK).is_some() {
+        return scenario(body);
+    }
+    for in_process in [false, true] {
+        judge(&run_in_child(test_path::<F>(), in_process));
     }
 }
 
@@ -176,7 +188,7 @@ fn run_in_child(path: &str, in_process: bool) -> Finished {
     let Some(status) = status else { panic!("hang: {left:#?}\n{output}") };
     assert!(stdout.contains("running 1 test"), "no test is called {path:?}\n{output}");
     assert!(left.is_empty(), "processes are left ({status}): {left:#?}\n{output}");
-    Finished { status, stdout, stderr }
+    Finished { status, stdout, stderr, in_process }
 }
 
 /// The living processes of a scenario; if it has ended, they are given time to go.

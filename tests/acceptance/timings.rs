@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use forkring::{Granularity, Histogram, Pool, Stats, Timings, WorkerStats};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::support::{counter, eventually, gate, outcome, process, quietly, scenario};
+use crate::support::{
+    both, builder, counter, eventually, gate, in_process, new_pool, outcome, process, quietly, scenario,
+};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -22,8 +24,8 @@ fn timings(stats: &Stats) -> &Timings {
 
 #[test]
 fn l_07_a_thousand_tasks_of_a_millisecond() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).timings(true).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).timings(true).build().unwrap();
         let tasks: Vec<_> = (0..1000)
             .map(|n| {
                 pool.submit(
@@ -53,8 +55,8 @@ fn l_07_a_thousand_tasks_of_a_millisecond() {
 
 #[test]
 fn l_07_what_was_not_asked_for_is_not_there() {
-    scenario(|| {
-        let pool = Pool::new(1).unwrap();
+    both(|| {
+        let pool = new_pool(1).unwrap();
         assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
         let stats = pool.stats();
         assert_eq!(stats.timings, None);
@@ -65,9 +67,9 @@ fn l_07_what_was_not_asked_for_is_not_there() {
 
 #[test]
 fn l_07_each_form_of_task_is_timed_however_it_ends() {
-    scenario(|| {
+    both(|| {
         quietly();
-        let pool = Pool::builder().workers(1).timings(true).build().unwrap();
+        let pool = builder().workers(1).timings(true).build().unwrap();
         let count = || timings(&pool.stats()).run.count();
         assert_eq!(outcome(pool.submit(|s: String| s.len(), &"long".repeat(100))).unwrap(), 400);
         assert_eq!(outcome(pool.submit(|v: Vec<f64>| v, &vec![0.5; 100_000])).unwrap().len(), 100_000);
@@ -102,17 +104,21 @@ fn l_07_each_form_of_task_is_timed_however_it_ends() {
         assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
         assert_eq!(count(), 19);
         // Those that end with their workers are.
-        assert!(outcome::<()>(pool.submit(|()| std::process::abort(), &())).unwrap_err().is_worker_lost());
+        let lost = u64::from(!in_process());
+        if lost == 1 {
+            let crash = outcome::<()>(pool.submit(|()| std::process::abort(), &()));
+            assert!(crash.unwrap_err().is_worker_lost());
+        }
         let late = pool.options().timeout(50 * MS).submit(|()| gate(1).wait(), &());
         let id = late.id();
         assert!(outcome(late).unwrap_err().is_timed_out());
         let stats = pool.stats();
         let timings = timings(&stats);
-        assert_eq!(timings.run.count(), 21);
-        let slowest = timings.slowest.iter().find(|task| task.id == id && task.generation == 1);
+        assert_eq!(timings.run.count(), 20 + lost);
+        let slowest = timings.slowest.iter().find(|task| task.id == id && task.generation == lost);
         let slowest = slowest.unwrap_or_else(|| panic!("{timings:?}"));
         assert!(slowest.run >= 50 * MS, "{slowest:?}");
-        assert_eq!((slowest.worker, slowest.generation, slowest.number), (0, 1, 0));
+        assert_eq!((slowest.worker, slowest.generation), (0, lost));
         assert!(slowest.function.contains("each_form_of_task"), "{slowest:?}");
     });
 }
@@ -144,9 +150,9 @@ fn spent(w: &WorkerStats) -> Duration {
 
 #[test]
 fn l_08_a_workers_times_sum_to_the_wall_clock() {
-    scenario(|| {
+    both(|| {
         let start = Instant::now();
-        let pool = Pool::builder()
+        let pool = builder()
             .workers(2)
             .timings(true)
             .init(|_| {
@@ -197,8 +203,8 @@ fn l_08_a_workers_times_sum_to_the_wall_clock() {
 
 #[test]
 fn l_08_bytes_memory_and_processor_time_of_each_worker() {
-    scenario(|| {
-        let pool = Pool::new(2).unwrap();
+    both(|| {
+        let pool = new_pool(2).unwrap();
         let sums = |stats: &Stats| {
             let sum = |of: fn(&WorkerStats) -> u64| stats.workers.iter().map(of).sum::<u64>();
             (sum(|w| w.bytes_in), sum(|w| w.bytes_out))
@@ -240,8 +246,14 @@ fn l_08_bytes_memory_and_processor_time_of_each_worker() {
         let stats = pool.stats();
         let [idle, busy] = &stats.workers[..] else { unreachable!() };
         let memory = |w: &WorkerStats| w.resident_bytes.unwrap();
-        assert!(memory(busy) > memory(idle) + (48 << 20), "{stats:?}");
-        assert!(busy.cpu_time.unwrap() >= 40 * MS && busy.cpu_time > idle.cpu_time, "{stats:?}");
+        assert!(busy.cpu_time.unwrap() >= 40 * MS, "{stats:?}");
+        if in_process() {
+            // All are this process.
+            assert!(memory(busy) >= 64 << 20 && memory(idle) >= 64 << 20, "{stats:?}");
+        } else {
+            assert!(memory(busy) > memory(idle) + (48 << 20), "{stats:?}");
+            assert!(busy.cpu_time > idle.cpu_time, "{stats:?}");
+        }
         let ticks = process(busy.pid.unwrap()).unwrap().ticks;
         assert!(busy.cpu_time.unwrap() <= Duration::from_millis(10 * (ticks + 2)) + 100 * MS);
 
@@ -255,8 +267,8 @@ fn l_08_bytes_memory_and_processor_time_of_each_worker() {
 
 #[test]
 fn l_07_figures_can_be_read_while_the_pool_runs() {
-    scenario(|| {
-        let pool = Pool::builder().workers(2).timings(true).build().unwrap();
+    both(|| {
+        let pool = builder().workers(2).timings(true).build().unwrap();
         let reader = pool.clone();
         let mut last = 0;
         let sum: u64 = pool
