@@ -231,7 +231,7 @@ mod memory;
 mod protocol;
 mod sync;
 
-pub use bound::Bound;
+pub use bound::{Bound, BoundPermit, BoundReserve, BoundSubmitter};
 pub use builder::{Builder, NoService, Service};
 pub use context::{ServiceError, ServiceErrorKind, StartWorker, Worker, WorkerInfo};
 pub use crashers::{Crasher, replay, replay_with};

@@ -369,7 +369,7 @@ impl<E, S, W> Permit<E, S, W> {
         self.start(named, input)
     }
 
-    fn start<I: Input + ?Sized, R>(mut self, named: Named, input: &I) -> Task<R> {
+    pub(crate) fn start<I: Input + ?Sized, R>(mut self, named: Named, input: &I) -> Task<R> {
         if !self.room.handle.core().is_here() {
             return Task::failed(self.room.handle.core(), TaskError::NotInThisProcess);
         }

@@ -213,7 +213,7 @@ impl<E, S, W> Pool<E, S, W> {
         R: Payload,
         T: IntoIterator<Item = &'a I>,
     {
-        Map::new(self, items.into_iter(), context::plain_task(&f), pull::<_, R, I, &I>, length)
+        self.map_ref_named(items, context::plain_task(&f))
     }
 
     /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
@@ -267,6 +267,14 @@ impl<E, S, W> Pool<E, S, W> {
         named: Named,
     ) -> Map<T::IntoIter, R> {
         Map::new(self, items.into_iter(), named, pull::<_, R, I, I>, length)
+    }
+
+    pub(crate) fn map_ref_named<'a, I: Payload, R: Payload, T: IntoIterator<Item = &'a I>>(
+        &self,
+        items: T,
+        named: Named,
+    ) -> Map<T::IntoIter, R> {
+        Map::new(self, items.into_iter(), named, pull::<_, R, I, &I>, length)
     }
 }
 

@@ -12,7 +12,7 @@ use super::map::{Map, Sink, length, pull_into};
 use super::progress::{Metered, Progress, Watch};
 use super::stop::{Flow, Stopper};
 use super::{Granularity, StreamSummary};
-use crate::context;
+use crate::context::{self, Named};
 use crate::error::{Error, TaskError};
 use crate::life::terms::Terms;
 use crate::memory::codec::Payload;
@@ -98,10 +98,19 @@ impl<E, S, W> Pool<E, S, W> {
         R: Payload,
         T: IntoIterator<Item = Result<I, X>>,
     {
+        self.try_map_named(items, context::plain_task(&f))
+    }
+
+    pub(crate) fn try_map_named<I, R, T, X>(&self, items: T, named: Named) -> TryMap<T::IntoIter, R, X>
+    where
+        I: Payload,
+        R: Payload,
+        T: IntoIterator<Item = Result<I, X>>,
+    {
         let errors = Arc::new(Errors(Mutex::default()));
         let source = Fallible { source: items.into_iter(), errors: errors.clone() };
         let length = |source: &Fallible<T::IntoIter, X>| length(&source.source);
-        TryMap { map: Map::new(self, source, context::plain_task(&f), pull::<_, R, I, X>, length), errors }
+        TryMap { map: Map::new(self, source, named, pull::<_, R, I, X>, length), errors }
     }
 }
 

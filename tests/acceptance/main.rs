@@ -29,6 +29,7 @@ mod submit;
 mod types;
 
 mod async_streams;
+mod bound;
 mod chaos;
 mod closing;
 mod combinations;
