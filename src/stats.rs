@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::timings::Timings;
+use crate::timings::{Short, Timings};
 
 /// What [`Pool::stats`](crate::Pool::stats) tells: where the pool's tasks are at the moment, and how those have ended that
 /// it had.
@@ -161,17 +161,29 @@ impl Stats {
 
 impl fmt::Display for Stats {
     /// A table: a line for each worker, and one for the pool; two more if tasks are timed.
+    ///
+    /// What has timed out is part of what has failed. `memory` is resident, `cpu` what the present process has used, `in` and
+    /// `out` are bytes of inputs and results: see [`WorkerStats`]. Memory and CPU time have no sum: processes share
+    /// pages, and threads ([`Builder::in_process`](crate::Builder::in_process)) each show their program's.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>8} {:>8} {:>8} {:>8}", "worker", "pid", "state", "restarts")?;
-        writeln!(f, "{}", Row(["queued", "running", "done", "failed", "cancelled", "lost"]))?;
+        write!(f, "{:>6} {:>8} {:>8} {:>8}", "worker", "pid", "state", "restarts")?;
+        let counts = ["queued", "running", "done", "failed", "timed out", "cancelled", "lost"];
+        writeln!(f, "{}", Row(counts, ["memory", "cpu", "in", "out"].map(str::to_owned)))?;
         for w in &self.workers {
-            let pid = w.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-            write!(f, "{:>8} {pid:>8} {:>8} {:>8}", w.id, w.state, w.restarts)?;
-            writeln!(f, "{}", Row([w.queued, w.running, w.done, w.failed, w.cancelled, w.lost]))?;
+            let pid = w.pid.map_or_else(none, |pid| pid.to_string());
+            write!(f, "{:>6} {pid:>8} {:>8} {:>8}", w.id, w.state, w.restarts)?;
+            let counts = [w.queued, w.running, w.done, w.failed, w.timed_out, w.cancelled, w.lost];
+            let cpu = w.cpu_time.map_or_else(none, |time| Short(time).to_string());
+            let memory = w.resident_bytes.map_or_else(none, size);
+            writeln!(f, "{}", Row(counts, [memory, cpu, size(w.bytes_in), size(w.bytes_out)]))?;
         }
-        let restarts: u64 = self.workers.iter().map(|w| w.restarts).sum();
-        write!(f, "{:>8} {:>8} {:>8} {restarts:>8}", "all", "", "")?;
-        write!(f, "{}", Row([self.queued, self.running, self.done, self.failed, self.cancelled, self.lost]))?;
+        let sum = |of: fn(&WorkerStats) -> u64| self.workers.iter().map(of).sum::<u64>();
+        write!(f, "{:>6} {:>8} {:>8} {:>8}", "all", "", "", sum(|w| w.restarts))?;
+        let counts =
+            [self.queued, self.running, self.done, self.failed, self.timed_out, self.cancelled, self.lost];
+        let bytes = [size(sum(|w| w.bytes_in)), size(sum(|w| w.bytes_out))];
+        let [bytes_in, bytes_out] = bytes;
+        write!(f, "{}", Row(counts, [String::new(), String::new(), bytes_in, bytes_out]))?;
         match &self.timings {
             Some(Timings { wait, run, .. }) => write!(f, "\nwaited {wait}\nran    {run}"),
             None => Ok(()),
@@ -179,13 +191,35 @@ impl fmt::Display for Stats {
     }
 }
 
-/// The part of a line that counts tasks.
-struct Row<T>([T; 6]);
+/// The part of a line that counts tasks, and what they took.
+struct Row<T>([T; 7], [String; 4]);
 
 impl<T: fmt::Display> fmt::Display for Row<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|cell| write!(f, " {cell:>9}"))
+        self.0.iter().try_for_each(|cell| write!(f, " {cell:>9}"))?;
+        self.1.iter().try_for_each(|cell| write!(f, " {cell:>9}"))
     }
+}
+
+/// What is not known.
+fn none() -> String {
+    "-".to_owned()
+}
+
+/// Bytes, in the unit that shows them in a few digits.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be rounded to 1024 is one of the next unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
 }
 
 #[cfg(test)]
@@ -207,13 +241,13 @@ mod tests {
             timed_out: 1,
             cancelled: 0,
             lost: 3,
-            bytes_in: 0,
-            bytes_out: 0,
+            bytes_in: 1000,
+            bytes_out: 3 << 19,
             init_time: Duration::ZERO,
             ready_time: Duration::from_secs(8),
             busy_time: Some(Duration::from_secs(2)),
-            cpu_time: None,
-            resident_bytes: None,
+            cpu_time: pid.map(|_| Duration::from_micros(1_234_567)),
+            resident_bytes: pid.map(|_| 5 << 20),
             timings: None,
         };
         let workers =
@@ -222,10 +256,27 @@ mod tests {
         assert_eq!((stats.submitted, stats.queued, stats.done, stats.timed_out), (29, 4, 15, 2));
         assert_eq!(stats.workers[0].utilization(), Some(0.25));
         let expected = "
-  worker      pid    state restarts    queued   running      done    failed cancelled      lost
-       0     4711     busy        1         2         1        10         1         0         3
-       1        -  missing        1         2         1         5         1         0         3
-     all                          2         4         2        15         2         0         6";
+worker      pid    state restarts    queued   running      done    failed timed out cancelled      lost    memory       cpu        in       out
+     0     4711     busy        1         2         1        10         1         1         0         3   5.0 MiB     1.23s    1000 B   1.5 MiB
+     1        -  missing        1         2         1         5         1         1         0         3         -         -    1000 B   1.5 MiB
+   all                          2         4         2        15         2         2         0         6                       2.0 KiB   3.0 MiB";
         assert_eq!(format!("\n{stats}"), expected);
+    }
+
+    #[test]
+    fn sizes_have_few_digits() {
+        let texts = [0, 1023, 1024, 1536, (1 << 20) - 1, 1 << 20, 5 << 30, 7 << 40, u64::MAX].map(size);
+        let expected = [
+            "0 B",
+            "1023 B",
+            "1.0 KiB",
+            "1.5 KiB",
+            "1.0 MiB",
+            "1.0 MiB",
+            "5.0 GiB",
+            "7.0 TiB",
+            "16777216.0 TiB",
+        ];
+        assert_eq!(texts, expected);
     }
 }

@@ -162,7 +162,7 @@ impl fmt::Display for Histogram {
 }
 
 /// Three digits of a duration.
-struct Short(Duration);
+pub(crate) struct Short(pub(crate) Duration);
 
 impl fmt::Display for Short {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
