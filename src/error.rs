@@ -4,6 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
+use crate::timings::Short;
+
 /// A value could not be turned into bytes, or bytes could not be turned into the value.
 ///
 /// The text is the one of the codec, for example the path to the field that failed validation.
@@ -69,7 +73,8 @@ pub enum TaskError {
     Encode(CodecError),
     /// The input or the result could not be read from its bytes.
     Decode(CodecError),
-    /// The input or the result is larger than the pool's `max_payload`.
+    /// The input or the result is larger than the pool's `max_payload`. An input is refused before the task is sent, so the
+    /// [`Task`](crate::Task) has ended as soon as it is there; a result is measured in the worker, when the task has run.
     TooLarge {
         /// Bytes that the value takes.
         size: usize,
@@ -134,7 +139,8 @@ impl fmt::Display for TaskError {
             Self::TooLarge { size, limit } => {
                 write!(
                     f,
-                    "a value takes {size} bytes and max_payload allows {limit}; raise Builder::max_payload"
+                    "the input or the result takes {size} bytes and max_payload allows {limit}; raise \
+                     Builder::max_payload, or send it in parts"
                 )
             }
             Self::UnknownTask => f.write_str(
@@ -249,7 +255,10 @@ impl WorkerLost {
         self.inner.exit_code
     }
 
-    /// The signal, where one ended the process.
+    /// The signal, where one ended the process. SIGABRT is an abort (`std::process::abort`, a panic within a panic, C's
+    /// `abort`, an allocation that failed) or, in Rust, a stack that has overflowed: standard error says which, in the words of
+    /// whoever aborted. SIGSEGV is an access to memory that is not the process's; in C, that includes a stack that has
+    /// overflowed.
     pub fn signal(&self) -> Option<i32> {
         self.inner.signal
     }
@@ -291,7 +300,9 @@ impl fmt::Display for WorkerLost {
             _ => f.write_str("was lost")?,
         }
         match ran_for {
-            Some(time) => write!(f, " after {:.3} s of the task", time.as_secs_f64())?,
+            // The clock has steps of a few milliseconds.
+            Some(time) if time.is_zero() => f.write_str(" at the beginning of the task")?,
+            Some(time) => write!(f, " after {} of the task", Short(*time))?,
             None => f.write_str(" while it ran the task")?,
         }
         if *attempts > 1 {
@@ -300,6 +311,12 @@ impl fmt::Display for WorkerLost {
         match hint {
             Some(LossHint::OutOfMemory) => f.write_str("; out of memory?"),
             Some(LossHint::Violation(what)) => write!(f, "; it broke the protocol: {what}"),
+            None if *signal == Some(Signal::SIGABRT as i32) => {
+                f.write_str("; an abort, or an overflow of the stack: standard error says which")
+            }
+            None if *signal == Some(Signal::SIGSEGV as i32) => {
+                f.write_str("; memory that is not its own, or an overflow of the stack of a thread in C")
+            }
             None => Ok(()),
         }
     }
@@ -394,5 +411,49 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|e| e as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(signal: i32, ran_for: Option<Duration>, hint: Option<LossHint>) -> String {
+        let inner = LostDetails {
+            worker: 1,
+            generation: 2,
+            pid: 3,
+            exit_code: None,
+            signal: Some(signal),
+            max_rss_bytes: 0,
+            attempts: 1,
+            ran_for,
+            tasks_done: 0,
+            hint,
+        };
+        TaskError::WorkerLost(WorkerLost { inner: Arc::new(inner) }).to_string()
+    }
+
+    #[test]
+    fn a_loss_says_when_and_what_may_be_behind_it() {
+        let text = lost(9, Some(Duration::from_micros(1_234_567)), None);
+        assert_eq!(text, "worker 1 (generation 2, pid 3) was ended by SIGKILL (9) after 1.23s of the task");
+        assert!(lost(9, Some(Duration::from_millis(4)), None).ends_with(" after 4ms of the task"));
+        assert!(lost(9, Some(Duration::ZERO), None).ends_with(" at the beginning of the task"));
+        assert!(lost(9, None, None).ends_with(" while it ran the task"));
+        let (abort, segv) = (lost(6, None, None), lost(11, None, None));
+        assert!(abort.contains("overflow of the stack: standard error says which"), "{abort}");
+        assert!(segv.contains("not its own"), "{segv}");
+        let memory = lost(6, None, Some(LossHint::OutOfMemory));
+        assert!(memory.ends_with("; out of memory?"), "{memory}");
+    }
+
+    #[test]
+    fn a_value_that_is_too_large_names_the_way_out() {
+        let text = TaskError::TooLarge { size: 10, limit: 5 }.to_string();
+        assert!(
+            text.contains("input or the result takes 10 bytes") && text.contains("max_payload"),
+            "{text}"
+        );
     }
 }

@@ -20,7 +20,8 @@
 //! If the program has set a panic hook before it built its first pool, that is called
 //! instead, in the worker; [`current_task`](crate::current_task) tells it the same. Whoever waits for the task gets the message, too,
 //! as [`Panicked`](crate::Panicked). The panic of a detached task goes to the error hook or the logger, if there is one,
-//! and is not printed a second time if there is none.
+//! and is not printed a second time if there is none. A panic in a [service](crate::Builder::service)'s handler happens in the
+//! program itself, and is printed likewise: `till: the service, called by worker 0 (generation 0), panicked at …`.
 //!
 //! Tasks print where the program does. Of `println!` and C's `printf` each process has a buffer: they are
 //! flushed before the fork, so nothing is printed twice; in a worker before it sleeps, when it has to wait for its next task (every few
@@ -98,7 +99,7 @@ pub(crate) fn error(message: fmt::Arguments<'_>) {
         None if tracing::enabled!(target: "forkring", tracing::Level::ERROR) => {
             tracing::error!(target: "forkring", "{message}")
         }
-        None if is_bare() => print_line(&format!("forkring: {message}")),
+        None if is_bare() => print_line(&with_our_name(message)),
         None => log::error!(target: "forkring", "{message}"),
     });
 }
@@ -130,6 +131,13 @@ fn is_bare() -> bool {
     log::max_level() == log::LevelFilter::Off
 }
 
+/// A message, marked as this crate's. That of a pool without a name of its own begins with the mark.
+fn with_our_name(message: fmt::Arguments<'_>) -> String {
+    const MARK: &str = "forkring: ";
+    let message = message.to_string();
+    if message.starts_with(MARK) { message } else { format!("{MARK}{message}") }
+}
+
 /// What is told about a panic in a worker.
 pub(crate) fn print_panic(text: &str) {
     #[cfg(feature = "tracing")]
@@ -155,5 +163,16 @@ pub(crate) fn format_panic(payload: &(dyn Any + Send)) -> String {
         (Some(text), _) => (*text).to_owned(),
         (_, Some(text)) => text.clone(),
         _ => "a panic whose payload is not a string".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_the_mark_once() {
+        assert_eq!(with_our_name(format_args!("forkring: worker 0 left")), "forkring: worker 0 left");
+        assert_eq!(with_our_name(format_args!("till: worker 0 left")), "forkring: till: worker 0 left");
     }
 }

@@ -168,7 +168,7 @@ pub(crate) fn launch(
     faults::prepare();
     registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
     barrier::install();
-    panics::install();
+    panics::install(crate::life::service::describe_handler);
     if !plan.in_process {
         warn_of_threads(&plan.name);
     }

@@ -23,8 +23,9 @@ type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
 /// workers, and changes nothing for the program. It is set in the master, before the fork, because the hook's lock
 /// may be held by another thread at the moment of a fork.
 ///
-/// In workers it stands for std's: see [`tell`]. A hook that the program has set is called there as everywhere.
-pub(crate) fn install() {
+/// In workers and in handlers of services it stands for std's: see [`tell`]. A hook that the program has set is called there
+/// as everywhere. `handler` says whose handler the thread runs that calls it, if any.
+pub(crate) fn install(handler: fn() -> Option<String>) {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if INSTALLED.swap(true, Ordering::AcqRel) || std::thread::panicking() {
         return;
@@ -41,9 +42,10 @@ pub(crate) fn install() {
             let message = info.payload_as_str().unwrap_or("a panic whose payload is not a string");
             let _ = MESSAGE.try_with(|last| *last.borrow_mut() = message.to_owned());
         }
-        match crate::here::current_task() {
-            Some(task) if is_std => tell(&task, info),
-            _ => program(info),
+        let place = || crate::here::current_task().map(|task| task.to_string()).or_else(handler);
+        match is_std.then(place).flatten() {
+            Some(place) => tell(&place, info),
+            None => program(info),
         }
     }));
 }
@@ -56,11 +58,11 @@ fn is_same(one: &Hook, other: &Hook) -> bool {
     same && size_of_val(&**one) == 0
 }
 
-/// Says what std's hook says, and which task it is about, in one piece: several workers may write at a time, and each may be
-/// killed at any time.
-fn tell(task: &crate::CurrentTask, info: &PanicHookInfo<'_>) {
+/// Says what std's hook says, and which task or call it is about, in one piece: several workers may write at a time, and each
+/// may be killed at any time.
+fn tell(place: &str, info: &PanicHookInfo<'_>) {
     let message = info.payload_as_str().unwrap_or("a panic whose payload is not a string");
-    let mut text = format!("{task} panicked");
+    let mut text = format!("{place} panicked");
     if let Some(location) = info.location() {
         let _ = write!(text, " at {location}");
     }

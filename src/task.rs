@@ -53,7 +53,7 @@ impl<R> fmt::Debug for Task<R> {
 }
 
 /// Names a task within this process. Ids are unique among the tasks that exist at one time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct TaskId(usize, u64);
 
 impl TaskId {
@@ -65,6 +65,13 @@ impl TaskId {
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}.{}", self.0, self.1)
+    }
+}
+
+/// As it is shown: one task has one name in all logs.
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskId({self})")
     }
 }
 

@@ -372,6 +372,16 @@ impl Drop for Mark {
     }
 }
 
+/// Whose handler this thread runs, for what is printed about a panic in it: `till: the service, called by worker 0
+/// (generation 0),`.
+pub(crate) fn describe_handler() -> Option<String> {
+    // Who holds it at this moment panics while it comes or goes, and not in the handler.
+    let mark = HANDLER.try_with(|handler| handler.try_borrow().ok()?.clone()).ok().flatten()?;
+    let core = mark.core.upgrade()?;
+    let Mark { station, generation, .. } = *mark;
+    Some(format!("{}: the service, called by worker {station} (generation {generation}),", core.name))
+}
+
 /// While it lives, the handler on this thread counts as waiting.
 #[derive(Debug)]
 pub(crate) struct NestedWait(Option<Arc<Mark>>);

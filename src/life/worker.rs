@@ -283,7 +283,8 @@ impl WorkerCore {
             }
         });
         if let Err(Caught { message, .. }) = leaving {
-            crate::hooks::error(format_args!("worker {}: on_exit panicked: {message}", self.info.id()));
+            let (pool, id) = (&self.seed.name, self.info.id());
+            crate::hooks::error(format_args!("{pool}: worker {id}: on_exit panicked: {message}"));
         }
         Ok(())
     }

@@ -105,6 +105,49 @@ fn a_thread_of_a_task_and_init_are_named_without_a_task() {
     );
 }
 
+/// It happens in the program itself, on whatever thread; what it is about is said as of a worker.
+#[test]
+fn a_panic_of_a_handler_is_printed_once_with_pool_and_caller() {
+    both_output(
+        || {
+            type Asks = Worker<(), forkring::Service<u32, u32>>;
+            let ask = |w: &Asks, n: &forkring::View<u32>| w.call(&n.to_native()).is_err();
+            let handler = |n: u32| if n == 1 { panic!("in a handler") } else { n };
+            let pool = builder().workers(1).name("till").service(handler).build().unwrap();
+            assert!(outcome(pool.submit_with(ask, &1_u32)).unwrap());
+            let slow = async |n: u32| if n == 1 { panic!("in a future") } else { n };
+            let pool = builder().workers(1).name("bank").service_async(slow).build().unwrap();
+            pool.recycle_workers();
+            eventually("a replacement", || pool.stats().workers[0].restarts == 1);
+            assert!(outcome(pool.submit_with(ask, &1_u32)).unwrap());
+        },
+        |finished| {
+            let panics = panics(finished);
+            let [sync, later] = panics[..] else { panic!("{finished:?}") };
+            let start = "till: the service, called by worker 0 (generation 0), panicked at tests/";
+            assert!(sync.starts_with(start), "{finished:?}");
+            assert!(later.starts_with("bank: the service, called by worker 0 (generation 1), panicked at "));
+            for text in ["in a handler", "in a future"] {
+                assert_eq!(finished.stderr.matches(text).count(), 1, "{finished:?}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_pool_without_a_name_has_the_crates_once() {
+    let finished = scenario_output(|| {
+        let pool = Pool::new(1).unwrap();
+        assert!(outcome::<()>(pool.submit(|()| std::process::abort(), &())).is_err());
+        assert!(outcome::<()>(pool.submit(|()| panic!("a panic"), &())).is_err());
+        pool.close().wait();
+    });
+    let Some(finished) = finished else { return };
+    assert!(finished.stderr.contains("forkring: worker 0 (generation 0, pid "), "{finished:?}");
+    assert!(finished.stderr.contains("forkring: worker 0 (generation 1, pid "), "{finished:?}");
+    assert!(!finished.stderr.contains("forkring: forkring"), "{finished:?}");
+}
+
 #[test]
 fn a_hook_of_the_programs_is_called_instead_and_knows_the_task() {
     both_output(

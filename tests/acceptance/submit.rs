@@ -639,6 +639,7 @@ fn task_ids_are_unique_among_the_living() {
         let queued: Vec<_> = (0..1000_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
         let ids: std::collections::HashSet<_> = queued.iter().map(Task::id).chain([task.id()]).collect();
         assert_eq!(ids.len(), 1001);
+        assert_eq!(format!("{:?}", task.id()), format!("TaskId({})", task.id()));
         first.open();
         assert!(outcome(task).is_ok());
         queued.into_iter().for_each(|task| assert!(outcome(task).is_ok()));
