@@ -25,8 +25,11 @@
 //!
 //! Tasks print where the program does. Of `println!` and C's `printf` each process has a buffer: they are
 //! flushed before the fork, so nothing is printed twice; in a worker before it sleeps, when it has to wait for its next task (every few
-//! milliseconds at most), and when it leaves in good order. What a task has printed behind the end of its last line (in C, without a terminal,
-//! behind its last `fflush`) when it is killed itself is lost with its worker. `eprintln!` writes each piece of a line by
+//! milliseconds at most), and when it leaves in good order.
+//! A task that is itself killed, runs out of time or aborts loses what it has printed behind the end of its last line (in C,
+//! without a terminal, behind its last `fflush`): it is in the worker's memory, and SIGKILL leaves nobody to write it. So end
+//! lines that matter by a newline, flush ([`Write::flush`](std::io::Write::flush)) before what may hang, or use `eprint!`,
+//! which has no buffer. `eprintln!` writes each piece of a line by
 //! itself, so that lines of several workers can mix; [`write_all`](std::io::Write::write_all) of a whole line does not.
 //!
 //! Under `cargo test` a worker inherits what libtest captures output with, and writes into a copy that nobody reads: what its tasks

@@ -266,6 +266,34 @@ fn what_tasks_have_printed_is_there_when_their_worker_is_killed_in_the_middle_of
     }
 }
 
+/// Of a task that is killed itself, what is behind its last line's end is lost, and nothing else.
+#[test]
+fn a_task_that_is_killed_has_printed_its_whole_lines_and_what_it_flushed() {
+    let finished = scenario_output(|| {
+        let pool = Pool::new(1).unwrap();
+        let run = |()| -> () {
+            println!("<a whole line>");
+            print!("<a part that is flushed>");
+            std::io::stdout().flush().unwrap();
+            print!("<a part that is lost>");
+            counter(0).bump();
+            gate(0).wait();
+        };
+        let task = pool.submit(run, &());
+        counter(0).wait_for(1);
+        task.kill();
+        assert!(outcome(task).unwrap_err().is_cancelled());
+        pool.close().wait();
+    });
+    let Some(finished) = finished else { return };
+    assert!(finished.status.success(), "{finished:?}");
+    for (text, times) in
+        [("<a whole line>", 1), ("<a part that is flushed>", 1), ("<a part that is lost>", 0)]
+    {
+        assert_eq!(finished.stdout.matches(text).count(), times, "{text}: {finished:?}");
+    }
+}
+
 #[test]
 fn a_worker_that_leaves_has_written_what_was_printed() {
     both_output(
