@@ -4,10 +4,10 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use forkring::{Pool, Signal, TaskError, View, Worker, hooks};
+use forkring::{Pool, Signal, TaskError, View, Worker, WorkerState, hooks};
 
 use crate::crashes::{Crash, die};
-use crate::support::{both, builder, counter, in_process, outcome, scenario, signal};
+use crate::support::{both, builder, counter, eventually, in_process, outcome, scenario, signal};
 
 static EVENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -184,5 +184,61 @@ fn l_09_workers_that_are_killed_with_their_pool_have_their_events_too() {
             assert_eq!(ends.len(), 1, "{events:?}");
             assert!(in_process() || ends[0].contains("was ended by SIGKILL (9)"), "{events:?}");
         }
+    });
+}
+
+/// After a run of everything, what the log told and what `stats` tells are the same, worker by worker.
+#[test]
+fn l_09_events_and_figures_agree() {
+    both(|| {
+        listen();
+        let pool = builder().workers(3).name("p").max_tasks_per_worker(7).build().unwrap();
+        let impatient = pool.options().timeout(Duration::from_millis(30));
+        let (mut losses, mut kills) = (0_usize, 0);
+        for round in 0..25 {
+            let tasks: Vec<_> = (0..12_u32).map(|n| pool.submit(|n: u32| n, &n)).collect();
+            match round % 5 {
+                0 => assert!(outcome(impatient.submit(hang, &0)).unwrap_err().is_timed_out()),
+                1 => {
+                    kills += 1;
+                    let task = pool.submit(hang, &1);
+                    counter(1).wait_for(kills);
+                    task.kill();
+                    assert!(outcome(task).unwrap_err().is_cancelled());
+                }
+                2 => pool.recycle_workers(),
+                3 if !in_process() => {
+                    losses += 1;
+                    let crash = pool.submit(|()| -> () { die(Crash::Abort) }, &());
+                    assert!(outcome(crash).unwrap_err().is_worker_lost());
+                }
+                _ => assert!(outcome(pool.submit(|()| -> () { panic!("harmless") }, &())).is_err()),
+            }
+            for (n, task) in (0..).zip(tasks) {
+                assert_eq!(outcome(task).unwrap(), n);
+            }
+        }
+        eventually("all are ready", || pool.stats().workers.iter().all(|w| w.state == WorkerState::Idle));
+        pool.close().wait();
+        let (stats, events) = (pool.stats(), EVENTS.lock().unwrap());
+        for w in &stats.workers {
+            let of_worker: Vec<_> =
+                events.iter().filter(|text| text.contains(&format!(": {} ", w.id))).collect();
+            let count = |part: &str| of_worker.iter().filter(|text| text.contains(part)).count() as u64;
+            assert_eq!(
+                (count("; it is replaced"), count(", as told")),
+                (w.restarts, 1),
+                "{of_worker:#?}\n{stats}"
+            );
+            assert_eq!(of_worker.len() as u64, w.restarts + 1 + count(" is ready "), "{of_worker:#?}");
+            assert_eq!(w.generation, w.restarts);
+            assert_eq!(count("because its task ran out of time"), w.timed_out, "{of_worker:#?}\n{stats}");
+            assert_eq!(count("error: "), w.lost, "{of_worker:#?}\n{stats}");
+        }
+        let count = |part: &str| events.iter().filter(|text| text.contains(part)).count();
+        assert_eq!(count("because its task was killed"), kills as usize, "{events:#?}");
+        assert_eq!((count("error: "), stats.lost), (losses, losses as u64), "{events:#?}");
+        assert_eq!((stats.timed_out, stats.done), (5, 300), "{stats}");
+        assert!(count("since it has run max_tasks_per_worker") > 10, "{events:#?}");
     });
 }
