@@ -146,3 +146,132 @@ fn give_to_many(cells: &mut Vec<&'static Job>, job: &'static Job) {
     }
     cells.push(job);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn address(job: &'static Job) -> usize {
+        std::ptr::from_ref(job).addr()
+    }
+
+    /// How many this thread has in its store, and how many it has room for.
+    fn store() -> (usize, usize) {
+        STORE.with(|store| {
+            // SAFETY: SLAB-1.
+            let cells = unsafe { &*store.cells.get() };
+            (cells.len(), cells.capacity())
+        })
+    }
+
+    /// Runs this on a thread of its own, whose store is empty.
+    fn elsewhere(f: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(f).join().expect("the thread ends well");
+    }
+
+    #[test]
+    fn nobody_has_a_cell_that_another_has() {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    let mut held: Vec<&'static Job> = (0..700).map(|_| take()).collect();
+                    for round in 0..50 {
+                        held.drain(..300 + round).for_each(give);
+                        held.extend((0..300 + round).map(|_| take()));
+                    }
+                    held.into_iter().map(address).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        // They are still theirs: nobody has given them back.
+        let all: Vec<usize> =
+            threads.into_iter().flat_map(|thread| thread.join().expect("it ends")).collect();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 4 * 700);
+        assert!(all.iter().all(|at| at.is_multiple_of(LINE_BYTES)), "a line each");
+    }
+
+    #[test]
+    fn a_cell_that_was_given_back_is_taken_first() {
+        elsewhere(|| {
+            let cells = [take(), take()].map(|job| (job, address(job)));
+            cells.into_iter().for_each(|(job, _)| give(job));
+            assert_eq!([take(), take()].map(address), [cells[1].1, cells[0].1]);
+        });
+    }
+
+    #[test]
+    fn a_store_is_bounded() {
+        elsewhere(|| {
+            let cells: Vec<_> = (0..5 * STORE_MAX).map(|_| take()).collect();
+            for job in cells {
+                give(job);
+                let (len, room) = store();
+                assert!(len <= STORE_MAX && room >= STORE_MAX, "{len} of {room}");
+            }
+        });
+    }
+
+    /// Whoever only gives, as a thread does that takes results of others' tasks, gets a store too.
+    #[test]
+    fn a_thread_may_begin_with_giving() {
+        elsewhere(|| {
+            let cells: Vec<_> = (0..STORE_MAX).map(|_| take()).collect();
+            elsewhere(move || {
+                cells.into_iter().for_each(give);
+                assert_eq!(store().0, STORE_MAX);
+            });
+        });
+    }
+
+    #[test]
+    fn blocks_grow_and_their_cells_come_in_order() {
+        let mut depot = Depot { free: Vec::new(), made: 0 };
+        let (mut sizes, mut cells) = (Vec::new(), Vec::new());
+        while depot.made < 4 * BLOCK_MAX {
+            let before = depot.made;
+            depot.withdraw(&mut cells);
+            assert!(!cells.is_empty() && cells.len() <= STORE_MAX / 2);
+            // The next one is the one behind, as long as a block lasts.
+            let at: Vec<usize> = cells.drain(..).rev().map(address).collect();
+            assert!(at.windows(2).all(|pair| pair[1] == pair[0] + LINE_BYTES));
+            sizes.extend((depot.made > before).then_some(depot.made - before));
+        }
+        assert_eq!(sizes[..3], [BLOCK, BLOCK, 2 * BLOCK], "as many as there are");
+        assert_eq!(sizes.last(), Some(&BLOCK_MAX));
+    }
+
+    /// Gives cells back when its thread ends, and uses some.
+    struct Late(Cell<Vec<&'static Job>>);
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let held: Vec<_> = (0..10).map(|_| take()).collect();
+            held.into_iter().chain(self.0.take()).for_each(give);
+        }
+    }
+
+    thread_local! {
+        static BEFORE: Late = const { Late(Cell::new(Vec::new())) };
+        static AFTER: Late = const { Late(Cell::new(Vec::new())) };
+    }
+
+    /// Whichever of a thread's values are dropped first.
+    #[test]
+    fn the_cells_of_threads_that_end_are_not_lost() {
+        let made = depot().made;
+        for _ in 0..200 {
+            elsewhere(|| {
+                BEFORE.with(|_| ());
+                let mut cells: Vec<_> = (0..1200).map(|_| take()).collect();
+                AFTER.with(|late| late.0.set(cells.drain(..400).collect()));
+                BEFORE.with(|late| late.0.set(cells.drain(..400).collect()));
+                cells.into_iter().for_each(give);
+            });
+        }
+        // Other tests may make some meanwhile; of each 400 these threads would have lost 80,000.
+        let more = depot().made - made;
+        assert!(more < 60_000, "{more} more");
+    }
+}

@@ -20,7 +20,7 @@ use crate::ground::barrier;
 use crate::ground::claim::{Claim, ClaimWord};
 use crate::ground::ring::{Head, Slot};
 use crate::memory::layout::OutWords;
-use crate::protocol::wire::{CANCELLED, Wake};
+use crate::protocol::wire::{CANCELLED, SHORTENED, Wake};
 use crate::sync::{AtomicU64, Ordering, fence};
 
 const HEAD: Head = Head::new(1, 0);
@@ -41,13 +41,21 @@ fn slots<const N: usize>() -> [Slot<1>; N] {
 }
 
 fn mark(slot: &Slot<1>, index: u64) {
+    mark_with(slot, index, CANCELLED);
+}
+
+fn mark_with(slot: &Slot<1>, index: u64, flag: u16) {
     if let Some(head) = slot.poll(index) {
-        slot.publish(index, Head { extra: head.extra | CANCELLED, ..head });
+        slot.publish(index, Head { extra: head.extra | flag, ..head });
     }
 }
 
 fn is_marked(slot: &Slot<1>, index: u64) -> bool {
-    slot.poll(index).is_some_and(|head| head.extra & CANCELLED != 0)
+    is_marked_with(slot, index, CANCELLED)
+}
+
+fn is_marked_with(slot: &Slot<1>, index: u64, flags: u16) -> bool {
+    slot.poll(index).is_some_and(|head| head.extra & flags != 0)
 }
 
 /// Edge CANCEL: `Lane::cancel` and `Port::open`.
@@ -351,6 +359,86 @@ fn a_cancelled_batch_starts_nothing_behind_the_item_that_was_running() {
         let done = out.sent.load(Ordering::Acquire);
         let started = worker.join().expect("the worker ends");
         assert!(started <= done + 1, "{started} items were started, {done} were done when it was cancelled");
+    });
+}
+
+/// `Lane::shorten`: what is behind the item that may have started is sent elsewhere at once, and when the batch comes back cut, so
+/// is what the worker had not begun. It looks for the mark before the first item, too. Each item runs once.
+#[test]
+fn a_shortened_batch_has_each_item_run_once() {
+    const ITEMS: u64 = 3;
+    model_with_preemptions(4, || {
+        // The request, the words of its results, and its response: whose `extra` is whether it was cut.
+        let shared = Arc::new((Slot::<1>::new(), out_words(), Slot::<1>::new()));
+        shared.0.publish(0, HEAD);
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (request, out, response) = &*shared;
+                let mut started = 0;
+                while started < ITEMS && !is_marked_with(request, 0, CANCELLED | SHORTENED) {
+                    started += 1;
+                    out.sent.store(started, Ordering::Release);
+                    barrier::light();
+                }
+                response.publish(0, Head { extra: u16::from(started < ITEMS), ..HEAD });
+                started
+            }
+        });
+        let (request, out, response) = &*shared;
+        mark_with(request, 0, SHORTENED);
+        assert!(!is_marked(request, 0), "the item that runs is not to notice");
+        barrier::heavy();
+        let done = out.sent.load(Ordering::Acquire);
+        let elsewhere = (done + 1).min(ITEMS)..ITEMS;
+        let started = worker.join().expect("the worker ends");
+        let cut = response.poll(0).is_some_and(|head| head.extra != 0);
+        assert_eq!(out.sent.load(Ordering::Acquire), started, "all that it started has its result");
+        // What the stream still has of the message when that has come back: nothing, or the one item in doubt.
+        let again = if cut { started..elsewhere.start } else { 0..0 };
+        let runs = |item: u64| {
+            u64::from(item < started)
+                + u64::from(again.contains(&item))
+                + u64::from(elsewhere.contains(&item))
+        };
+        for item in 0..ITEMS {
+            assert_eq!(runs(item), 1, "item {item}: {started} started, {done} done");
+        }
+    });
+}
+
+/// `Lane::push_batch`: a payload is there with its head, and its span is written again only when it was answered. The arena has
+/// room for one.
+#[test]
+fn a_batch_is_read_whole_and_not_written_over() {
+    model_with_preemptions(4, || {
+        let shared = Arc::new((slots::<2>(), slots::<2>(), UnsafeCell::new([0_u8; 2])));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (requests, responses, arena) = &*shared;
+                for (index, slot) in (0..).zip(requests) {
+                    while slot.poll(index).is_none() {
+                        thread::yield_now();
+                    }
+                    // SAFETY: loom ends the model if the master may be writing it.
+                    let payload = arena.with(|bytes| unsafe { *bytes });
+                    assert_eq!(payload, [index as u8 + 1; 2]);
+                    responses[index as usize].publish(index, HEAD);
+                }
+            }
+        });
+        let (requests, responses, arena) = &*shared;
+        for (index, slot) in (0_u64..).zip(requests) {
+            // `place` finds room when the one before has been answered.
+            while index > 0 && responses[index as usize - 1].poll(index - 1).is_none() {
+                thread::yield_now();
+            }
+            // SAFETY: as above, for the worker's reading.
+            arena.with_mut(|bytes| unsafe { *bytes = [index as u8 + 1; 2] });
+            slot.publish(index, HEAD);
+        }
+        worker.join().expect("the worker ends");
     });
 }
 

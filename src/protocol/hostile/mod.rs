@@ -167,6 +167,11 @@ impl Sink<u64> for Log {
     fn cut(&mut self, token: u64, parcel: Parcel) {
         self.back(token, &parcel);
         self.delivered += 1;
+        let Sent { batch, records, .. } = &self.sent[token as usize];
+        let Some(batch) = *batch else { panic!("a single task is not cut") };
+        if !self.hostile {
+            assert!(records_of(batch).starts_with(records), "results up to where it was cut");
+        }
     }
 
     fn results(&mut self, token: &mut u64, form: Form, from: ArenaReader<'_>, position: u64, len: usize) {
@@ -277,7 +282,7 @@ impl<'a> Scenario<'a> {
 
     /// One step of the master's.
     fn master(&mut self) {
-        let result = match self.source.below(16) {
+        let result = match self.source.below(18) {
             0..6 => {
                 if self.source.one_in(10) {
                     (0..self.source.below(300)).for_each(|_| self.push_parcel(vec![9; 9], None));
@@ -296,6 +301,11 @@ impl<'a> Scenario<'a> {
             }
             13 => self.answer_call(),
             14 => self.refill(),
+            15 => self.shorten(),
+            16 => {
+                self.push_batch();
+                Ok(())
+            }
             _ => {
                 self.lane.arm(self.source.choose(&[Wake::Driver, Wake::Waiter, Wake::Nobody]));
                 self.lane
@@ -380,6 +390,38 @@ impl<'a> Scenario<'a> {
                 assert_eq!((back, parcel.input.as_bytes()), (token, &*input));
             }
         }
+    }
+
+    /// A batch that is copied from where it is, as streams send them.
+    fn push_batch(&mut self) {
+        let (token, first) = (self.log.sent.len() as u64, self.source.byte());
+        let len = 1 + self.source.below(2000);
+        let input: Vec<u8> = (0..len).map(|at| first.wrapping_add(at as u8)).collect();
+        let items = 1 + self.source.below(60) as u32;
+        let batch = Batch { items, done: 0, timed: self.source.one_in(2) };
+        match self.lane.push_batch(token, code(token), batch, &input) {
+            Ok(index) => {
+                assert_eq!(index, self.indices.len() as u64);
+                self.indices.push(token);
+                let batch = Some(batch);
+                self.log.sent.push(Sent { input, batch, out: false, records: Vec::new(), in_records: false });
+                self.lane.ring_if_asleep();
+            }
+            Err(back) => assert_eq!(back, token),
+        }
+    }
+
+    /// As a stream does whose message is at a slow item. Its request comes along and stays where it is.
+    fn shorten(&mut self) -> Result<(), Violation> {
+        let Some(running) = self.lane.running().map(|running| running.index) else { return Ok(()) };
+        let index = if self.source.one_in(4) { running + self.source.below(3) as u64 } else { running };
+        if let Some(parcel) = self.lane.shorten(index) {
+            let token = self.indices[index as usize];
+            let sent = &self.log.sent[token as usize];
+            assert!(index == running && sent.batch.is_some() && !sent.out);
+            assert_eq!((parcel.input.as_bytes(), parcel.batch), (&*sent.input, sent.batch));
+        }
+        self.lane.poll(&mut self.log, true).map(drop)
     }
 
     /// As an owner does that is about to let go.
@@ -494,6 +536,9 @@ impl<'a> Scenario<'a> {
         let (start, item) = held.stream.unwrap_or_else(|| (port.open_stream(index, 0, false), batch.done));
         if item == batch.items {
             return port.close_stream(index, start, Status::BatchDone, 0);
+        }
+        if port.ends_early(index) {
+            return port.close_stream(index, start, Status::BatchCut, 0);
         }
         port.append_sized(Status::SizedValue, &record_of(item));
         port.commit();

@@ -185,6 +185,147 @@ fn cutting_marks_the_batch_that_runs_though_an_earlier_answer_is_unread() {
     assert!(scenario.peer.port().unwrap().cancelled(second.index));
 }
 
+const TEN: Batch = Batch { items: 10, done: 0, timed: false };
+
+/// A scenario with one batch of ten items, by way of `push_batch`, which the worker has begun: so many have their results.
+fn begun(done: u32) -> (Scenario<'static>, u64) {
+    let mut scenario = Scenario::new(&[]);
+    let input = vec![5; 100];
+    assert_eq!(scenario.lane.push_batch(0, code(0), TEN, &input), Ok(0));
+    scenario.indices.push(0);
+    let sent = Sent { input, batch: Some(TEN), out: false, records: Vec::new(), in_records: false };
+    scenario.log.sent.push(sent);
+    let port = scenario.peer.port().unwrap();
+    let request = port.try_next_request().unwrap();
+    assert_eq!((request.batch, &*port.input(&request).unwrap()), (Some((10, 0)), &[5; 100][..]));
+    let start = port.open_stream(0, 0, false);
+    for item in 0..done {
+        port.append_sized(Status::SizedValue, &record_of(item));
+        port.commit();
+    }
+    scenario.lane.poll(&mut scenario.log, true).unwrap();
+    (scenario, start)
+}
+
+/// The results of the first items of the batch of ten.
+fn first_records(items: u32) -> Vec<u8> {
+    records_of(Batch { items, ..TEN })
+}
+
+#[test]
+fn a_shortened_batch_ends_and_comes_back_whole() {
+    let (mut scenario, start) = begun(3);
+    let parcel = scenario.lane.shorten(0).expect("it runs");
+    assert_eq!((parcel.input.as_bytes(), parcel.batch), (&[5; 100][..], Some(TEN)));
+    scenario.lane.poll(&mut scenario.log, true).unwrap();
+    let port = scenario.peer.port().unwrap();
+    assert!(port.ends_early(0) && !port.cancelled(0), "the item that runs does not notice");
+    // The one that was running ends.
+    port.append_sized(Status::SizedValue, &record_of(3));
+    port.commit();
+    port.close_stream(0, start, Status::BatchCut, 0);
+    scenario.lane.poll(&mut scenario.log, true).unwrap();
+    let sent = &scenario.log.sent[0];
+    assert!(sent.out && scenario.log.delivered == 1);
+    assert_eq!(sent.records, first_records(4));
+    drop(scenario.finish());
+}
+
+/// It had come to its last item when the mark was set.
+#[test]
+fn a_batch_that_is_shortened_too_late_is_done() {
+    let (mut scenario, start) = begun(9);
+    assert!(scenario.lane.shorten(0).is_some());
+    let port = scenario.peer.port().unwrap();
+    port.append_sized(Status::SizedValue, &record_of(9));
+    port.commit();
+    port.close_stream(0, start, Status::BatchDone, 0);
+    scenario.lane.poll(&mut scenario.log, true).unwrap();
+    assert!(scenario.log.sent[0].out);
+    assert_eq!(scenario.log.sent[0].records, first_records(10));
+    assert!(scenario.lane.shorten(0).is_none(), "it is over");
+    drop(scenario.finish());
+}
+
+#[test]
+fn only_a_batch_that_runs_is_shortened() {
+    let (mut scenario, _) = begun(1);
+    assert!(scenario.lane.shorten(1).is_none(), "there is no such request");
+    scenario.push_parcel(vec![9; 90], Some(TEN));
+    assert!(scenario.lane.shorten(1).is_none(), "it waits");
+    scenario.lane.ask_to_stop();
+    scenario.lane.cut();
+    assert!(scenario.lane.shorten(0).is_none(), "it is stopped anyway");
+    // A single task; and one whose input flows, so that it cannot be read again.
+    for (bytes, batch) in [(10, None), (3 * ARENA_BYTES, Some(TEN))] {
+        let mut scenario = Scenario::new(&[]);
+        scenario.log.max_payload = 64 << 20;
+        let (region, fds) = Region::create().unwrap();
+        scenario.peer = Peer::new(&fds);
+        scenario.lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+        scenario.push_parcel(vec![9; bytes], batch);
+        assert!(scenario.lane.shorten(0).is_none());
+        scenario.peer.target().store(CLAIM, 1);
+        scenario.lane.poll(&mut scenario.log, true).unwrap();
+        assert!(scenario.lane.running().is_some() && scenario.lane.shorten(0).is_none(), "{bytes}");
+    }
+}
+
+#[test]
+fn a_batch_that_was_cut_and_not_marked_is_a_violation() {
+    for shortened in [false, true] {
+        let (mut scenario, start) = begun(2);
+        assert!(!shortened || scenario.lane.shorten(0).is_some());
+        scenario.log.hostile = true;
+        scenario.peer.port().unwrap().close_stream(0, start, Status::BatchCut, 0);
+        let polled = scenario.lane.poll(&mut scenario.log, true);
+        assert_eq!((polled.is_ok(), scenario.log.sent[0].out), (shortened, shortened));
+    }
+}
+
+/// A worker that is told to end a batch may still do as it likes: what it then publishes is read as ever.
+#[test]
+fn a_shortened_worker_that_goes_on_is_read_as_any() {
+    rounds(300, 200, |bytes| {
+        let (mut scenario, _) = begun(3);
+        scenario.log.hostile = true;
+        assert!(scenario.lane.shorten(0).is_some());
+        let (target, mut source) = (scenario.peer.target(), Source::new(bytes));
+        while !source.is_empty() && scenario.violation.is_none() {
+            match source.below(3) {
+                0 => target.scribble(0, &mut source),
+                1 => target.forge_response(0, &mut source),
+                _ => target.store(OUT_SENT, target.load(OUT_SENT) + source.below(60) as u64),
+            }
+            if let Err(violation) = scenario.lane.poll(&mut scenario.log, true) {
+                scenario.violation = Some(violation);
+            }
+        }
+        drop(scenario.finish());
+    });
+}
+
+/// A batch that does not fit at once is its caller's again, token and all, and nothing of it is there.
+#[test]
+fn a_batch_without_room_is_given_back() {
+    let mut scenario = Scenario::new(&[]);
+    let half = vec![7; ARENA_BYTES / 2];
+    let push = |scenario: &mut Scenario<'_>, token| scenario.lane.push_batch(token, code(token), TEN, &half);
+    assert_eq!((push(&mut scenario, 0), push(&mut scenario, 1)), (Ok(0), Ok(1)));
+    assert_eq!(push(&mut scenario, 2), Err(2), "the arena is full");
+    assert_eq!(scenario.lane.push_batch(3, code(3), TEN, &vec![7; ARENA_BYTES + 1]), Err(3), "it never fits");
+    assert_eq!(scenario.lane.in_flight(), 2);
+    let back = scenario.lane.take_back(2).unwrap();
+    let whole = |(token, parcel): (u64, Parcel)| (token, parcel.input.as_bytes() == half);
+    assert_eq!(back.into_iter().map(whole).collect::<Vec<_>>(), [(0, true), (1, true)]);
+    // While a request flows, nothing goes past it.
+    let mut scenario = Scenario::new(&[]);
+    scenario.lane = Lane::new(Region::create().unwrap().0, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+    let large = Encoded::Heap(AlignedBytes::from(&*vec![0; 2 * ARENA_BYTES]));
+    scenario.lane.push(0, Parcel { code: code(0), batch: None, input: large }).unwrap();
+    assert_eq!(scenario.lane.push_batch(1, code(1), TEN, &[1; 100]), Err(1));
+}
+
 /// A row of numbers of a few parts, to the worker and back.
 #[test]
 fn rows_of_numbers_travel_both_ways() {
