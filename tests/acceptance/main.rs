@@ -37,6 +37,7 @@ mod crashers;
 mod crashes;
 mod design;
 mod events;
+mod fences;
 mod fork_safety;
 mod granularity;
 mod host;

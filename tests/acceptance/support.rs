@@ -44,6 +44,8 @@ const SCENARIO_BOUND_SECS: u64 = 60;
 const MARK: &str = "FORKRING_SCENARIO";
 /// Says there that workers are to be threads.
 const IN_PROCESS: &str = "FORKRING_SCENARIO_IN_PROCESS";
+/// Says that `membarrier` is to be refused, in all scenarios.
+const WITHOUT_MEMBARRIER: &str = "FORKRING_WITHOUT_MEMBARRIER";
 
 /// What a scenario's process left: how it ended and what it printed.
 #[derive(Debug)]
@@ -134,6 +136,9 @@ pub(crate) fn scenario_output<F: FnOnce() + Copy>(body: F) -> Option<Finished> {
         shared();
         // Many scenarios crash on purpose, and nobody reads the dumps.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+        if std::env::var_os(WITHOUT_MEMBARRIER).is_some() {
+            deny_membarrier().unwrap();
+        }
         body();
         return None;
     }
@@ -516,6 +521,26 @@ pub(crate) fn exit_code_of(pid: u32) -> i32 {
         }
     });
     code.unwrap()
+}
+
+/// From here on `membarrier` is a system call that the kernel does not have, to this process and whatever it forks.
+pub(crate) fn deny_membarrier() -> Result<(), nix::errno::Errno> {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter, sock_fprog};
+    nix::sys::prctl::set_no_new_privs()?;
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    // The number of the call is the first word of what a filter sees.
+    let step = |code: u32, k, jf| sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut steps = [
+        step(BPF_LD | BPF_W | BPF_ABS, 0, 0),
+        step(BPF_JMP | BPF_JEQ | BPF_K, libc::SYS_membarrier as u32, 1),
+        step(BPF_RET | BPF_K, refuse, 0),
+        step(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    let (mode, all_threads) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+    // SAFETY: the program and its steps live until the call returns, which copies them.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, mode, all_threads, &raw const program) };
+    nix::errno::Errno::result(done).map(drop)
 }
 
 /// Gives a signal a handler that does nothing, or makes this process ignore it.
