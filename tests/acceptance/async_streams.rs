@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use forkring::{Granularity, MapStream, Pool, Progress, Stopper, TaskError, View, Worker};
+use forkring::{MapStream, Pool, Progress, Stopper, TaskError, View, Worker};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::executor::block_on;
 use futures::stream::{self, FusedStream};
@@ -18,12 +18,9 @@ use futures::{FutureExt, Stream, StreamExt, select_biased};
 use crate::crashes::{Crash, die};
 use crate::streams::{PULLED, counted, pulled};
 use crate::support::{
-    BOUND, both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, meet, new_pool, scenario,
+    BOUND, both, builder, cell, counter, eventually, exit_code_of, fixed, fork_and, gate, meet, new_pool,
+    scenario,
 };
-
-fn fixed(n: usize) -> Granularity {
-    Granularity::Fixed(n)
-}
 
 /// Polls by hand, and waits for being woken.
 struct Hand {

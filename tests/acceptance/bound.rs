@@ -1,14 +1,15 @@
 //! `Bound`: what a pool offers for functions, a pool around one closure offers for that.
 
 use std::ops::ControlFlow;
-use std::sync::Mutex;
 use std::time::Duration;
 
-use forkring::{Bound, Granularity, TaskError, TrySubmitError, hooks};
+use forkring::{Bound, Granularity, TaskError, TrySubmitError};
 use futures::executor::block_on;
 use futures::{FutureExt, StreamExt, stream};
 
-use crate::support::{both, builder, counter, eventually, gate, outcome, quietly, scenario};
+use crate::support::{
+    both, builder, collect_errors, counter, errors, eventually, gate, outcome, quietly, scenario,
+};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -120,20 +121,19 @@ fn a_bound_closure_has_streams_of_every_kind() {
 #[test]
 fn a_bound_closure_is_spawned_and_its_workers_renewed() {
     both(|| {
-        static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
-        hooks::set_log_error(|message| TOLD.lock().unwrap().push(message.to_owned()));
+        collect_errors();
         let add = adding(builder().workers(1).name("adder"), 5);
         add.spawn(&13);
         add.options().spawn(&13);
         add.spawn(&1000);
         counter(0).wait_for(1);
-        eventually("both failures are told", || TOLD.lock().unwrap().len() == 2);
+        eventually("both failures are told", || errors().len() == 2);
         add.recycle_workers();
         gate(0).open();
         assert_eq!(outcome(add.submit(&1)).unwrap(), 6);
         eventually("a replacement", || add.stats().workers[0].restarts == 1);
         add.close().wait();
-        let told = TOLD.lock().unwrap();
+        let told = errors();
         assert!(told.iter().all(|line| line.contains("adder: a detached task failed")), "{told:?}");
     });
 }

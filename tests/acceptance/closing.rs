@@ -7,21 +7,9 @@ use forkring::{CloseOutcome, Pool, Task, hooks};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, both, builder, children, count_fds, counter, eventually, fork_and, gate, new_pool, outcome,
-    process, quietly, scenario, signal,
+    BOUND, both, builder, count_fds, counter, eventually, fork_and, gate, held, new_pool, nothing_left,
+    outcome, process, quietly, scenario, signal,
 };
-
-fn held(n: u32) -> u32 {
-    counter(0).bump();
-    gate(0).wait();
-    n
-}
-
-#[track_caller]
-fn nothing_left(fds: usize) {
-    assert!(children().is_empty(), "{:?}", children());
-    assert_eq!(count_fds(), fds);
-}
 
 #[test]
 fn g_05_a_limit_of_nothing_ends_everything_at_once() {

@@ -3,16 +3,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use forkring::{
-    Crasher, Granularity, Input, OnWorkerLoss, Payload, Pool, Task, TaskError, View, Worker, hooks, replay,
+    Crasher, Granularity, Input, OnWorkerLoss, Payload, Pool, Task, TaskError, View, Worker, replay,
     replay_with,
 };
 use nix::libc;
 
-use crate::support::{both, builder, counter, gate, in_process, quietly, scenario, scenario_output};
+use crate::support::{
+    both, builder, collect_errors, counter, errors, gate, in_process, quietly, scenario, scenario_output,
+};
 
 /// A directory of the scenario's own, removed when it is over.
 struct Dir(PathBuf);
@@ -343,8 +344,7 @@ fn wrong_types_and_damaged_files_are_refused() {
 #[test]
 fn a_directory_is_bounded() {
     both(|| {
-        static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-        hooks::set_log_error(|text| ERRORS.lock().unwrap().push(text.to_owned()));
+        collect_errors();
         let dir = Dir::new();
         let pool = builder().workers(2).task_timeout(LIMIT).save_crashers(&dir.0).build().unwrap();
         // From an earlier run; and something that is none of ours.
@@ -358,7 +358,7 @@ fn a_directory_is_bounded() {
         pool.close().wait();
         assert_eq!(dir.files().len(), 101);
         assert!((0..98).all(|n| fs::read(dir.0.join(format!("{n}.crasher"))).unwrap() == b"old"));
-        let errors = ERRORS.lock().unwrap();
+        let errors = errors();
         assert_eq!(
             errors.iter().filter(|text| text.contains("it is full: remove some")).count(),
             3,
@@ -370,8 +370,7 @@ fn a_directory_is_bounded() {
 #[test]
 fn what_the_disk_refuses_is_told_and_harms_nobody() {
     both(|| {
-        static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-        hooks::set_log_error(|text| ERRORS.lock().unwrap().push(text.to_owned()));
+        collect_errors();
         let dir = Dir::new();
         let pool =
             builder().workers(1).task_timeout(LIMIT).save_crashers(dir.0.join("deep")).build().unwrap();
@@ -380,11 +379,7 @@ fn what_the_disk_refuses_is_told_and_harms_nobody() {
         has_cost_a_worker(pool.submit(parse, &"die".to_owned()));
         assert_eq!(pool.submit(parse, &"fine".to_owned()).wait().unwrap(), 4);
         pool.close().wait();
-        assert!(
-            ERRORS.lock().unwrap().iter().any(|text| text.contains("is not saved in")),
-            "{:?}",
-            ERRORS.lock()
-        );
+        assert!(errors().iter().any(|text| text.contains("is not saved in")), "{:?}", errors());
         assert_eq!(fs::read(dir.0.join("deep")).unwrap(), b"a file in its place");
 
         let error =

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    children, count_fds, counter, eventually, gate, gone, outcome, process, quietly, scenario,
+    children, count_fds, counter, eventually, gate, gone, held, outcome, process, quietly, scenario,
     scenario_output, signal, status_of,
 };
 
@@ -35,12 +35,6 @@ fn devour(_: ()) -> usize {
             return taken.len();
         }
     }
-}
-
-fn held(n: u32) -> u32 {
-    counter(0).bump();
-    gate(0).wait();
-    n
 }
 
 #[test]

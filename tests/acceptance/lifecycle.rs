@@ -11,16 +11,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Process, both, both_output, builder, cell, children, count_fds, counter, eventually, fds_of, gate,
-    gone, in_process, meet, new_pool, outcome, private_kib, process, rss_kib, scenario, signal, zygote,
+    BOUND, Process, both, both_output, builder, cell, children, count_fds, counter, eventually, gate, gone,
+    in_process, meet, new_pool, nothing_left, outcome, private_kib, process, rss_kib, scenario, signal,
+    zygote,
 };
-
-/// Demands that nothing has come into being since `fds` were counted.
-#[track_caller]
-fn nothing_left(fds: usize) {
-    assert!(children().is_empty(), "{:?}", children());
-    assert_eq!(count_fds(), fds, "{:#?}", fds_of(std::process::id()));
-}
 
 #[test]
 fn a_01_no_workers_and_absurdly_many_are_errors() {

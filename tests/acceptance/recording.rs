@@ -13,8 +13,8 @@ use nix::unistd::mkfifo;
 use serde_json::Value;
 
 use crate::support::{
-    both, both_output, builder, children, counter, disposition, eventually, fds_of, fork_and, gate,
-    in_process, new_pool, outcome, process, quietly, scenario, signal,
+    both, both_output, builder, children, collect_errors, counter, disposition, errors, eventually, fds_of,
+    fork_and, gate, in_process, new_pool, outcome, process, quietly, scenario, signal,
 };
 
 /// A file that goes with its owner, and is named by the process that the scenario runs in.
@@ -292,27 +292,16 @@ fn a_file_that_cannot_be_written_is_an_error_of_build() {
         assert!(children().is_empty());
 
         // A full disk ends the recording, and nothing else.
-        note_errors();
+        collect_errors();
         let pool = builder().workers(1).record("/dev/full").build().unwrap();
         for n in 0..100 {
             assert_eq!(outcome(pool.submit(|n: u32| n, &n)).unwrap(), n);
         }
         pool.close().wait();
-        let told = told();
+        let told = errors();
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains("the recording ends"), "{told:?}");
     });
-}
-
-/// The messages to the error hook.
-static TOLD: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
-
-fn told() -> Vec<String> {
-    TOLD.lock().unwrap().clone()
-}
-
-fn note_errors() {
-    forkring::hooks::set_log_error(|message| TOLD.lock().unwrap().push(message.to_owned()));
 }
 
 #[test]
@@ -338,7 +327,7 @@ fn processes_of_pools_that_are_built_later_do_not_have_the_file() {
 #[test]
 fn a_disk_that_is_full_half_way_leaves_a_whole_document() {
     both(|| {
-        note_errors();
+        collect_errors();
         let target = Target::new();
         let pool = builder().workers(1).record(&target.0).build().unwrap();
         outcome(pool.submit(|n: u32| n, &0)).unwrap();
@@ -351,14 +340,14 @@ fn a_disk_that_is_full_half_way_leaves_a_whole_document() {
         eventually("the disk is full", || {
             outcome(pool.submit(|n: u32| n, &1)).unwrap();
             tasks += 1;
-            !told().is_empty()
+            !errors().is_empty()
         });
         pool.close().wait();
         let recording = target.read();
         recording.check(1);
         assert!((1..tasks).contains(&recording.tasks().len()), "{tasks}: {:?}", recording.tasks());
-        assert_eq!(told().len(), 1, "{:?}", told());
-        assert!(told()[0].contains("the recording ends"), "{:?}", told());
+        assert_eq!(errors().len(), 1, "{:?}", errors());
+        assert!(errors()[0].contains("the recording ends"), "{:?}", errors());
     });
 }
 

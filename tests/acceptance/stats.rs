@@ -11,16 +11,9 @@ use nix::sys::signal::Signal;
 
 use crate::streams::{counted, pulled};
 use crate::support::{
-    both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, in_process, new_pool, outcome,
-    quietly, scenario, signal,
+    both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, held, in_process, new_pool,
+    outcome, quietly, scenario, signal,
 };
-
-/// Waits for gate 0, and says before that it has started.
-fn gated(n: u32) -> u32 {
-    counter(0).bump();
-    gate(0).wait();
-    n
-}
 
 /// `[submitted, queued, running, done, failed, cancelled, lost]`, which has to add up.
 #[track_caller]
@@ -45,7 +38,7 @@ fn l_06_two_run_and_three_wait() {
     both(|| {
         let pool = new_pool(2).unwrap();
         assert_eq!(all(&pool.stats()), [0; 7]);
-        let running = [0, 1].map(|n| pool.submit(gated, &n));
+        let running = [0, 1].map(|n| pool.submit(held, &n));
         counter(0).wait_for(2);
         let waiting = [2, 3, 4].map(|n| pool.submit(|n: u32| n, &n));
         let stats = pool.stats();
@@ -97,11 +90,11 @@ fn l_06_each_way_to_end_has_its_counter() {
         }
         assert_eq!(all(&pool.stats()), [5 + lost, 0, 0, 2, 3, 0, lost]);
 
-        let busy = pool.submit(gated, &0);
+        let busy = pool.submit(held, &0);
         counter(0).wait_for(1);
-        let unstarted = pool.submit(gated, &1);
+        let unstarted = pool.submit(held, &1);
         assert!(unstarted.cancel());
-        drop(pool.submit(gated, &2));
+        drop(pool.submit(held, &2));
         busy.kill();
         assert!(outcome(busy).unwrap_err().is_cancelled());
         assert!(outcome(unstarted).unwrap_err().is_cancelled());
@@ -122,7 +115,7 @@ fn l_06_each_way_to_end_has_its_counter() {
         assert!(outcome(tight.submit(|v: Vec<u8>| v.len(), &vec![0; 5000])).unwrap_err().is_too_large());
         assert_eq!(all(&tight.stats()), [0; 7]);
 
-        let never = [pool.submit(gated, &0), pool.submit(gated, &1)];
+        let never = [pool.submit(held, &0), pool.submit(held, &1)];
         counter(0).wait_for(2);
         pool.terminate();
         assert!(never.into_iter().all(|task| outcome(task).unwrap_err().is_terminated()));

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 
-use forkring::{Granularity, Map, Pool, Stopper, TaskError, View, Worker};
+use forkring::{Map, Pool, Stopper, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 use nix::unistd::gettid;
 
@@ -14,13 +14,9 @@ use crate::crashes::{Crash, at_full_strength, die};
 use crate::payloads::Odd;
 use crate::streams::{PULLED, counted, pulled};
 use crate::support::{
-    both, builder, cell, children, counter, eventually, exit_code_of, fork_and, gate, meet, new_pool,
+    both, builder, cell, children, counter, eventually, exit_code_of, fixed, fork_and, gate, meet, new_pool,
     process, scenario, signal, zygote,
 };
-
-fn fixed(n: usize) -> Granularity {
-    Granularity::Fixed(n)
-}
 
 /// The thread that is to be seen asleep.
 const SLEEPER: usize = 4001;

@@ -9,12 +9,9 @@ use forkring::{Granularity, Pool, TaskError, View, Worker};
 use crate::crashes::{Crash, die};
 use crate::payloads::Odd;
 use crate::support::{
-    both, builder, cell, children, counter, eventually, gate, meet, new_pool, rss_kib, scenario, signal,
+    both, builder, cell, children, counter, eventually, fixed, gate, meet, new_pool, rss_kib, scenario,
+    signal,
 };
-
-fn fixed(n: usize) -> Granularity {
-    Granularity::Fixed(n)
-}
 
 /// Sizes 1, 6, n, n + 10 for n items, and one that does not divide n.
 fn sizes(n: usize) -> [Granularity; 5] {

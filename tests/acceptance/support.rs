@@ -24,11 +24,11 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use forkring::{Builder, Error, NoService, Payload, Pool, Shared, Task, TaskError};
+use forkring::{Builder, Error, Granularity, NoService, Payload, Pool, Shared, Task, TaskError};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
@@ -483,6 +483,35 @@ pub(crate) fn outcome<R: Payload>(mut task: Task<R>) -> Result<R, TaskError> {
 /// Errors that are expected go nowhere.
 pub(crate) fn quietly() {
     forkring::hooks::set_log_error(|_| ());
+}
+
+static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Has [`errors`] told what goes to the error hook from here on.
+pub(crate) fn collect_errors() {
+    forkring::hooks::set_log_error(|message| ERRORS.lock().unwrap().push(message.to_owned()));
+}
+
+pub(crate) fn errors() -> Vec<String> {
+    ERRORS.lock().unwrap().clone()
+}
+
+/// A task that counts itself in counter 0 and waits at gate 0.
+pub(crate) fn held(n: u32) -> u32 {
+    counter(0).bump();
+    gate(0).wait();
+    n
+}
+
+pub(crate) fn fixed(n: usize) -> Granularity {
+    Granularity::Fixed(n)
+}
+
+/// No process is left, and no descriptor but so many.
+#[track_caller]
+pub(crate) fn nothing_left(fds: usize) {
+    assert!(children().is_empty(), "{:?}", children());
+    assert_eq!(count_fds(), fds, "{:#?}", fds_of(std::process::id()));
 }
 
 /// Sends a signal.
