@@ -1,0 +1,85 @@
+//! Who is rung: the worker by this side, this side by the worker.
+
+use super::Lane;
+use crate::ground::barrier;
+use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
+use crate::protocol::wire::{Order, Wake};
+use crate::sync::Ordering;
+
+impl<T> Lane<T> {
+    /// Wakes the worker if it sleeps, after something was published for it.
+    #[inline]
+    pub(crate) fn ring_if_asleep(&mut self) {
+        // Edge BELL: the publication, a fence, this look; the worker sets the word, fences, and looks again. An odd
+        // number is a nap, and one ring is enough for each, however long it takes until the worker runs.
+        barrier::light();
+        let nap = self.region.b().sleeping.0.load(Ordering::Relaxed);
+        if nap % 2 == 1 && nap != self.rung_nap {
+            self.rung_nap = nap;
+            self.bell.ring();
+        }
+    }
+
+    /// Whether the worker sleeps, or has been rung and is not awake yet: an answer is several microseconds away.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.region.b().sleeping.0.load(Ordering::Relaxed) % 2 == 1
+    }
+
+    /// Says whom the worker is to ring. Publishing a request afterwards needs no fence: its response cannot come
+    /// before it. Otherwise the caller fences ([`fence_and_ready`](Self::fence_and_ready)) and looks again.
+    #[inline]
+    pub(crate) fn arm(&mut self, wake: Wake) {
+        self.wake_epoch += 1;
+        self.region.a().wake.0.store(wake.word(self.wake_epoch), Ordering::Release);
+    }
+
+    /// The second look before a sleep (edge SLEEP): whether something has come since.
+    pub(crate) fn fence_and_ready(&self) -> bool {
+        // The master has no system call filter that it did not have when the pool was built.
+        let fenced = barrier::heavy();
+        debug_assert!(fenced);
+        self.ready() || self.stream_pending()
+    }
+
+    /// Whether a stream can be moved on.
+    fn stream_pending(&self) -> bool {
+        if self.seen_claim().is_err() {
+            return true;
+        }
+        if self.region.b().call.0.number.load(Ordering::Acquire) != self.calls.received {
+            let sent = self.region.b().call.0.sent.load(Ordering::Acquire);
+            if self.calls.incoming.is_none() || sent != self.calls.in_bytes {
+                return true;
+            }
+        }
+        if self.calls.outgoing.is_some()
+            && self.calls.out_bytes.wrapping_sub(self.region.b().answer_received.0.load(Ordering::Acquire))
+                != WINDOW_BYTES as u64
+        {
+            return true;
+        }
+        if let Some(outgoing) = &self.outgoing {
+            let sent = self.region.a().in_sent.0.load(Ordering::Relaxed);
+            let received = self.region.b().in_received.0.load(Ordering::Acquire).max(outgoing.start);
+            let unsent = sent - outgoing.start < outgoing.bytes.len() as u64;
+            if unsent
+                && sent.saturating_sub(received) < ARENA_BYTES as u64
+                && self.region.b().claim.0.load().count > outgoing.index
+            {
+                return true;
+            }
+        }
+        let out = &self.region.b().out.0;
+        if self.sent != self.answered && out.tag.load(Ordering::Acquire) == self.answered + 1 {
+            let sent = out.sent.load(Ordering::Acquire);
+            return self.incoming.as_ref().is_none_or(|incoming| incoming.at != sent);
+        }
+        false
+    }
+
+    /// Gives the standing order and makes sure that the worker looks at it.
+    pub(crate) fn order(&mut self, order: Order) {
+        self.region.a().order.0.store(order as u64, Ordering::Release);
+        self.ring_if_asleep();
+    }
+}
