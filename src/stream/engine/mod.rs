@@ -1,0 +1,353 @@
+//! The window of a stream: messages on their way, results that wait for their turn.
+//!
+//! Items go out in [`send`], their results come in through [`receive`], and some go out once more: [`again`].
+
+mod again;
+mod receive;
+mod send;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+pub(super) use self::receive::Run;
+use super::Granularity;
+use super::auto::Auto;
+use super::records::{Arrivals, News, Records};
+use super::stop::{Control, Message, call_off};
+use crate::context::{BatchBytes, Named};
+use crate::error::TaskError;
+use crate::life::core::Core;
+use crate::life::job::Job;
+use crate::life::terms::Terms;
+use crate::life::verdict::Why;
+use crate::life::wait::Awaited;
+use crate::memory::codec::{AlignedBytes, Encoded, Payload};
+use crate::pool::Handle;
+use crate::protocol::code::CodeId;
+use crate::protocol::lane::Parcel;
+
+/// Batches in flight for each worker. Deep enough that a worker never waits for the caller, shallow enough that little
+/// has to move when a worker falls behind.
+const DEPTH: usize = 16;
+
+/// With few items in a message, a deeper window makes up for the caller's pauses.
+const DEPTH_SMALL: usize = 64;
+const SMALL: usize = 16;
+
+/// A stream's outcome of one item.
+pub(super) type Item<R> = Result<R, TaskError>;
+
+/// Where results go, with the indices of their items, as soon as it is their turn.
+pub(super) trait Deliver<R> {
+    fn one(&mut self, index: u64, item: Item<R>);
+
+    /// Values of items that follow each other.
+    #[inline]
+    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
+        (first..).zip(values).for_each(|(index, value)| self.one(index, Ok(value)));
+    }
+}
+
+impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {
+    #[inline]
+    fn one(&mut self, index: u64, item: Item<R>) {
+        self(index, item);
+    }
+}
+
+/// One message of the window, or a free place for one.
+#[derive(Debug)]
+struct Slot<R> {
+    /// `None`: nothing is on its way.
+    job: Option<&'static Job>,
+    records: Arc<Records>,
+    items: u32,
+    received: u32,
+    /// Index of its first item in the stream.
+    first: u64,
+    /// Bytes of a record that is not whole.
+    bytes: Vec<u8>,
+    /// Results that wait for their turn, in an ordered stream.
+    held: VecDeque<Item<R>>,
+    /// When all of it has to be over, if it is known.
+    due: Option<Instant>,
+    /// How many workers were lost over the item that comes next.
+    losses: u32,
+    /// In which step of an automatic granularity it was made.
+    step: u32,
+    /// How many items were done when it was sent, and at the last look at what is slow.
+    received_sent: u32,
+    received_seen: Option<u32>,
+}
+
+/// What a message has to carry.
+#[derive(Debug)]
+enum Load {
+    /// An item by itself.
+    One(Encoded),
+    /// What has been filled in.
+    Filled,
+    /// What is left of a batch.
+    Again(Parcel),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Engine<R> {
+    handle: Handle,
+    control: Arc<Control>,
+    code: CodeId,
+    ordered: bool,
+    /// Items of a message: fixed, or of the one that is being filled.
+    granularity: usize,
+    auto: Option<Auto>,
+    /// Whether the message that is being filled is an item by itself.
+    alone: bool,
+    /// When the message that is being filled was begun, if it is not to wait for a slow source.
+    begun_at: Option<Instant>,
+    /// How many items the source has in all, if it is known.
+    total: Option<u64>,
+    /// When to look for slow items again.
+    look_at: Option<Instant>,
+    /// When the last timed answer was read.
+    answered_at: Option<Instant>,
+    max_payload: usize,
+    /// `None`: the pool's.
+    terms: Option<Terms>,
+    /// How many messages the window holds, if that is fixed; and how many items, if that was asked for.
+    window: Option<usize>,
+    window_items: Option<usize>,
+    /// Items whose messages are over.
+    closed: u64,
+    /// Where the last message went.
+    station: usize,
+    slots: Vec<Slot<R>>,
+    free: Vec<usize>,
+    /// In an ordered stream, the slots in use, in the order of their items.
+    order: VecDeque<usize>,
+    arrivals: Arc<Arrivals>,
+    /// What has come, and how much of it has been read.
+    news: News,
+    notes_read: usize,
+    bytes_read: usize,
+    /// Where a record's payload is decoded: records are packed, and views are aligned.
+    aligned: AlignedBytes,
+    filling: BatchBytes,
+    filling_first: u64,
+    /// Whether an item is being encoded, which is user code.
+    encoding: bool,
+    pub(super) pulled: u64,
+    pub(super) messages: u64,
+}
+
+/// How much a window holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    messages: usize,
+    items: u64,
+}
+
+impl<R: Payload> Engine<R> {
+    pub(super) fn new(
+        handle: Handle,
+        control: Arc<Control>,
+        named: Named,
+        granularity: Granularity,
+        window: Option<usize>,
+        ordered: bool,
+        terms: Option<Terms>,
+    ) -> Self {
+        let core = handle.core();
+        let code = CodeId::of(named.code, named.types, &core.objects);
+        let workers = core.stations.len();
+        let window_items = window;
+        let (granularity, auto, window) = match granularity {
+            Granularity::Fixed(items) => {
+                let depth = if items < SMALL { DEPTH_SMALL } else { DEPTH };
+                let window = window.map_or(workers * depth, |window| window.div_ceil(items).max(1));
+                (items, None, Some(window))
+            }
+            Granularity::Auto => (1, Some(Auto::new(workers, window)), None),
+        };
+        let max_payload = core.policy.max_payload;
+        let station = core.next_in_turn();
+        let arrivals = control.arrivals.clone();
+        Self {
+            handle,
+            control,
+            code,
+            ordered,
+            granularity,
+            alone: auto.is_none() && granularity == 1,
+            auto,
+            begun_at: None,
+            total: None,
+            look_at: None,
+            answered_at: None,
+            max_payload,
+            terms,
+            window,
+            window_items,
+            closed: 0,
+            station,
+            slots: Vec::new(),
+            free: Vec::new(),
+            order: VecDeque::new(),
+            arrivals,
+            news: News::default(),
+            notes_read: 0,
+            bytes_read: 0,
+            aligned: AlignedBytes::new(),
+            filling: BatchBytes::default(),
+            filling_first: 0,
+            encoding: false,
+            pulled: 0,
+            messages: 0,
+        }
+    }
+
+    /// Whether something has arrived that has not been read.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.arrivals.any()
+    }
+
+    fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// How much the window holds while so many results wait to be asked for.
+    pub(super) fn room(&self, waiting: usize) -> Room {
+        let messages = self.window().saturating_sub(waiting / self.granularity);
+        let items = match self.window_items {
+            Some(items) if self.auto.is_some() => items.max(1).saturating_sub(waiting) as u64,
+            _ => u64::MAX,
+        };
+        Room { messages, items }
+    }
+
+    /// Messages of the window.
+    fn window(&self) -> usize {
+        let automatic = || self.handle.core().stations.len() * self.auto.as_ref().map_or(DEPTH, Auto::depth);
+        self.window.unwrap_or_else(automatic)
+    }
+
+    /// Whether another item may be pulled from the source, in a window of that size.
+    #[inline]
+    pub(super) fn wants_items(&self, room: Room) -> bool {
+        self.in_use() < room.messages && self.pulled - self.closed < room.items
+    }
+
+    /// The source has so many items in all.
+    pub(super) fn expect(&mut self, total: Option<u64>) {
+        self.total = total;
+    }
+
+    /// While fewer results than this wait, the window is at most half full: time to pull even though they do.
+    pub(super) fn low_mark(&self) -> usize {
+        // `in_use + waiting / granularity <= window / 2`, without a division for each result.
+        match (self.window() / 2).checked_sub(self.in_use()) {
+            Some(spare) => (spare + 1).saturating_mul(self.granularity),
+            None => 0,
+        }
+    }
+
+    /// Whether nothing is on its way and nothing waits for its turn.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_use() == 0 && self.filling.len() == 0
+    }
+
+    /// Whether the source is not to be pulled again.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.control.is_over()
+    }
+
+    /// Whether this is the process of the pool.
+    pub(super) fn is_here(&self) -> bool {
+        self.handle.core().is_here()
+    }
+
+    /// In another process than the pool's, nothing more comes of what was on its way.
+    pub(super) fn disown(&mut self, deliver: &mut impl Deliver<R>) {
+        self.flush(deliver);
+        for at in 0..self.slots.len() {
+            if self.slots[at].job.take().is_some() {
+                self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
+            }
+        }
+    }
+
+    /// A stopper wants to know the jobs.
+    pub(super) fn be_watched(&self) {
+        for (at, slot) in self.slots.iter().enumerate() {
+            if let Some(job) = slot.job {
+                self.control.note(at, Message { first: slot.first, job, generation: job.generation() });
+            }
+        }
+    }
+
+    /// Blocks until something has arrived.
+    pub(super) fn wait(&self) {
+        self.handle.core().wait(self, None);
+    }
+}
+
+impl<R: Payload> Awaited for Engine<R> {
+    fn is_done(&self) -> bool {
+        self.arrivals.any()
+    }
+
+    fn station(&self) -> usize {
+        let oldest =
+            self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots).find_map(|slot| slot.job);
+        oldest.map_or(0, |job| job.place().station)
+    }
+
+    fn job(&self) -> Option<&'static Job> {
+        None
+    }
+
+    fn register(&self, waker: &Waker) -> Poll<()> {
+        self.arrivals.register(waker)
+    }
+
+    fn is_everywhere(&self) -> bool {
+        true
+    }
+
+    fn call_off(&self, core: &Core, error: &TaskError) {
+        for job in self.slots.iter().filter_map(|slot| slot.job) {
+            core.call_off(job, job.generation(), error);
+        }
+    }
+}
+
+impl<R> Drop for Engine<R> {
+    /// Calls off what has not started; what is running can see that it is cancelled.
+    fn drop(&mut self) {
+        let core = self.handle.core();
+        if !core.is_here() {
+            return;
+        }
+        self.arrivals.close();
+        let mut messages = Vec::new();
+        for slot in &mut self.slots {
+            if let Some(job) = slot.job.take() {
+                // Once abandoned, the cell may be somebody else's.
+                let message = Message { first: slot.first, job, generation: job.generation() };
+                if job.abandon(false) {
+                    messages.push(message);
+                }
+            }
+        }
+        call_off(core, messages.clone());
+        if self.terms.is_some_and(|terms| terms.kill_on_drop) {
+            for Message { job, generation, .. } in messages {
+                core.kill(job, generation, &TaskError::Cancelled, Why::Killed);
+            }
+        }
+    }
+}
