@@ -1,0 +1,108 @@
+//! Who is rung, and how the worker waits: it spins, then sleeps on its doorbell.
+
+use std::time::{Duration, Instant};
+
+use super::Port;
+use crate::faults::{Point, point};
+use crate::ground::barrier;
+use crate::protocol::wire::Wake;
+use crate::sync::Ordering;
+
+/// How long a worker sleeps that cannot be sure to have been seen sleeping.
+const UNFENCED_SLEEP: Duration = Duration::from_millis(1);
+
+impl Port {
+    /// As [`notify`](Self::notify), but of a quiet batch nobody is rung. What follows is a look at the marks (edge CUT), which
+    /// takes the barrier in either case.
+    pub(crate) fn notify_of_item(&mut self) {
+        if self.quiet {
+            barrier::light();
+        } else {
+            self.notify();
+        }
+    }
+
+    /// Rings whoever on the master's side asked for it, once for each time it was asked.
+    #[inline]
+    pub(crate) fn notify(&mut self) {
+        // Edge SLEEP: what was published comes before this look at the wake word; the master writes the word,
+        // fences, and looks at what is published before it sleeps. One of the two sees the other.
+        barrier::light();
+        let wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        if wake != self.rung {
+            self.ring(wake);
+        }
+    }
+
+    fn ring(&mut self, mut wake: u64) {
+        // Whoever woke this worker may be waiting for the CPU that it woke up on.
+        let has_woken = std::mem::take(&mut self.has_woken);
+        if has_woken && Wake::of(wake) == Wake::Driver {
+            // He may be about to look for himself, which spares two wake-ups. Edge SLEEP holds for this later look too.
+            std::thread::yield_now();
+            wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        }
+        self.rung = wake;
+        match Wake::of(wake) {
+            Wake::Nobody => {}
+            Wake::Driver => {
+                point(Point::RingingDriver);
+                self.bells.driver.ring();
+            }
+            Wake::Waiter => {
+                point(Point::RingingWaiter);
+                self.bells.response.ring();
+                if has_woken {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Waits until `look` finds something. `None`: this worker was given up meanwhile.
+    pub(super) fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        if let Some(found) = look(self) {
+            return Some(found);
+        }
+        // Whatever this waits for, the master may have to be told first what is there already.
+        self.notify();
+        let spin = self.spin;
+        let mut look = |port: &mut Self| match look(port) {
+            Some(found) => Some(Some(found)),
+            None => port.is_given_up().then_some(None),
+        };
+        loop {
+            if let Some(found) = spin.spin(|| look(self)).or_else(|| self.sleep_until(&mut look)) {
+                return found;
+            }
+        }
+    }
+
+    /// One sleep on the doorbell, unless `look` finds something first. May return early with nothing.
+    pub(super) fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
+        self.naps += 1;
+        // A ring for this nap cannot come before the flag; earlier ones are forgotten where nobody waits for it.
+        if std::mem::take(&mut self.bell_rings) {
+            self.bells.request.clear();
+        }
+        let sleeping = &self.region.b().sleeping.0;
+        sleeping.store(2 * self.naps - 1, Ordering::Relaxed);
+        point(Point::SleepStored);
+        let fenced = barrier::heavy();
+        let found = look(self);
+        if found.is_none() {
+            point(Point::Drowsy);
+            // Whoever publishes something meanwhile rings, and the bell remembers.
+            (self.when_idle)();
+            // The master's death ends this process, so the wait needs no limit but where the fence failed.
+            let asleep_since = Instant::now();
+            self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));
+            self.patience = self.spin.after_sleep(asleep_since.elapsed());
+            self.has_woken = true;
+            point(Point::Woken);
+        }
+        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
+        found
+    }
+}
