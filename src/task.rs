@@ -375,6 +375,15 @@ impl Body {
     }
 }
 
+/// Takes the outcome of a job that is done.
+#[inline]
+pub(crate) fn take_result<R: Payload>(job: &'static Job) -> Result<R, TaskError> {
+    match job.take_value() {
+        Some(reply) => decode_small(&reply),
+        None => Body::of(job.take())?.decode(),
+    }
+}
+
 /// The error that a status stands for, if it does.
 #[inline]
 pub(crate) fn failure_of(status: Status, bytes: &[u8]) -> Option<TaskError> {

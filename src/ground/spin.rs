@@ -28,6 +28,7 @@ const LOOKS_PER_READING: u32 = 32;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SpinBudget {
     limit: Option<Duration>,
+    cores: usize,
 }
 
 impl SpinBudget {
@@ -39,12 +40,35 @@ impl SpinBudget {
             WaitPolicy::Spin => None,
             WaitPolicy::Park => Some(Duration::ZERO),
         };
-        Self { limit }
+        Self { limit, cores }
+    }
+
+    /// Whether so many busy workers leave no core to a caller.
+    pub(crate) fn is_crowded(self, busy: usize) -> bool {
+        busy >= self.cores
+    }
+
+    /// A caller's budget while only so many of the workers have something to do.
+    pub(crate) fn beside(self, busy: usize) -> Self {
+        match self.limit {
+            Some(limit) if !limit.is_zero() && !self.is_crowded(busy) => {
+                Self { limit: Some(ROOMY_SPIN), ..self }
+            }
+            _ => self,
+        }
     }
 
     /// Whether a spin ends only when something is found.
     pub(crate) fn is_endless(self) -> bool {
         self.limit.is_none()
+    }
+
+    /// One look, if it is a short one anyway.
+    pub(crate) fn once(self) -> Self {
+        match self.limit {
+            Some(limit) if limit <= CROWDED_SPIN => Self { limit: Some(Duration::ZERO), ..self },
+            _ => self,
+        }
     }
 
     /// Whether it never spins.
@@ -58,7 +82,7 @@ impl SpinBudget {
     pub(crate) fn after_sleep(self, slept: Duration) -> Self {
         match self.limit {
             Some(limit) if !limit.is_zero() => {
-                Self { limit: Some(if slept < ROOMY_SPIN { ROOMY_SPIN } else { CROWDED_SPIN }) }
+                Self { limit: Some(if slept < ROOMY_SPIN { ROOMY_SPIN } else { CROWDED_SPIN }), ..self }
             }
             _ => self,
         }
@@ -106,6 +130,15 @@ mod tests {
             let budget = SpinBudget::new(other, 64, 2);
             assert_eq!(budget.after_sleep(short).limit, budget.limit);
             assert_eq!(budget.after_sleep(long).limit, budget.limit);
+            assert_eq!(budget.beside(1).limit, budget.limit);
         }
+    }
+
+    #[test]
+    fn a_caller_has_the_core_of_a_worker_that_is_idle() {
+        let budget = SpinBudget::new(WaitPolicy::Adaptive, 2, 2);
+        assert_eq!(budget.limit, Some(CROWDED_SPIN));
+        assert_eq!(budget.beside(2).limit, Some(CROWDED_SPIN));
+        assert_eq!(budget.beside(1).limit, Some(ROOMY_SPIN));
     }
 }

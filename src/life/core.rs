@@ -46,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
     sleepers: CachePadded<AtomicUsize>,
+    /// Whether a stream whose items are tasks may sleep.
+    streams_sleep: AtomicBool,
     /// Whether the driver makes rounds.
     rounds: AtomicBool,
     handles: CachePadded<AtomicUsize>,
@@ -68,10 +70,12 @@ pub(crate) struct Core {
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
 }
 
-/// Something that has to know that the pool takes nothing more.
+/// Something that has to know of what happens in the pool.
 pub(crate) trait Listener: Send + Sync + std::fmt::Debug {
-    /// Called once, when that is so.
+    /// The pool takes nothing more. Called at least once.
     fn pool_closes(&self);
+    /// An item of a stream has ended.
+    fn item_ended(&self);
 }
 
 /// How far a pool is. Only moves down.
@@ -128,6 +132,7 @@ impl Core {
             timed: StationSet::new(count),
             moves: Moves::default(),
             sleepers: CachePadded::default(),
+            streams_sleep: AtomicBool::new(false),
             rounds: AtomicBool::new(false),
             handles: CachePadded::new(AtomicUsize::new(1)),
             gate: None,
@@ -153,11 +158,16 @@ impl Core {
         }
     }
 
-    /// Has `listener` told when the pool takes nothing more, for as long as it lives.
+    /// Has `listener` told what happens, for as long as it lives.
     pub(crate) fn listen(&self, listener: Arc<dyn Listener>) {
         let mut listeners = self.listeners.lock();
         listeners.retain(|listener| listener.strong_count() > 0);
         listeners.push(Arc::downgrade(&listener));
+    }
+
+    /// Those that live.
+    fn listeners(&self) -> Vec<Arc<dyn Listener>> {
+        self.listeners.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// With room for so many tasks that have not started.
@@ -243,8 +253,7 @@ impl Core {
         if phase >= Phase::Closing {
             // Who waits for a place learns from a station how the pool ends.
             wakers.extend(self.gate.iter().flat_map(Gate::shut));
-            let listeners = std::mem::take(&mut *self.listeners.lock());
-            listeners.iter().filter_map(Weak::upgrade).for_each(|listener| listener.pool_closes());
+            self.listeners().iter().for_each(|listener| listener.pool_closes());
         }
         self.life_changed.notify_all();
         // A panic in somebody's waker must not keep the others asleep, nor end the driver.
@@ -369,6 +378,36 @@ impl Core {
             self.add_unfinished(unfinished);
         }
         self.ring_driver();
+    }
+
+    /// A stream is about to sleep, which has said whom to wake, and is going to look at its items once more.
+    ///
+    /// Edge ITEMS: the waker, this mark, a look at what is done; whoever ends an item sets DONE, then looks for the mark. All
+    /// are sequentially consistent, so one of the two sees the other.
+    pub(crate) fn note_sleeping_stream(&self) {
+        self.streams_sleep.store(true, Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(crate) fn has_sleeping_streams(&self) -> bool {
+        self.streams_sleep.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the streams that sleep while their items end. One that marks itself meanwhile is woken, or marks the pool again.
+    #[cold]
+    pub(crate) fn call_streams(&self) {
+        if self.has_sleeping_streams() && self.streams_sleep.swap(false, Ordering::SeqCst) {
+            let tell = |stream: &Arc<dyn Listener>| drop(crate::panics::guard(|| stream.item_ended()));
+            self.listeners().iter().for_each(tell);
+        }
+    }
+
+    /// How many workers have something to do, or are not ready.
+    pub(crate) fn busy(&self) -> usize {
+        match self.stations.len() {
+            1 => 1,
+            count => count - self.idle.len(),
+        }
     }
 
     /// Somebody is about to sleep for a result.
@@ -543,18 +582,25 @@ impl StationSet {
         })
     }
 
+    /// How many members there are.
+    pub(crate) fn len(&self) -> usize {
+        self.words.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum()
+    }
+
     /// Takes some member out.
     #[inline]
     pub(crate) fn take(&self) -> Option<usize> {
         for (i, word) in self.words.iter().enumerate() {
-            let mut bits = word.load(Ordering::Relaxed);
-            while bits != 0 {
-                let bit = bits & bits.wrapping_neg();
-                let seen = word.fetch_and(!bit, Ordering::SeqCst);
-                if seen & bit != 0 {
-                    return Some(i * 64 + bit.trailing_zeros() as usize);
+            loop {
+                let bits = word.load(Ordering::Relaxed);
+                if bits == 0 {
+                    break;
                 }
-                bits = seen & !bit;
+                // Of one bit, whose former value alone is asked for: one instruction, where a mask takes a loop.
+                let at = bits.trailing_zeros();
+                if word.fetch_and(!(1 << at), Ordering::SeqCst) & 1 << at != 0 {
+                    return Some(i * 64 + at as usize);
+                }
             }
         }
         None

@@ -137,6 +137,31 @@ impl Core {
         }
     }
 
+    /// As [`submit_along`](Self::submit_along), of an item whose input fits a slot.
+    #[inline]
+    pub(crate) fn submit_item_along(&self, station: usize, job: JobRef, request: &SmallRequest) -> usize {
+        let station = self.choose_along(station);
+        match self.stations[station].try_own(self) {
+            Some(mut owned) => owned.accept_item(job, request),
+            None => self.submit_at(station, job, request.into()),
+        }
+        station
+    }
+
+    /// Delivers what has come from a worker, unless somebody else is at it.
+    #[inline]
+    pub(crate) fn peek_at(&self, station: usize) {
+        if let Some(mut owned) = self.stations[station].try_own(self) {
+            owned.peek();
+        }
+    }
+
+    /// Likewise, from all workers that have something to do.
+    pub(crate) fn peek_everywhere(&self) {
+        let busy = self.stations.iter().filter(|station| !self.idle.contains(station.id));
+        busy.for_each(|station| self.peek_at(station.id));
+    }
+
     #[inline]
     fn choose_along(&self, station: usize) -> usize {
         match self.stations.len() {

@@ -28,6 +28,7 @@
 //! | PLACE | submitter | it holds a place of the pool's gate |
 //! | SMALL | pool, with DONE | the outcome is in `small` and not in `stage` |
 //! | KILL | submitter | who drops the task wants it killed |
+//! | ITEM | submitter | it is an item of a stream, which looks for its end itself, and is [called](Core::call_streams) if it sleeps |
 //! | EXTRA | whoever writes there | there may be something in the cold part that has to be dropped with the cell |
 //!
 //! A cell is one cache line. What only some jobs need is in its *cold part*, which is made when somebody first needs it and
@@ -66,6 +67,7 @@ const CALLED_OFF: u64 = 1 << 8;
 const SMALL: u64 = 1 << 9;
 const EXTRA: u64 = 1 << 10;
 const KILL: u64 = 1 << 11;
+const ITEM: u64 = 1 << 12;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -297,9 +299,10 @@ impl Job {
         core.as_ref().expect("set when the cell was allocated")
     }
 
+    /// Sequentially consistent, as is the setting of DONE: see edge ITEMS.
     #[inline]
     pub(crate) fn is_done(&self) -> bool {
-        self.state.load(Ordering::Acquire) & DONE != 0
+        self.state.load(Ordering::SeqCst) & DONE != 0
     }
 
     pub(crate) fn is_killed_on_drop(&self) -> bool {
@@ -361,7 +364,7 @@ impl Job {
     }
 
     fn change(&self, from: u64, to: u64) -> Result<(), u64> {
-        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::Acquire).map(drop)
     }
 
     /// Task: takes the outcome of a job that is done, and frees the cell.
@@ -396,6 +399,20 @@ impl Job {
         (reply.status == Status::Value).then(|| {
             self.free(state);
             reply
+        })
+    }
+
+    /// As [`take_value`](Self::take_value), of one that has so many bytes, two words at most.
+    #[inline(always)]
+    pub(crate) fn take_words(&'static self, bytes: usize) -> Option<[u64; 2]> {
+        let state = self.state.load(Ordering::Acquire);
+        if state & (DONE | SMALL) != DONE | SMALL {
+            return None;
+        }
+        let reply = SmallReply::unpack(self.small());
+        (reply.status == Status::Value && usize::from(reply.len) == bytes).then(|| {
+            self.free(state);
+            [reply.words[0], reply.words[1]]
         })
     }
 
@@ -643,6 +660,19 @@ impl JobRef {
         (may_start && losses <= terms.retries, losses)
     }
 
+    #[inline]
+    pub(crate) fn is_item(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) & ITEM != 0
+    }
+
+    /// It is a fresh job, and an item of a stream.
+    #[inline]
+    pub(crate) fn be_item(&self) {
+        // Nobody else knows of it.
+        let state = self.0.state.load(Ordering::Relaxed);
+        self.0.state.store(state | ITEM, Ordering::Relaxed);
+    }
+
     /// The job must run at its station.
     pub(crate) fn pin(&self) {
         self.0.state.fetch_or(PINNED, Ordering::Relaxed);
@@ -683,7 +713,11 @@ impl JobRef {
         match self.take_batch() {
             None => {
                 self.give_place_back(after);
+                let is_item = self.0.state.load(Ordering::Relaxed) & ITEM != 0;
                 after.extend(self.settle(outcome));
+                if is_item {
+                    After::call_streams(after);
+                }
             }
             Some(batch) => {
                 let nothing = self.settle(outcome);
@@ -704,7 +738,7 @@ impl JobRef {
 
     /// As [`finish`](Self::finish), with a result that is in its slot.
     #[inline]
-    pub(crate) fn finish_small(self, reply: SmallReply, after: &mut Vec<After>) {
+    pub(crate) fn finish_small(self, reply: SmallReply, core: &Core, after: &mut Vec<After>) {
         let job = self.0;
         let state = job.state.load(Ordering::Relaxed);
         if state & (EXTRA | PLACE | GONE) != 0 {
@@ -714,6 +748,9 @@ impl JobRef {
         job.set_small(reply.pack());
         if job.change(state, state | DONE | SMALL).is_err() {
             after.extend(self.settle(Outcome::Small(reply)));
+        }
+        if state & ITEM != 0 && core.has_sleeping_streams() {
+            After::call_streams(after);
         }
     }
 
@@ -755,7 +792,7 @@ impl JobRef {
         job.core().remove_sleeper();
         // SAFETY: JOB-2: BUSY makes the slot the pool's.
         let waker = unsafe { (*job.cold().waker.get()).take() };
-        job.state.fetch_xor(BUSY | done, Ordering::AcqRel);
+        job.state.fetch_xor(BUSY | done, Ordering::SeqCst);
         waker.map(After::Wake)
     }
 }
@@ -766,6 +803,17 @@ pub(crate) enum After {
     Wake(Waker),
     /// Nobody takes this failure, so it goes to the log.
     Report(TaskError),
+    /// An item of a stream has ended, which may sleep.
+    CallStreams,
+}
+
+impl After {
+    #[cold]
+    fn call_streams(after: &mut Vec<Self>) {
+        if !matches!(after.last(), Some(Self::CallStreams)) {
+            after.push(Self::CallStreams);
+        }
+    }
 }
 
 /// The error that a job ended with, if it did.

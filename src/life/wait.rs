@@ -166,9 +166,10 @@ impl Core {
     #[inline]
     fn look(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> Looked {
         let mut looks = 0_u32;
+        let spin = self.spin.beside(self.busy());
         let Some(mut owned) = station.try_own(self) else {
             // Whoever owns it will deliver; a moment's patience saves a sleep.
-            let found = self.spin.spin(|| {
+            let found = spin.spin(|| {
                 looks += 1;
                 if job.is_done() {
                     Some(Looked::Done)
@@ -187,7 +188,8 @@ impl Core {
             return if job.is_done() { Looked::Done } else { Looked::Nothing };
         }
         owned.disarm();
-        let found = self.spin.spin(|| {
+        let spin = if owned.spins_in_vain() { spin.once() } else { spin };
+        let found = spin.spin(|| {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
                 owned.poll();
@@ -211,6 +213,7 @@ impl Core {
                 None
             }
         });
+        owned.note_spin(found.is_some());
         found.unwrap_or_else(|| {
             owned.lose_patience();
             Looked::Nothing

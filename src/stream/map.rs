@@ -157,7 +157,7 @@ pub(super) fn pull_into<T: Iterator, R: Payload>(
             return false;
         };
         push(engine, item, &mut deliver);
-        if engine.has_news() || delivered.get() || engine.is_over() {
+        if engine.has_quick_news() || delivered.get() || engine.is_over() {
             break;
         }
     }
@@ -501,9 +501,15 @@ impl<T, R: Payload> Feed<T, R> {
                 return self.engine.as_mut()?.read_note(&mut deliver);
             }
             // Between two deliveries the source is pulled once at least.
-            if !std::mem::take(&mut self.has_delivered) && engine.gather() {
-                self.has_delivered = true;
-                continue;
+            if !std::mem::take(&mut self.has_delivered) {
+                if engine.collect_singles(&mut deliver) {
+                    self.has_delivered = true;
+                    return self.engine.as_ref().map(Engine::run_of_singles);
+                }
+                if engine.gather() {
+                    self.has_delivered = true;
+                    continue;
+                }
             }
             let delivered = Cell::new(false);
             let more = self.go_on(&mut |index, item| {

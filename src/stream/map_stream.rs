@@ -316,7 +316,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 }
             }
             *budget -= 1;
-            if engine.has_news() || out.len() > waiting {
+            if engine.has_quick_news() || out.len() > waiting {
                 return Pulled::News;
             }
         }

@@ -27,6 +27,8 @@ struct State {
     news: News,
     /// Whether there is something else to look at than news.
     poked: bool,
+    /// Whether the stream's items are tasks, whose ends are no news.
+    has_items: bool,
     /// Whether nobody will look any more.
     closed: bool,
     waker: Option<Waker>,
@@ -71,6 +73,11 @@ impl News {
 }
 
 impl Arrivals {
+    /// Has the stream woken when an item ends: see [`Core::call_streams`](crate::life::core::Core::call_streams).
+    pub(super) fn expect_items(&self) {
+        self.state.lock().has_items = true;
+    }
+
     #[inline]
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
@@ -160,6 +167,16 @@ impl Wake for Arrivals {
 impl Listener for Arrivals {
     fn pool_closes(&self) {
         self.poke();
+    }
+
+    fn item_ended(&self) {
+        let sleeps = {
+            let state = self.state.lock();
+            state.has_items && state.waker.is_some()
+        };
+        if sleeps {
+            self.poke();
+        }
     }
 }
 

@@ -875,3 +875,77 @@ fn m_01_a_crash_in_a_stream_of_large_results_tears_nothing() {
         }
     });
 }
+
+// ---- items that are tasks: granularity 1
+
+#[test]
+fn single_items_behind_a_slow_one_come_for_as_long_as_it_takes() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let slow_first = |n: u32| {
+            if n == 0 {
+                gate(0).wait();
+            }
+            n
+        };
+        let (mut sum, mut last) = (0, None);
+        // More items than the window has places, so that theirs are used again around the one that stays.
+        let stream = pool.map(0..3000_u32, slow_first).granularity(fixed(1)).unordered().indexed();
+        for (count, (index, result)) in stream.enumerate() {
+            assert_eq!(u64::from(result.unwrap()), index);
+            sum += index;
+            last = Some(index);
+            if count == 2998 {
+                gate(0).open();
+            }
+        }
+        assert_eq!((sum, last), (2999 * 3000 / 2, Some(0)));
+    });
+}
+
+#[test]
+fn a_stream_of_single_items_sleeps_and_is_woken_whoever_delivers() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    // Takes the station from the stream's thread, and delivers its results.
+                    while !over.load(SeqCst) {
+                        assert_eq!(pool.submit(|n: u32| n + 1, &1).wait().unwrap(), 2);
+                    }
+                });
+            }
+            for ordered in [true, false] {
+                let stream = pool.map(0..2000_u64, |n: u64| n).granularity(fixed(1)).window(2);
+                let stream = if ordered { stream } else { stream.unordered() };
+                assert_eq!(stream.map(Result::unwrap).sum::<u64>(), 1999 * 1000);
+                let items = futures::stream::iter(0..2000_u64);
+                let stream = pool.map_stream(items, |n: u64| n).granularity(fixed(1)).window(2);
+                let stream = if ordered { stream } else { stream.unordered() };
+                let sum = futures::StreamExt::fold(stream, 0, async |sum, n| sum + n.unwrap());
+                assert_eq!(futures::executor::block_on(sum), 1999 * 1000);
+            }
+            over.store(true, SeqCst);
+        });
+    });
+}
+
+#[test]
+fn texts_travel_as_single_items_and_their_errors_stay_in_place() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let shout = |text: String| {
+            assert!(!text.ends_with('7'), "no sevens");
+            text + "!"
+        };
+        let items = (0..500).map(|n| format!("item {n}"));
+        for (n, result) in pool.map(items, shout).granularity(fixed(1)).enumerate() {
+            match n % 10 {
+                7 => assert!(result.unwrap_err().is_panicked()),
+                _ => assert_eq!(result.unwrap(), format!("item {n}!")),
+            }
+        }
+    });
+}

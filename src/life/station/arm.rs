@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Wake as TaskWake, Waker};
 
-use super::{Owned, Stage, Station, WAITS_MAX};
+use super::{Cargo, Owned, Stage, Station, WAITS_MAX, WAITS_MAX_ITEMS};
 use crate::ground::doorbell::Doorbell;
 use crate::life::core::Core;
 use crate::life::job::{After, Job, JobRef};
@@ -14,6 +14,9 @@ use crate::protocol::wire::Wake;
 
 /// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
 const LOOKS_MAX: u32 = 64;
+
+/// So many short spins in vain, and the next ones are left out.
+const VAIN_SPINS: u32 = 4;
 
 /// A doorbell that can be a task's waker: how a thread that sleeps in a station's seat is woken by the pool.
 #[derive(Debug)]
@@ -141,9 +144,20 @@ impl Owned<'_> {
         }
     }
 
-    /// Whoever waited here has seen nothing come.
+    /// Whether the last ones who waited here would have done better to sleep at once. One in sixteen tries again.
+    pub(crate) fn spins_in_vain(&self) -> bool {
+        self.vain_spins >= VAIN_SPINS && !self.vain_spins.is_multiple_of(16)
+    }
+
+    pub(crate) fn note_spin(&mut self, has_found: bool) {
+        self.vain_spins = if has_found { 0 } else { self.vain_spins.wrapping_add(1) };
+    }
+
+    /// Whoever waited here has seen nothing come, from a worker that is awake.
     pub(crate) fn lose_patience(&mut self) {
-        self.waits = WAITS_MAX;
+        if !self.is_asleep() {
+            self.waits = WAITS_MAX.max(WAITS_MAX_ITEMS);
+        }
     }
 
     /// Takes the armed ring back: this owner is going to look.
@@ -192,8 +206,8 @@ impl Owned<'_> {
 /// Before a request is published (STATION-3). Before the first one it needs no fence: no response can come before it. With
 /// others in flight, something may just have come, so it is left to [`settle`](Owned::settle), which looks again.
 #[inline(always)]
-pub(super) fn arm_before_first(lane: &mut Lane<JobRef>, wake: &mut Wake, watched: bool) {
-    if *wake == Wake::Nobody && !watched && lane.in_flight() == 0 {
+pub(super) fn arm_before_first(lane: &mut Lane<JobRef>, wake: &mut Wake, watched: bool, cargo: Cargo) {
+    if *wake == Wake::Nobody && !watched && cargo == Cargo::Tasks && lane.in_flight() == 0 {
         *wake = Wake::Driver;
         lane.arm(Wake::Driver);
     }

@@ -54,6 +54,8 @@ const MANY: usize = 32;
 
 /// After so many visits without a response, they are not taken for short any more.
 const WAITS_MAX: u32 = 64;
+/// Of single items, so many are on their way within microseconds, to a worker that may have to wake up first.
+const WAITS_MAX_ITEMS: u32 = 1024;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -99,6 +101,27 @@ pub(crate) enum Stage {
     Ending,
 }
 
+/// What all requests in a ring are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cargo {
+    /// Or a mixture.
+    Tasks,
+    /// Messages of streams, and items of streams that are tasks.
+    Batches,
+    Items,
+}
+
+impl Cargo {
+    #[inline]
+    fn of(job: &JobRef) -> Self {
+        match (job.is_item(), job.batch().is_some()) {
+            (true, _) => Self::Items,
+            (false, true) => Self::Batches,
+            (false, false) => Self::Tasks,
+        }
+    }
+}
+
 /// What a station's owner may touch.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -136,10 +159,14 @@ pub(crate) struct Inner {
     may_spare: bool,
     /// Whether the driver comes by from time to time, so that nobody needs to be rung.
     watched: bool,
-    /// Whether all that is in the ring is messages of streams.
-    streams_only: bool,
+    /// What is in the ring.
+    cargo: Cargo,
     /// How many owners have found more than one request in the ring and no response since the last one that came.
     waits: u32,
+    /// How many who waited have looked in vain in a row.
+    vain_spins: u32,
+    /// When it was last found how fast the worker gets through single items, and how many tasks were done then.
+    paced: (u64, u64),
     after: Vec<After>,
     /// Who owned the station last, how often in a row, and how often it takes to keep it.
     last_owner: ThreadNumber,
@@ -179,8 +206,10 @@ impl Station {
                 has_surplus: false,
                 may_spare: false,
                 watched: false,
-                streams_only: false,
+                cargo: Cargo::Tasks,
                 waits: 0,
+                vain_spins: 0,
+                paced: (0, 0),
                 after: Vec::new(),
                 last_owner: ThreadNumber::current(),
                 streak: 0,
@@ -229,7 +258,24 @@ impl Inner {
     /// wakes up. Somebody has to look again: whoever sends the next one or waits, else the driver on its round.
     #[inline]
     fn is_patient(&self) -> bool {
-        self.streams_only && self.watched && self.waits < WAITS_MAX
+        let waits_max = match self.cargo {
+            Cargo::Tasks => return false,
+            Cargo::Batches => WAITS_MAX,
+            Cargo::Items => WAITS_MAX_ITEMS,
+        };
+        self.watched && self.waits < waits_max
+    }
+
+    /// Requests of this kind are about to be added to what is in the ring.
+    #[inline]
+    fn load(&mut self, cargo: Cargo) {
+        if cargo == Cargo::Tasks {
+            self.cargo = cargo;
+        } else if self.in_flight() == 0 {
+            (self.cargo, self.waits) = (cargo, 0);
+        } else if self.cargo != cargo {
+            self.cargo = Cargo::Tasks;
+        }
     }
 
     #[inline]

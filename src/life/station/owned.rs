@@ -165,6 +165,7 @@ impl Afterwards {
             match after {
                 // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
                 After::Wake(waker) => drop(panics::guard(|| waker.wake())),
+                After::CallStreams => core.call_streams(),
                 After::Report(TaskError::Terminated) => unfinished += 1,
                 After::Report(error) => events::detached(core, &error),
             }

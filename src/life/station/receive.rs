@@ -3,6 +3,7 @@
 use super::{Owned, Stage};
 use crate::error::TaskError;
 use crate::ground::prefetch;
+use crate::life::core::Core;
 use crate::life::job::{After, JobRef, Outcome};
 use crate::life::messages::Who;
 use crate::life::meter::Meter;
@@ -49,7 +50,7 @@ impl Owned<'_> {
     #[inline]
     fn poll_with(&mut self, streams: bool) {
         self.has_looked = true;
-        let id = self.station.id;
+        let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return };
         if inner.violation.is_some() || inner.is_given_up {
@@ -62,6 +63,7 @@ impl Owned<'_> {
             after: &mut inner.after,
             calls: &mut inner.calls,
             tally: &mut inner.tally,
+            core,
             station: id,
             generation: inner.generation,
         };
@@ -72,13 +74,14 @@ impl Owned<'_> {
     /// As [`poll_with`](Self::poll_with), where tasks are timed.
     #[inline(never)]
     fn poll_timed(&mut self, streams: bool) {
-        let who = Who { station: self.station.id, generation: self.generation };
+        let (who, core) = (Who { station: self.station.id, generation: self.generation }, self.core);
         let inner = &mut **self;
         let (Some(lane), Some(meter)) = (&mut inner.lane, &mut inner.meter) else { return };
         let delivery = Delivery {
             after: &mut inner.after,
             calls: &mut inner.calls,
             tally: &mut inner.tally,
+            core,
             station: who.station,
             generation: who.generation,
         };
@@ -117,6 +120,7 @@ struct Delivery<'a> {
     after: &'a mut Vec<After>,
     calls: &'a mut Vec<Request>,
     tally: &'a mut Tally,
+    core: &'a Core,
     station: usize,
     generation: u64,
 }
@@ -142,7 +146,7 @@ impl Sink<JobRef> for Delivery<'_> {
         if reply.status != Status::Value {
             return self.reply(job, reply.into());
         }
-        job.finish_small(reply, self.after);
+        job.finish_small(reply, self.core, self.after);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {

@@ -1,7 +1,7 @@
 //! What goes to a station's worker: jobs are accepted, sent if they fit, and wait in the queue if they do not.
 
-use super::Owned;
 use super::arm::arm_before_first;
+use super::{Cargo, Owned};
 use crate::error::TaskError;
 use crate::ground::prefetch::{self, Ahead};
 use crate::life::job::{JobRef, Outcome, Place, Spot};
@@ -75,13 +75,26 @@ impl Owned<'_> {
     /// [`Core::takes_small`](crate::life::core::Core::takes_small).
     #[inline]
     pub(crate) fn accept_small(&mut self, job: JobRef, request: &SmallRequest) {
+        self.accept_small_as(Cargo::Tasks, job, request);
+    }
+
+    /// As [`accept_small`](Self::accept_small), of an item of a stream.
+    #[inline]
+    pub(crate) fn accept_item(&mut self, job: JobRef, request: &SmallRequest) {
+        self.accept_small_as(Cargo::Items, job, request);
+    }
+
+    #[inline(always)]
+    fn accept_small_as(&mut self, cargo: Cargo, job: JobRef, request: &SmallRequest) {
         if self.refusal.is_some() {
             // `settle` puts it back among the idle ones.
             self.leave_idle();
             return self.accept(job, request.into());
         }
-        let sent =
-            if self.queue.is_empty() && self.can_send() { self.send_small(job, request) } else { Err(job) };
+        let sent = match self.queue.is_empty() && self.can_send() {
+            true => self.send_small(cargo, job, request),
+            false => Err(job),
+        };
         if let Err(mut job) = sent {
             job.queue_small(self.station.id, request);
             self.may_spare = true;
@@ -91,14 +104,19 @@ impl Owned<'_> {
 
     /// As [`send`](Self::send), of a number.
     #[inline]
-    fn send_small(&mut self, job: JobRef, request: &SmallRequest) -> Result<(), JobRef> {
+    pub(super) fn send_small(
+        &mut self,
+        cargo: Cargo,
+        job: JobRef,
+        request: &SmallRequest,
+    ) -> Result<(), JobRef> {
         let id = self.station.id;
         let inner = &mut **self;
+        inner.load(cargo);
         let Some(lane) = inner.lane.as_mut().filter(|lane| lane.has_room()) else { return Err(job) };
-        arm_before_first(lane, &mut inner.wake, inner.watched);
+        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
         let shared = job.job();
         let index = lane.push_small(job, request)?;
-        inner.streams_only = false;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();
         inner.may_spare = true;
@@ -115,12 +133,9 @@ impl Owned<'_> {
         }
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
+        inner.load(Cargo::of(&job));
         let lane = inner.lane.as_mut()?;
-        arm_before_first(lane, &mut inner.wake, inner.watched);
-        let streams_only = job.batch().is_some() && (inner.streams_only || lane.in_flight() == 0);
-        if lane.in_flight() == 0 {
-            inner.waits = 0;
-        }
+        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -130,7 +145,6 @@ impl Owned<'_> {
                 JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
                 lane.ring_if_asleep();
                 inner.may_spare |= spare;
-                inner.streams_only = streams_only;
                 self.leave_idle();
                 if let Some(limit) = limit {
                     self.watch_time(limit);
@@ -162,13 +176,13 @@ impl Owned<'_> {
         self.leave_idle();
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
+        inner.load(Cargo::Tasks);
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        arm_before_first(lane, &mut inner.wake, inner.watched);
+        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
         let index = lane.push_elements(job, code, elements)?;
-        inner.streams_only = false;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
         lane.ring_if_asleep();
         inner.may_spare |= spare;
@@ -193,9 +207,9 @@ impl Owned<'_> {
         self.leave_idle();
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
+        inner.load(Cargo::Batches);
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        let was_empty = lane.in_flight() == 0;
-        arm_before_first(lane, &mut inner.wake, inner.watched);
+        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
         let shared = job.job();
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -204,10 +218,6 @@ impl Owned<'_> {
         lane.ring_if_asleep();
         let ahead = lane.ahead();
         inner.may_spare = true;
-        inner.streams_only |= was_empty;
-        if was_empty {
-            inner.waits = 0;
-        }
         if let Some(limit) = limit {
             self.watch_time(limit);
         }
@@ -239,7 +249,7 @@ impl Owned<'_> {
             }
             let Some(mut job) = self.queue.pop_front() else { return };
             let back = match job.queued_small() {
-                Some(request) if !job.is_unwanted() => self.send_small(job, &request).err(),
+                Some(request) if !job.is_unwanted() => self.send_small(Cargo::of(&job), job, &request).err(),
                 _ => {
                     let Some(parcel) = job.unqueue() else { continue };
                     self.send(job, parcel).map(|(mut job, parcel)| {

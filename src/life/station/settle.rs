@@ -2,15 +2,53 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Owned, Seat};
+use super::{Cargo, Inner, Owned, Seat};
+use crate::ground::spin::SpinBudget;
+use crate::ground::sys::clock;
 use crate::life::core::Phase;
 use crate::life::driver;
 use crate::life::job::JobRef;
 use crate::protocol::lane::Lane;
 use crate::protocol::wire::Wake;
 
-/// So many messages of a stream may be in a ring before others get some.
+/// So many messages of a stream may be in a ring before others get some; or items that are tasks.
 const RUN: usize = 16;
+const RUN_ITEMS: usize = 64;
+
+/// Where a second worker takes its CPU from the caller, it is worth that when an item takes so long.
+const SLOW_ITEM_NS: u64 = 5_000;
+/// What is found in less time is chance, and after more of it the worker had nothing to do in between.
+const PACE_NS: std::ops::Range<u64> = 20_000..1_000_000;
+
+impl Inner {
+    /// How many requests the worker may have before some of them are better off elsewhere.
+    #[inline]
+    fn kept(&mut self, spin: SpinBudget) -> usize {
+        match self.cargo {
+            _ if !self.is_patient() => 1,
+            Cargo::Tasks | Cargo::Batches => RUN,
+            Cargo::Items if self.in_flight() <= RUN_ITEMS || self.has_surplus => RUN_ITEMS,
+            // It may be about to wake up, or to get its CPU back.
+            Cargo::Items if self.waits > 0 => usize::MAX,
+            Cargo::Items => match spin.is_crowded(2) && !self.is_slow() {
+                true => usize::MAX,
+                false => RUN_ITEMS,
+            },
+        }
+    }
+
+    /// Whether the worker, from which something has just come, takes long for single items.
+    fn is_slow(&mut self) -> bool {
+        let now_ns = clock::now_ns();
+        let (since_ns, done) = self.paced;
+        let (elapsed_ns, items) = (now_ns.saturating_sub(since_ns), self.tasks_done.saturating_sub(done));
+        if elapsed_ns < PACE_NS.start {
+            return false;
+        }
+        self.paced = (now_ns, self.tasks_done);
+        elapsed_ns < PACE_NS.end && elapsed_ns / SLOW_ITEM_NS > items
+    }
+}
 
 impl Owned<'_> {
     /// Brings the station into the state in which it may be left: STATION-3, and the pool's sets of idle stations and
@@ -20,7 +58,7 @@ impl Owned<'_> {
         if !self.queue.is_empty() {
             self.refill();
         }
-        if self.streams_only {
+        if self.cargo == Cargo::Batches {
             self.look_along();
         }
         if self.has_looked && !self.round {
@@ -67,7 +105,7 @@ impl Owned<'_> {
             // The one that runs is no surplus.
             return false;
         }
-        let kept = if inner.is_patient() { RUN } else { 1 };
+        let kept = inner.kept(core.spin);
         if in_flight > 1 {
             inner.waits = inner.waits.saturating_add(1);
         }

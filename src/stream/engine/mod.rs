@@ -1,10 +1,12 @@
 //! The window of a stream: messages on their way, results that wait for their turn.
 //!
-//! Items go out in [`send`], their results come in through [`receive`], and some go out once more: [`again`].
+//! Items go out in [`send`], their results come in through [`receive`], and some go out once more: [`again`]. What is sent item by
+//! item has a window of its own: [`singles`].
 
 mod again;
 mod receive;
 mod send;
+mod singles;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 pub(super) use self::receive::Run;
+use self::singles::Singles;
 use super::Granularity;
 use super::auto::Auto;
 use super::records::{Arrivals, News, Records};
@@ -103,6 +106,9 @@ pub(super) struct Engine<R> {
     /// Items of a message: fixed, or of the one that is being filled.
     granularity: usize,
     auto: Option<Auto>,
+    /// Whether every item is a task of its own, and those that are on their way.
+    is_single: bool,
+    singles: Singles,
     /// Whether the message that is being filled is an item by itself.
     alone: bool,
     /// When the message that is being filled was begun, if it is not to wait for a slow source.
@@ -174,13 +180,19 @@ impl<R: Payload> Engine<R> {
         let max_payload = core.policy.max_payload;
         let station = core.next_in_turn();
         let arrivals = control.arrivals.clone();
+        let is_single = auto.is_none() && granularity == 1;
+        if is_single {
+            arrivals.expect_items();
+        }
         Self {
             handle,
             control,
             code,
             ordered,
             granularity,
-            alone: auto.is_none() && granularity == 1,
+            is_single,
+            singles: Singles::default(),
+            alone: false,
             auto,
             begun_at: None,
             total: None,
@@ -211,11 +223,17 @@ impl<R: Payload> Engine<R> {
     /// Whether something has arrived that has not been read.
     #[inline]
     pub(super) fn has_news(&self) -> bool {
-        self.arrivals.any()
+        self.arrivals.any() || self.singles.has_any(self.ordered)
+    }
+
+    /// Likewise, as far as is known without a look at everything that is on its way.
+    #[inline]
+    pub(super) fn has_quick_news(&self) -> bool {
+        self.arrivals.any() || self.singles.has_next()
     }
 
     fn in_use(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() + self.singles.len()
     }
 
     /// How much the window holds while so many results wait to be asked for.
@@ -273,6 +291,7 @@ impl<R: Payload> Engine<R> {
     /// In another process than the pool's, nothing more comes of what was on its way.
     pub(super) fn disown(&mut self, deliver: &mut impl Deliver<R>) {
         self.flush(deliver);
+        self.disown_singles(deliver);
         for at in 0..self.slots.len() {
             if self.slots[at].job.take().is_some() {
                 self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
@@ -282,6 +301,7 @@ impl<R: Payload> Engine<R> {
 
     /// A stopper wants to know the jobs.
     pub(super) fn be_watched(&self) {
+        self.note_singles();
         for (at, slot) in self.slots.iter().enumerate() {
             if let Some(job) = slot.job {
                 self.control.note(at, Message { first: slot.first, job, generation: job.generation() });
@@ -291,18 +311,22 @@ impl<R: Payload> Engine<R> {
 
     /// Blocks until something has arrived.
     pub(super) fn wait(&self) {
-        self.handle.core().wait(self, None);
+        let core = self.handle.core();
+        if self.is_single && core.stations.len() > 1 {
+            core.peek_everywhere();
+        }
+        core.wait(self, None);
     }
 }
 
 impl<R: Payload> Awaited for Engine<R> {
     fn is_done(&self) -> bool {
-        self.arrivals.any()
+        self.has_news()
     }
 
     fn station(&self) -> usize {
-        let oldest =
-            self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots).find_map(|slot| slot.job);
+        let slots = self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots);
+        let oldest = self.singles.oldest().or_else(|| slots.into_iter().find_map(|slot| slot.job));
         oldest.map_or(0, |job| job.place().station)
     }
 
@@ -311,7 +335,10 @@ impl<R: Payload> Awaited for Engine<R> {
     }
 
     fn register(&self, waker: &Waker) -> Poll<()> {
-        self.arrivals.register(waker)
+        match self.is_single {
+            true => self.register_singles(waker),
+            false => self.arrivals.register(waker),
+        }
     }
 
     fn is_everywhere(&self) -> bool {
@@ -319,7 +346,8 @@ impl<R: Payload> Awaited for Engine<R> {
     }
 
     fn call_off(&self, core: &Core, error: &TaskError) {
-        for job in self.slots.iter().filter_map(|slot| slot.job) {
+        let singles = self.singles.iter().map(|single| single.job);
+        for job in self.slots.iter().filter_map(|slot| slot.job).chain(singles) {
             core.call_off(job, job.generation(), error);
         }
     }
@@ -334,6 +362,7 @@ impl<R> Drop for Engine<R> {
         }
         self.arrivals.close();
         let mut messages = Vec::new();
+        self.singles.abandon(&mut messages);
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
                 // Once abandoned, the cell may be somebody else's.

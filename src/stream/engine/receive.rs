@@ -19,8 +19,8 @@ use crate::task;
 pub(in crate::stream) struct Run<'a, R> {
     /// The index of the first item.
     pub(in crate::stream) first: u64,
-    bytes: &'a [u8],
-    _values: PhantomData<fn() -> R>,
+    pub(super) bytes: &'a [u8],
+    pub(super) _values: PhantomData<fn() -> R>,
 }
 
 impl<'a, R: Payload> Run<'a, R> {
@@ -38,6 +38,10 @@ impl<'a, R: Payload> Run<'a, R> {
 impl<R: Payload> Engine<R> {
     /// Reads what has arrived.
     pub(in crate::stream) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
+        if self.collect_singles(deliver) {
+            let run = self.run_of_singles();
+            deliver.run(run.first, run.values());
+        }
         self.gather();
         while let Some(run) = self.read_note(deliver) {
             deliver.run(run.first, run.values());
@@ -46,7 +50,7 @@ impl<R: Payload> Engine<R> {
 
     /// Takes what has arrived, to be [read](Self::read_note) note by note. `false`: nothing has.
     pub(in crate::stream) fn gather(&mut self) -> bool {
-        let news = !self.is_reading() && self.has_news();
+        let news = !self.is_reading() && self.arrivals.any();
         if news {
             self.news.clear();
             (self.notes_read, self.bytes_read) = (0, 0);

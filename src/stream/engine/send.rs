@@ -48,6 +48,9 @@ impl<R: Payload> Engine<R> {
     /// Takes an item of the source in; sends the message when it is full.
     #[inline]
     pub(in crate::stream) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
+        if self.is_single {
+            return self.push_single(item);
+        }
         if std::mem::replace(&mut self.encoding, true) {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
             self.closed += 1;
@@ -119,6 +122,9 @@ impl<R: Payload> Engine<R> {
     /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
     /// replaces.
     pub(in crate::stream) fn hold_place(&mut self, deliver: &mut impl Deliver<R>) {
+        if self.is_single {
+            return self.fail_single(TaskError::Cancelled);
+        }
         self.flush(deliver);
         let index = self.pulled;
         self.pulled += 1;
