@@ -10,6 +10,8 @@
 //!   back ([`Auto::done`]), so that a wrong guess costs no more than what was learnt before it.
 //! * Items that take longer than was thought shrink the next message at once. Where it is a matter of less than 10 ms it takes
 //!   two messages in a row, since a worker may have had to wait for its core.
+//! * Where results are large, copying them is what a message costs, and that cannot be shared: a message has few of them, and
+//!   one that has 32 KiB travels as a task, whose result is received where it stays.
 //! * Towards the end of a source that says how long it is, messages shrink too, so that all workers end together.
 
 /// The work in a message is this many times what the message costs: its share is then 5 %.
@@ -32,6 +34,10 @@ const PARTS: u64 = 2;
 const LONG: f64 = 2.0;
 const TIMED_EVERY: u32 = 8;
 
+/// With so many bytes of results a message is full; a result of that size is large.
+const RESULT_BYTES_MAX: usize = 128 << 10;
+const LARGE_BYTES: usize = 32 << 10;
+
 /// So much work for a worker is on its way, in so many messages.
 const AHEAD_NS: f64 = 2e6;
 const DEPTH_MIN: usize = 4;
@@ -53,6 +59,8 @@ pub(super) struct Auto {
     /// Whether the last message took longer than was thought, which was not believed.
     in_doubt: bool,
     overhead_ns: f64,
+    /// Bytes of a result.
+    item_bytes: usize,
     /// Messages since one was timed.
     untimed: u32,
 }
@@ -70,6 +78,7 @@ impl Auto {
             item_ns: None,
             in_doubt: false,
             overhead_ns: OVERHEAD_NS as f64,
+            item_bytes: 0,
             untimed: 0,
         }
     }
@@ -104,7 +113,11 @@ impl Auto {
     /// Whether the next message, of one item, may do without being timed.
     pub(super) fn skips_timing(&mut self) -> bool {
         let long = self.item_ns.is_some_and(|ns| ns > LONG * self.goal_ns());
-        self.untimed = if long && self.untimed + 1 < TIMED_EVERY { self.untimed + 1 } else { 0 };
+        self.untimed = if (long || self.item_bytes >= LARGE_BYTES) && self.untimed + 1 < TIMED_EVERY {
+            self.untimed + 1
+        } else {
+            0
+        };
         self.untimed != 0
     }
 
@@ -114,6 +127,11 @@ impl Auto {
         let idle_ns =
             elapsed_ns.saturating_mul(self.workers).saturating_sub(busy_ns).min(4 * OVERHEAD_NS_MAX);
         self.overhead_ns += (idle_ns as f64 - self.overhead_ns) * RECENT;
+    }
+
+    /// So many items, whose message is about to be [`done`](Self::done), had so many bytes of results.
+    pub(super) fn received(&mut self, items: u32, bytes: usize) {
+        self.item_bytes = bytes / items.max(1) as usize;
     }
 
     /// So many items, of a message that was made in this step, have taken so long in all.
@@ -129,7 +147,8 @@ impl Auto {
             _ => now,
         };
         self.item_ns = Some(item_ns);
-        let goal = (self.goal_ns() / item_ns).clamp(1.0, self.items_max as f64) as usize;
+        let items_max = self.items_max.min(RESULT_BYTES_MAX / self.item_bytes.max(1)).max(1);
+        let goal = (self.goal_ns() / item_ns).clamp(1.0, items_max as f64) as usize;
         self.goal = goal;
         if goal < self.size {
             self.set(goal);
@@ -181,6 +200,20 @@ mod tests {
         assert_eq!(*sizes.last().unwrap(), 2000);
         (0..1000).for_each(|_| auto.answered(1_000_000, 0));
         assert_eq!(run(&mut auto, 20, 10).pop(), Some(ITEMS_MAX));
+    }
+
+    #[test]
+    fn large_results_travel_alone_and_small_ones_together() {
+        let mut auto = Auto::new(2, None);
+        assert_eq!(run(&mut auto, 20, 1000).pop(), Some(20));
+        assert!(!auto.skips_timing());
+        auto.received(20, 20 * (40 << 10));
+        assert_eq!(run(&mut auto, 3, 1000).pop(), Some(3));
+        auto.received(3, 3 * (200 << 10));
+        assert_eq!(run(&mut auto, 2, 1000).pop(), Some(1));
+        assert_eq!((0..16).filter(|_| !auto.skips_timing()).count(), 2);
+        auto.received(1, 8);
+        assert_eq!(run(&mut auto, 20, 1000).pop(), Some(20));
     }
 
     #[test]

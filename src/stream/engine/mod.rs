@@ -82,6 +82,8 @@ struct Slot<R> {
     step: u32,
     /// How many items were done when it was sent, and at the last look at what is slow.
     received_sent: u32,
+    /// Bytes of results since then.
+    result_bytes: usize,
     received_seen: Option<u32>,
 }
 

@@ -94,6 +94,7 @@ impl<R: Payload> Engine<R> {
             // It was given up.
             return None;
         }
+        slot.result_bytes += bytes.len();
         let mut run = None;
         let valid = match what {
             What::Results(Form::Values, _) => self.read_values(at, bytes, &mut run),
@@ -198,7 +199,9 @@ impl<R: Payload> Engine<R> {
                     if let Some(before) = self.answered_at.replace(now) {
                         auto.answered(now.duration_since(before).as_nanos() as u64, ns);
                     }
-                    auto.done(slot.step, slot.items - slot.received_sent, ns);
+                    let items = slot.items - slot.received_sent;
+                    auto.received(items, slot.result_bytes);
+                    auto.done(slot.step, items, ns);
                 }
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);

@@ -159,6 +159,7 @@ impl<R: Payload> Engine<R> {
                 losses: 0,
                 step: 0,
                 received_sent: 0,
+                result_bytes: 0,
                 received_seen: None,
             });
             self.slots.len() - 1
@@ -204,7 +205,7 @@ impl<R: Payload> Engine<R> {
         held.set_batch(slot.records.clone());
         held.note_caller(Caller::current());
         slot.job = Some(job);
-        (slot.received_sent, slot.received_seen) = (slot.received, None);
+        (slot.received_sent, slot.received_seen, slot.result_bytes) = (slot.received, None, 0);
         let timed = self.auto.is_some();
         let message = Message { first: slot.first, job, generation: job.generation() };
         let deadline = terms.and_then(|terms| held.agree(terms));
