@@ -180,7 +180,7 @@ fn a_master_that_falls_asleep_is_rung_for_every_arming() {
         let mut epoch = 0;
         let mut arm = |whom: Wake| {
             epoch += 1;
-            wake.store(whom.word(epoch), Ordering::Release);
+            wake.store(whom.word(epoch, 0), Ordering::Release);
         };
         for (index, slot) in (0..).zip(responses) {
             while slot.poll(index).is_none() {
@@ -214,7 +214,7 @@ fn a_lane_that_is_armed_before_it_is_used_needs_no_second_look() {
             }
         });
         let ([request, response], wake, bell) = &*shared;
-        wake.store(Wake::Waiter.word(1), Ordering::Release);
+        wake.store(Wake::Waiter.word(1, 0), Ordering::Release);
         request.publish(0, HEAD);
         loop {
             bell.wait();
@@ -234,7 +234,7 @@ fn a_seat_that_takes_over_from_the_driver_needs_no_second_look() {
         // Responses, the wake word, the bells of driver and seat, and what a station's owner may touch.
         let shared = Arc::new((
             slots::<2>(),
-            AtomicU64::new(Wake::Driver.word(1)),
+            AtomicU64::new(Wake::Driver.word(1, 0)),
             [Bell::new(), Bell::new()],
             Mutex::new(Armed { whom: Wake::Driver, epoch: 1, seat: false, over: false }),
         ));
@@ -325,7 +325,7 @@ impl Armed {
     fn arm(&mut self, wake: &AtomicU64, whom: Wake) {
         self.whom = whom;
         self.epoch += 1;
-        wake.store(whom.word(self.epoch), Ordering::Release);
+        wake.store(whom.word(self.epoch, 0), Ordering::Release);
     }
 }
 

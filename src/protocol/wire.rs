@@ -195,12 +195,20 @@ pub(crate) enum Wake {
 }
 
 impl Wake {
-    pub(crate) const fn word(self, epoch: u64) -> u64 {
+    /// A waiter may leave it at that many responses to be rung for; the others are rung for the first one.
+    pub(crate) const LEAVE_MAX: u8 = 63;
+
+    pub(crate) const fn word(self, epoch: u64, leave: u8) -> u64 {
         match self {
             Self::Nobody => 0,
-            Self::Driver => epoch << 2 | 1,
-            Self::Waiter => epoch << 2 | 2,
+            Self::Driver => epoch << 8 | 1,
+            Self::Waiter => epoch << 8 | (leave as u64) << 2 | 2,
         }
+    }
+
+    /// How many responses may come first.
+    pub(crate) const fn leave_of(word: u64) -> u8 {
+        (word >> 2) as u8 & Self::LEAVE_MAX
     }
 
     pub(crate) const fn of(word: u64) -> Self {

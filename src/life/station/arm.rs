@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Wake as TaskWake, Waker};
+use std::time::Duration;
 
 use super::{Cargo, Owned, Stage, Station, WAITS_MAX, WAITS_MAX_ITEMS};
 use crate::ground::doorbell::Doorbell;
@@ -14,6 +15,11 @@ use crate::protocol::wire::Wake;
 
 /// How often an owner that wants to let go looks at what has come meanwhile, before it leaves the rest to the driver.
 const LOOKS_MAX: u32 = 64;
+
+/// Whoever waits for one of many tasks is rung after so many responses more, if they come so often: he gets them all at once, and
+/// takes a CPU from nobody in between.
+const LEAVE: u8 = 7;
+const OFTEN: Duration = Duration::from_micros(500);
 
 /// So many short spins in vain, and the next ones are left out.
 const VAIN_SPINS: u32 = 4;
@@ -144,6 +150,17 @@ impl Owned<'_> {
         }
     }
 
+    /// Whether the worker answers so often that whoever waits need sleep for short times only, and how many of its responses he may
+    /// leave until he is rung.
+    pub(crate) fn may_leave(&self) -> Option<u8> {
+        (self.has_many() && !self.is_seldom).then_some(LEAVE)
+    }
+
+    /// A thread has slept in the seat for so long; `rung`: and something has come.
+    pub(crate) fn note_sleep(&mut self, slept: Duration, rung: bool) {
+        self.is_seldom = !rung || slept >= OFTEN;
+    }
+
     /// Whether the last ones who waited here would have done better to sleep at once. One in sixteen tries again.
     pub(crate) fn spins_in_vain(&self) -> bool {
         self.vain_spins >= VAIN_SPINS && !self.vain_spins.is_multiple_of(16)
@@ -186,7 +203,10 @@ impl Owned<'_> {
     /// To be called after [`poll`](Self::poll). If the worker was to ring the driver, and has not been looked at in vain since,
     /// that is changed without a fence (edge SLEEP): a response that comes before the worker can see the change rings the
     /// driver, who calls the seat (STATION-4).
-    pub(crate) fn arm_seat(&mut self) -> bool {
+    ///
+    /// For a short sleep it need not ring for the first `leave` responses, and no fence is made: of those that come at this very
+    /// moment one may not be counted.
+    pub(crate) fn arm_seat(&mut self, leave: Option<u8>) -> bool {
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return true };
         if inner.violation.is_some() || inner.is_given_up {
@@ -194,8 +214,13 @@ impl Owned<'_> {
         }
         let takes_over = inner.wake == Wake::Driver;
         inner.wake = Wake::Waiter;
-        lane.arm(Wake::Waiter);
-        if !takes_over && lane.fence_and_ready() {
+        lane.arm_late(Wake::Waiter, leave.unwrap_or(0));
+        let is_late = match leave {
+            None if takes_over => false,
+            None => lane.fence_and_ready(),
+            Some(_) => lane.has_news(),
+        };
+        if is_late {
             self.disarm();
             return false;
         }

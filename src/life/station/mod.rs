@@ -163,6 +163,8 @@ pub(crate) struct Inner {
     cargo: Cargo,
     /// How many owners have found more than one request in the ring and no response since the last one that came.
     waits: u32,
+    /// Whether whoever slept here last has waited for long.
+    is_seldom: bool,
     /// How many who waited have looked in vain in a row.
     vain_spins: u32,
     /// When it was last found how fast the worker gets through single items, and how many tasks were done then.
@@ -208,6 +210,7 @@ impl Station {
                 watched: false,
                 cargo: Cargo::Tasks,
                 waits: 0,
+                is_seldom: false,
                 vain_spins: 0,
                 paced: (0, 0),
                 after: Vec::new(),

@@ -29,8 +29,15 @@ impl<T> Lane<T> {
     /// before it. Otherwise the caller fences ([`fence_and_ready`](Self::fence_and_ready)) and looks again.
     #[inline]
     pub(crate) fn arm(&mut self, wake: Wake) {
+        self.arm_late(wake, 0);
+    }
+
+    /// As [`arm`](Self::arm), for a waiter who need not be rung for that many responses, unless nothing comes after them. He
+    /// looks himself after a while.
+    #[inline]
+    pub(crate) fn arm_late(&mut self, wake: Wake, leave: u8) {
         self.wake_epoch += 1;
-        self.region.a().wake.0.store(wake.word(self.wake_epoch), Ordering::Release);
+        self.region.a().wake.0.store(wake.word(self.wake_epoch, leave), Ordering::Release);
     }
 
     /// The second look before a sleep (edge SLEEP): whether something has come since.
@@ -38,6 +45,11 @@ impl<T> Lane<T> {
         // The master has no system call filter that it did not have when the pool was built.
         let fenced = barrier::heavy();
         debug_assert!(fenced);
+        self.has_news()
+    }
+
+    /// Whether there is anything for a [`poll`](Self::poll).
+    pub(crate) fn has_news(&self) -> bool {
         self.ready() || self.stream_pending()
     }
 

@@ -60,6 +60,9 @@ pub(crate) struct Port {
     bell_rings: bool,
     /// The wake word that was last obeyed.
     rung: u64,
+    /// The word whose waiter leaves some responses, and how many are left to come.
+    late: u64,
+    leave: u8,
     /// Whether it has slept since it last rang.
     has_woken: bool,
     /// Whether the master was asked to look at the claim word since the last request.
@@ -102,6 +105,8 @@ impl Port {
             naps: 0,
             bell_rings: false,
             rung: 0,
+            late: 0,
+            leave: 0,
             has_woken: false,
             complained: false,
             calls: 0,

@@ -41,6 +41,7 @@ impl Port {
         if std::mem::replace(&mut self.idle_at_ns, stamp) != stamp {
             (self.when_idle)();
         }
+        self.end_leave();
         if self.run >= LONG_RUN && !self.spin.is_none() {
             // Whoever publishes in a loop is quicker when nobody tears the line away that it is about to write.
             (0..LULL_PAUSES).for_each(|_| std::hint::spin_loop());

@@ -35,6 +35,9 @@ impl Port {
     }
 
     fn ring(&mut self, mut wake: u64) {
+        if Wake::leave_of(wake) > 0 && Wake::of(wake) == Wake::Waiter && self.leaves(wake) {
+            return;
+        }
         // Whoever woke this worker may be waiting for the CPU that it woke up on.
         let has_woken = std::mem::take(&mut self.has_woken);
         if has_woken && Wake::of(wake) == Wake::Driver {
@@ -59,13 +62,42 @@ impl Port {
         }
     }
 
+    /// Whether the waiter can do without a ring for what has just been published.
+    fn leaves(&mut self, wake: u64) -> bool {
+        if self.late != wake {
+            (self.late, self.leave) = (wake, Wake::leave_of(wake));
+        }
+        let leaves = self.leave > 0;
+        self.leave = self.leave.saturating_sub(1);
+        leaves
+    }
+
+    /// Nothing follows for a while: who left some responses is rung for those that have come.
+    #[inline]
+    pub(super) fn end_leave(&mut self) {
+        if self.late != self.rung {
+            self.leave = 0;
+            match self.region.a().wake.0.load(Ordering::Relaxed) == self.late {
+                true => self.notify(),
+                false => self.late = self.rung,
+            }
+        }
+    }
+
+    /// As [`notify`](Self::notify), of something that this worker cannot go on without.
+    pub(super) fn notify_at_once(&mut self) {
+        let wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        (self.late, self.leave) = (wake, 0);
+        self.notify();
+    }
+
     /// Waits until `look` finds something. `None`: this worker was given up meanwhile.
     pub(super) fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         if let Some(found) = look(self) {
             return Some(found);
         }
         // Whatever this waits for, the master may have to be told first what is there already.
-        self.notify();
+        self.notify_at_once();
         let spin = self.spin;
         let mut look = |port: &mut Self| match look(port) {
             Some(found) => Some(Some(found)),
