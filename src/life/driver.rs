@@ -251,7 +251,8 @@ impl Driver {
 
     fn fail(&mut self, message: String) {
         let failure = PoolFailure::new(message);
-        if self.core.phase() < Phase::Ending {
+        // Who builds a pool is told.
+        if (Phase::Open..Phase::Ending).contains(&self.core.phase()) {
             events::error(&self.core, format_args!("the pool has failed: {failure}"));
         }
         self.core.end(TaskError::PoolFailed(failure));
@@ -579,7 +580,8 @@ impl Driver {
             saver.start();
         }
         release_pidfd(process);
-        end.report(&core, core.phase() < Phase::Closing || core.phase() == Phase::Closing && pending);
+        let phase = core.phase();
+        end.report(&core, phase == Phase::Open || phase == Phase::Closing && pending);
         if core.phase() >= Phase::Ending {
             return;
         }
