@@ -133,10 +133,17 @@ fn what_is_cancelled_does_not_start() {
                 counter(10 + round).bump();
                 gate(10 + round).wait();
             };
-            let stream = pool.map(std::iter::repeat_n(round, 50), run).granularity(Granularity::Fixed(50));
+            // The source is pulled again once the stopper knows of the first batch.
+            let last = std::iter::once_with(move || {
+                counter(40 + round).bump();
+                round
+            });
+            let items = std::iter::repeat_n(round, 50).chain(last);
+            let stream = pool.map(items, run).granularity(Granularity::Fixed(50));
             let stopper = stream.stopper();
             let reader = std::thread::spawn(move || stream.filter(Result::is_ok).count());
             counter(10 + round).wait_for(1);
+            counter(40 + round).wait_for(1);
             stopper.stop();
             gate(10 + round).open();
             assert_eq!(reader.join().unwrap(), 1);

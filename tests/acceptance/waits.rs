@@ -152,3 +152,36 @@ fn f_09_values_behind_a_panic_arrive_whole_also_when_the_arena_is_full() {
         assert_eq!((values + panics, panics), (items.into(), 8));
     });
 }
+
+/// With many tasks before a worker, whoever waits is rung for some of its responses only; one behind which nothing comes for long
+/// is not kept back.
+#[test]
+fn a_result_is_there_although_the_task_behind_it_takes_long() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        for round in 0..30 {
+            let short = |n: u64| {
+                std::thread::sleep(Duration::from_micros(300));
+                n
+            };
+            let first: Vec<_> = (0..5_u64).map(|n| pool.submit(short, &n)).collect();
+            let long = pool.submit(
+                |round: u64| {
+                    gate(round as usize).wait();
+                    round
+                },
+                &round,
+            );
+            let others: Vec<_> = (0..60_u64).map(|n| pool.submit(|n: u64| n, &n)).collect();
+            for (n, task) in (0..).zip(first) {
+                assert_eq!(outcome(task).unwrap(), n);
+            }
+            assert!(!long.is_finished());
+            gate(round as usize).open();
+            assert_eq!(outcome(long).unwrap(), round);
+            for (n, task) in (0..).zip(others) {
+                assert_eq!(outcome(task).unwrap(), n);
+            }
+        }
+    });
+}

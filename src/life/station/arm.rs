@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Wake as TaskWake, Waker};
 use std::time::Duration;
 
-use super::{Cargo, Owned, Stage, Station, WAITS_MAX, WAITS_MAX_ITEMS};
+use super::{Owned, Stage, Station, WAITS_MAX, WAITS_MAX_ITEMS};
 use crate::ground::doorbell::Doorbell;
 use crate::life::core::Core;
 use crate::life::job::{After, Job, JobRef};
@@ -116,6 +116,15 @@ impl Owned<'_> {
             self.disarm();
             self.poll();
             self.refill();
+        }
+    }
+
+    /// A stream that sends message after message is not to have the driver rung for the first answer, and others look after what
+    /// waits behind it.
+    #[inline(never)]
+    pub(super) fn watch_instead(&mut self) {
+        if self.core.may_watch() && self.watch() {
+            self.disarm();
         }
     }
 
@@ -231,8 +240,8 @@ impl Owned<'_> {
 /// Before a request is published (STATION-3). Before the first one it needs no fence: no response can come before it. With
 /// others in flight, something may just have come, so it is left to [`settle`](Owned::settle), which looks again.
 #[inline(always)]
-pub(super) fn arm_before_first(lane: &mut Lane<JobRef>, wake: &mut Wake, watched: bool, cargo: Cargo) {
-    if *wake == Wake::Nobody && !watched && cargo == Cargo::Tasks && lane.in_flight() == 0 {
+pub(super) fn arm_before_first(lane: &mut Lane<JobRef>, wake: &mut Wake, watched: bool) {
+    if *wake == Wake::Nobody && !watched && lane.in_flight() == 0 {
         *wake = Wake::Driver;
         lane.arm(Wake::Driver);
     }

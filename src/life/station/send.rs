@@ -114,7 +114,7 @@ impl Owned<'_> {
         let inner = &mut **self;
         inner.load(cargo);
         let Some(lane) = inner.lane.as_mut().filter(|lane| lane.has_room()) else { return Err(job) };
-        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let shared = job.job();
         let index = lane.push_small(job, request)?;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
@@ -135,7 +135,7 @@ impl Owned<'_> {
         let inner = &mut **self;
         inner.load(Cargo::of(&job));
         let lane = inner.lane.as_mut()?;
-        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -178,7 +178,7 @@ impl Owned<'_> {
         let inner = &mut **self;
         inner.load(Cargo::Tasks);
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let (shared, spare) = (job.job(), !job.is_pinned());
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
@@ -209,7 +209,7 @@ impl Owned<'_> {
         let inner = &mut **self;
         inner.load(Cargo::Batches);
         let Some(lane) = &mut inner.lane else { return Err(job) };
-        arm_before_first(lane, &mut inner.wake, inner.watched, inner.cargo);
+        arm_before_first(lane, &mut inner.wake, inner.watched);
         let shared = job.job();
         let limit = if job.is_limited(core) { job.timeout(core) } else { None };
         lane.set_caller(job.caller());
