@@ -136,6 +136,7 @@ fn what_is_cancelled_does_not_start() {
             // The source is pulled again once the stopper knows of the first batch.
             let last = std::iter::once_with(move || {
                 counter(40 + round).bump();
+                gate(70 + round).wait();
                 round
             });
             let items = std::iter::repeat_n(round, 50).chain(last);
@@ -146,6 +147,7 @@ fn what_is_cancelled_does_not_start() {
             counter(40 + round).wait_for(1);
             stopper.stop();
             gate(10 + round).open();
+            gate(70 + round).open();
             assert_eq!(reader.join().unwrap(), 1);
             assert_eq!(cell(round).load(std::sync::atomic::Ordering::SeqCst), 1);
         }
