@@ -660,6 +660,12 @@ impl JobRef {
         (may_start && losses <= terms.retries, losses)
     }
 
+    /// Whether it is neither an item of a stream, nor has it anything in its cold part.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) & (ITEM | EXTRA) == 0
+    }
+
     #[inline]
     pub(crate) fn is_item(&self) -> bool {
         self.0.state.load(Ordering::Relaxed) & ITEM != 0

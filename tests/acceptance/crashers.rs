@@ -50,7 +50,7 @@ fn name(path: &Path) -> &str {
 }
 
 /// After so long a task of the scenarios that run on threads too is out of time.
-const LIMIT: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// Ends with a task that costs its worker: by a crash, or, where that would be the end of the scenario, by a limit of time.
 fn cost_a_worker() -> ! {

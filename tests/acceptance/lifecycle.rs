@@ -385,7 +385,9 @@ fn two_hundred_pools_leave_descriptors_processes_and_memory_where_they_were() {
         (0..200).for_each(round);
         nothing_left(fds);
         let grown = rss_kib(me).saturating_sub(rss);
-        assert!(grown < 4096, "{grown} KiB more after 200 pools");
+        // The allocator keeps an arena for each thread that ran at the same time.
+        let allowed = if in_process() { 64 << 10 } else { 4096 };
+        assert!(grown < allowed, "{grown} KiB more after 200 pools");
         assert!(maps() <= mapped + 4, "{} mappings after {mapped}", maps());
         eventually("as few threads as before", || threads() <= running);
         let text = std::fs::read_to_string("/proc/self/maps").unwrap();

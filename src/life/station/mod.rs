@@ -114,10 +114,11 @@ pub(crate) enum Cargo {
 impl Cargo {
     #[inline]
     fn of(job: &JobRef) -> Self {
-        match (job.is_item(), job.batch().is_some()) {
-            (true, _) => Self::Items,
-            (false, true) => Self::Batches,
-            (false, false) => Self::Tasks,
+        match job {
+            job if job.is_plain() => Self::Tasks,
+            job if job.is_item() => Self::Items,
+            job if job.batch().is_some() => Self::Batches,
+            _ => Self::Tasks,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Owned<'_> {
         if self.wake == Wake::Nobody && self.in_flight() > 0 && (is_closing || !self.is_watched()) {
             self.watch_or_arm();
         }
-        let is_armed = self.wake == Wake::Driver && self.cargo != Cargo::Tasks && self.in_flight() > 1;
+        let is_armed = self.cargo != Cargo::Tasks && self.wake == Wake::Driver && self.in_flight() > 1;
         if is_armed && !is_closing && !self.round && self.core.stations.len() > 1 {
             self.watch_instead();
         }
