@@ -177,7 +177,10 @@ impl Doorbell {
     /// Consumes; was there anything?
     fn drain(&self) -> bool {
         let Some(fd) = self.wait_fd() else { return self.wait_locally(Some(Duration::ZERO), true) };
-        // One read resets an eventfd (eventfd(2)); a pipe may need several.
+        if matches!(self.kind, Kind::Event(_)) {
+            // One read resets it (eventfd(2)).
+            return retry_interrupted(|| read(fd, &mut [0; 8])).is_ok_and(|bytes| bytes > 0);
+        }
         let mut buffer = [0; 512];
         let mut rung = false;
         loop {
@@ -185,9 +188,6 @@ impl Doorbell {
                 Ok(bytes) if bytes > 0 => rung = true,
                 // EAGAIN, or an end that cannot come while we hold the writer.
                 Ok(_) | Err(_) => return rung,
-            }
-            if matches!(self.kind, Kind::Event(_)) {
-                return rung;
             }
         }
     }

@@ -22,12 +22,19 @@ pub(crate) fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -
     if fds.is_empty() || fds.len() > MAX_FDS {
         return Err(SysError::new("ppoll", Errno::EINVAL));
     }
+    if let [fd] = *fds {
+        // Who sleeps on one doorbell is in a hurry.
+        return wait_for(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout);
+    }
+    let mut polled: [PollFd<'_>; MAX_FDS] =
+        std::array::from_fn(|i| PollFd::new(fds[i.min(fds.len() - 1)], PollFlags::POLLIN));
+    wait_for(&mut polled[..fds.len()], timeout)
+}
+
+fn wait_for(polled: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<u64> {
     // A deadline beyond the clock's range is none at all.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut remaining = deadline.and(timeout);
-    let mut polled: [PollFd<'_>; MAX_FDS] =
-        std::array::from_fn(|i| PollFd::new(fds[i.min(fds.len() - 1)], PollFlags::POLLIN));
-    let polled = &mut polled[..fds.len()];
     loop {
         match ppoll(polled, remaining.map(TimeSpec::from_duration), None) {
             Ok(_) => break,
