@@ -46,8 +46,9 @@ pub(crate) struct Core {
     pub(crate) moves: Moves,
     /// Threads and futures that sleep until a result comes.
     sleepers: CachePadded<AtomicUsize>,
-    /// Whether a stream whose items are tasks may sleep.
-    streams_sleep: AtomicBool,
+    /// Which streams whose items are tasks may sleep, by their tags; and the next tag.
+    streams_sleep: AtomicU64,
+    stream_tags: AtomicU8,
     /// Whether the driver makes rounds.
     rounds: AtomicBool,
     handles: CachePadded<AtomicUsize>,
@@ -74,8 +75,8 @@ pub(crate) struct Core {
 pub(crate) trait Listener: Send + Sync + std::fmt::Debug {
     /// The pool takes nothing more. Called at least once.
     fn pool_closes(&self);
-    /// An item of a stream has ended.
-    fn item_ended(&self);
+    /// Items of these streams have ended.
+    fn items_ended(&self, streams: u64);
 }
 
 /// How far a pool is. Only moves down.
@@ -132,7 +133,8 @@ impl Core {
             timed: StationSet::new(count),
             moves: Moves::default(),
             sleepers: CachePadded::default(),
-            streams_sleep: AtomicBool::new(false),
+            streams_sleep: AtomicU64::new(0),
+            stream_tags: AtomicU8::new(0),
             rounds: AtomicBool::new(false),
             handles: CachePadded::new(AtomicUsize::new(1)),
             gate: None,
@@ -160,6 +162,10 @@ impl Core {
 
     /// Has `listener` told what happens, for as long as it lives.
     pub(crate) fn listen(&self, listener: Arc<dyn Listener>) {
+        if !self.is_here() {
+            // Nothing happens there, and a thread that does not exist there may hold the lock.
+            return;
+        }
         let mut listeners = self.listeners.lock();
         listeners.retain(|listener| listener.strong_count() > 0);
         listeners.push(Arc::downgrade(&listener));
@@ -253,7 +259,8 @@ impl Core {
         if phase >= Phase::Closing {
             // Who waits for a place learns from a station how the pool ends.
             wakers.extend(self.gate.iter().flat_map(Gate::shut));
-            self.listeners().iter().for_each(|listener| listener.pool_closes());
+            let tell = |listener: &Arc<dyn Listener>| drop(crate::panics::guard(|| listener.pool_closes()));
+            self.listeners().iter().for_each(tell);
         }
         self.life_changed.notify_all();
         // A panic in somebody's waker must not keep the others asleep, nor end the driver.
@@ -384,20 +391,29 @@ impl Core {
     ///
     /// Edge ITEMS: the waker, this mark, a look at what is done; whoever ends an item sets DONE, then looks for the mark. All
     /// are sequentially consistent, so one of the two sees the other.
-    pub(crate) fn note_sleeping_stream(&self) {
-        self.streams_sleep.store(true, Ordering::SeqCst);
+    pub(crate) fn note_sleeping_stream(&self, tag: u8) {
+        self.streams_sleep.fetch_or(1 << (tag % 64), Ordering::SeqCst);
+    }
+
+    /// A tag for a stream. Where there are more than 64, some are woken for others.
+    pub(crate) fn next_stream_tag(&self) -> u8 {
+        self.stream_tags.fetch_add(1, Ordering::Relaxed) % 64
     }
 
     #[inline]
-    pub(crate) fn has_sleeping_streams(&self) -> bool {
-        self.streams_sleep.load(Ordering::SeqCst)
+    pub(crate) fn has_sleeping_streams(&self, streams: u64) -> bool {
+        self.streams_sleep.load(Ordering::SeqCst) & streams != 0
     }
 
-    /// Wakes the streams that sleep while their items end. One that marks itself meanwhile is woken, or marks the pool again.
+    /// Wakes those of these streams that sleep. One that marks itself meanwhile is woken, or marks the pool again.
     #[cold]
-    pub(crate) fn call_streams(&self) {
-        if self.has_sleeping_streams() && self.streams_sleep.swap(false, Ordering::SeqCst) {
-            let tell = |stream: &Arc<dyn Listener>| drop(crate::panics::guard(|| stream.item_ended()));
+    pub(crate) fn call_streams(&self, streams: u64) {
+        if !self.has_sleeping_streams(streams) {
+            return;
+        }
+        let asleep = self.streams_sleep.fetch_and(!streams, Ordering::SeqCst) & streams;
+        if asleep != 0 {
+            let tell = |stream: &Arc<dyn Listener>| drop(crate::panics::guard(|| stream.items_ended(asleep)));
             self.listeners().iter().for_each(tell);
         }
     }

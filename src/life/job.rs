@@ -68,6 +68,9 @@ const SMALL: u64 = 1 << 9;
 const EXTRA: u64 = 1 << 10;
 const KILL: u64 = 1 << 11;
 const ITEM: u64 = 1 << 12;
+/// Of which stream, as a bit of 64: see [`Core::note_sleeping_stream`].
+const TAG_SHIFT: u32 = 13;
+const TAG_BITS: u64 = 63;
 const GENERATION_SHIFT: u32 = 32;
 
 /// How a job ended.
@@ -673,10 +676,11 @@ impl JobRef {
 
     /// It is a fresh job, and an item of a stream.
     #[inline]
-    pub(crate) fn be_item(&self) {
+    pub(crate) fn be_item(&self, tag: u8) {
         // Nobody else knows of it.
         let state = self.0.state.load(Ordering::Relaxed);
-        self.0.state.store(state | ITEM, Ordering::Relaxed);
+        let tag = (u64::from(tag) & TAG_BITS) << TAG_SHIFT;
+        self.0.state.store(state | ITEM | tag, Ordering::Relaxed);
     }
 
     /// The job must run at its station.
@@ -719,10 +723,10 @@ impl JobRef {
         match self.take_batch() {
             None => {
                 self.give_place_back(after);
-                let is_item = self.0.state.load(Ordering::Relaxed) & ITEM != 0;
+                let state = self.0.state.load(Ordering::Relaxed);
                 after.extend(self.settle(outcome));
-                if is_item {
-                    After::call_streams(after);
+                if state & ITEM != 0 {
+                    After::call_streams(after, stream_of(state));
                 }
             }
             Some(batch) => {
@@ -755,8 +759,8 @@ impl JobRef {
         if job.change(state, state | DONE | SMALL).is_err() {
             after.extend(self.settle(Outcome::Small(reply)));
         }
-        if state & ITEM != 0 && core.has_sleeping_streams() {
-            After::call_streams(after);
+        if state & ITEM != 0 && core.has_sleeping_streams(stream_of(state)) {
+            After::call_streams(after, stream_of(state));
         }
     }
 
@@ -809,15 +813,22 @@ pub(crate) enum After {
     Wake(Waker),
     /// Nobody takes this failure, so it goes to the log.
     Report(TaskError),
-    /// An item of a stream has ended, which may sleep.
-    CallStreams,
+    /// Items of these streams have ended, which may sleep.
+    CallStreams(u64),
+}
+
+/// The stream of an item, as one bit.
+#[inline]
+fn stream_of(state: u64) -> u64 {
+    1 << (state >> TAG_SHIFT & TAG_BITS)
 }
 
 impl After {
     #[cold]
-    fn call_streams(after: &mut Vec<Self>) {
-        if !matches!(after.last(), Some(Self::CallStreams)) {
-            after.push(Self::CallStreams);
+    fn call_streams(after: &mut Vec<Self>, streams: u64) {
+        match after.last_mut() {
+            Some(Self::CallStreams(known)) => *known |= streams,
+            _ => after.push(Self::CallStreams(streams)),
         }
     }
 }

@@ -82,6 +82,8 @@ pub(crate) trait Awaited {
     fn job(&self) -> Option<&'static Job>;
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
+    /// Nobody is to be woken any more.
+    fn unregister(&self) {}
     /// Whether it may come from any station.
     fn is_everywhere(&self) -> bool;
     /// Gives up on what has not started.
@@ -258,6 +260,8 @@ impl Core {
                 self.stop_watching();
             }
             rung = bell.0.wait(limit);
+            // What this thread is about to find itself is not to ring its own bell.
+            job.unregister();
             if everywhere {
                 self.remove_sleeper();
             }

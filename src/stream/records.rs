@@ -1,7 +1,7 @@
 //! Where the results of a stream's messages arrive.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Poll, Wake, Waker};
 
 use parking_lot::Mutex;
@@ -20,6 +20,8 @@ pub(super) struct Arrivals {
     state: Mutex<State>,
     /// Whether there is news, or the stream's owner was poked: a hint that costs a load.
     any: AtomicBool,
+    /// The stream's tag as a bit, if its items are tasks, whose ends are no news.
+    items_of: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -27,8 +29,6 @@ struct State {
     news: News,
     /// Whether there is something else to look at than news.
     poked: bool,
-    /// Whether the stream's items are tasks, whose ends are no news.
-    has_items: bool,
     /// Whether nobody will look any more.
     closed: bool,
     waker: Option<Waker>,
@@ -74,8 +74,14 @@ impl News {
 
 impl Arrivals {
     /// Has the stream woken when an item ends: see [`Core::call_streams`](crate::life::core::Core::call_streams).
-    pub(super) fn expect_items(&self) {
-        self.state.lock().has_items = true;
+    pub(super) fn expect_items(&self, tag: u8) {
+        self.items_of.store(1 << (tag % 64), Ordering::Relaxed);
+    }
+
+    /// Nobody waits any more: what comes next need not wake.
+    pub(super) fn unregister(&self) {
+        let waker = self.state.lock().waker.take();
+        drop(waker);
     }
 
     #[inline]
@@ -169,12 +175,8 @@ impl Listener for Arrivals {
         self.poke();
     }
 
-    fn item_ended(&self) {
-        let sleeps = {
-            let state = self.state.lock();
-            state.has_items && state.waker.is_some()
-        };
-        if sleeps {
+    fn items_ended(&self, streams: u64) {
+        if self.items_of.load(Ordering::Relaxed) & streams != 0 && self.state.lock().waker.is_some() {
             self.poke();
         }
     }

@@ -136,6 +136,7 @@ fn a_recorder_gets_what_stats_tells() {
         outcome(gated).unwrap();
         let late = pool.options().timeout(Duration::from_millis(30)).submit(|()| gate(1).wait(), &());
         assert!(outcome(late).is_err());
+        eventually("a replacement", || pool.stats().workers.iter().any(|worker| worker.restarts > 0));
         pool.close().wait();
 
         let stats = pool.stats();

@@ -949,3 +949,33 @@ fn texts_travel_as_single_items_and_their_errors_stay_in_place() {
         }
     });
 }
+
+#[test]
+fn a_stream_that_sleeps_is_not_woken_by_the_items_of_another_one() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let switches = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            line.trim().parse::<u64>().unwrap()
+        };
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                let before = switches();
+                let held = |_: u32| {
+                    counter(0).bump();
+                    gate(0).wait();
+                };
+                assert!(pool.map(0..1_u32, held).granularity(fixed(1)).all(|result| result.is_ok()));
+                switches() - before
+            });
+            counter(0).wait_for(1);
+            // Small windows, so that this stream sleeps, too.
+            let busy = pool.map(0..20_000_u64, |n: u64| n).granularity(fixed(1)).window(4).unordered();
+            assert_eq!(busy.map(Result::unwrap).sum::<u64>(), 19_999 * 10_000);
+            gate(0).open();
+            let slept = sleeper.join().unwrap();
+            assert!(slept < 500, "{slept} times");
+        });
+    });
+}

@@ -74,6 +74,7 @@ impl Station {
             owned.has_looked = false;
             if owned.tasks_done == done {
                 owned.round = true;
+                owned.waits = WAITS_MAX_ITEMS;
                 owned.leave_watch();
             }
         }

@@ -11,8 +11,8 @@
 //! * STATION-1: `inner` is touched only while the station is owned.
 //! * STATION-2: what is in the inbox is a job that was left there and not yet taken in.
 //! * STATION-3: while requests are in flight and nobody owns the station, either the worker is armed to ring the driver
-//!   or the thread in the seat, and has not rung since, or the one it rang is on its way and will own the station; or
-//!   the station is *watched*: the driver comes by from time to time, and nobody sleeps for one of its results.
+//!   or the thread in the seat (which sleeps for a millisecond at most where it may miss a response), and has not rung since,
+//!   or the one it rang is on its way and will own the station; or the station is *watched*: the driver comes by from time to time, and nobody sleeps for one of its results.
 //! * STATION-4: while the seat waits for a job, the job is neither over nor another station's once nobody owns this
 //!   one; or the seat's bell has been rung.
 //!
@@ -168,7 +168,8 @@ pub(crate) struct Inner {
     is_seldom: bool,
     /// How many who waited have looked in vain in a row.
     vain_spins: u32,
-    /// When it was last found how fast the worker gets through single items, and how many tasks were done then.
+    /// Since when the worker's way through single items is watched (0: it is not), and how many tasks were done then. It has had
+    /// something to do ever since.
     paced: (u64, u64),
     after: Vec<After>,
     /// Who owned the station last, how often in a row, and how often it takes to keep it.
@@ -276,7 +277,7 @@ impl Inner {
         if cargo == Cargo::Tasks {
             self.cargo = cargo;
         } else if self.in_flight() == 0 {
-            (self.cargo, self.waits) = (cargo, 0);
+            (self.cargo, self.waits, self.paced.0) = (cargo, 0, 0);
         } else if self.cargo != cargo {
             self.cargo = Cargo::Tasks;
         }

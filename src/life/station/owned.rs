@@ -102,6 +102,8 @@ pub(crate) struct Owned<'a> {
     pub(super) round: bool,
     /// Whether it has looked for responses.
     pub(super) has_looked: bool,
+    /// Whether it has found any.
+    pub(super) has_found: bool,
     /// Whether wakers and reports are left to the next owner.
     puts_off: bool,
 }
@@ -165,7 +167,7 @@ impl Afterwards {
             match after {
                 // A panic in somebody's waker is that runtime's affair; the other wakers still have to be called.
                 After::Wake(waker) => drop(panics::guard(|| waker.wake())),
-                After::CallStreams => core.call_streams(),
+                After::CallStreams(streams) => core.call_streams(streams),
                 After::Report(TaskError::Terminated) => unfinished += 1,
                 After::Report(error) => events::detached(core, &error),
             }
@@ -185,7 +187,17 @@ impl Afterwards {
 impl<'a> Owned<'a> {
     #[inline]
     fn new(station: &'a Station, core: &'a Core, me: ThreadNumber, grip: Grip) -> Self {
-        Self { station, core, me, grip, quiet: false, round: false, has_looked: false, puts_off: false }
+        Self {
+            station,
+            core,
+            me,
+            grip,
+            quiet: false,
+            round: false,
+            has_looked: false,
+            has_found: false,
+            puts_off: false,
+        }
     }
 
     /// Whether the thread that lets go may keep the station.

@@ -91,6 +91,7 @@ impl Owned<'_> {
 
     #[inline(always)]
     fn note_poll(&mut self, polled: Result<usize, Violation>, streams: bool) {
+        self.has_found |= polled.as_ref().is_ok_and(|&replies| replies > 0);
         let inner = &mut **self;
         match polled {
             Ok(replies) => {

@@ -17,8 +17,8 @@ const RUN_ITEMS: usize = 64;
 
 /// Where a second worker takes its CPU from the caller, it is worth that when an item takes so long.
 const SLOW_ITEM_NS: u64 = 5_000;
-/// What is found in less time is chance, and after more of it the worker had nothing to do in between.
-const PACE_NS: std::ops::Range<u64> = 20_000..1_000_000;
+/// What is found in less time is chance.
+const PACE_NS: u64 = 20_000;
 
 impl Inner {
     /// How many requests the worker may have before some of them are better off elsewhere.
@@ -42,11 +42,11 @@ impl Inner {
         let now_ns = clock::now_ns();
         let (since_ns, done) = self.paced;
         let (elapsed_ns, items) = (now_ns.saturating_sub(since_ns), self.tasks_done.saturating_sub(done));
-        if elapsed_ns < PACE_NS.start {
+        if since_ns > 0 && elapsed_ns < PACE_NS {
             return false;
         }
         self.paced = (now_ns, self.tasks_done);
-        elapsed_ns < PACE_NS.end && elapsed_ns / SLOW_ITEM_NS > items
+        since_ns > 0 && elapsed_ns / SLOW_ITEM_NS > items
     }
 }
 
@@ -61,7 +61,9 @@ impl Owned<'_> {
         if self.cargo == Cargo::Batches {
             self.look_along();
         }
-        if self.has_looked && !self.round {
+        // Single items are looked for so often that looks in vain must not keep the driver away from what waits behind a slow one.
+        let is_visit = self.has_looked && (self.has_found || self.cargo != Cargo::Items);
+        if is_visit && !self.round {
             // Only the owner writes it.
             let visits = &self.station.visits;
             visits.store(visits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);

@@ -183,8 +183,9 @@ impl<R: Payload> Engine<R> {
         let station = core.next_in_turn();
         let arrivals = control.arrivals.clone();
         let is_single = auto.is_none() && granularity == 1;
+        let tag = core.next_stream_tag();
         if is_single {
-            arrivals.expect_items();
+            arrivals.expect_items(tag);
         }
         Self {
             handle,
@@ -193,7 +194,7 @@ impl<R: Payload> Engine<R> {
             ordered,
             granularity,
             is_single,
-            singles: Singles::default(),
+            singles: Singles::new(tag),
             alone: false,
             auto,
             begun_at: None,
@@ -323,7 +324,7 @@ impl<R: Payload> Engine<R> {
 
 impl<R: Payload> Awaited for Engine<R> {
     fn is_done(&self) -> bool {
-        self.has_news()
+        self.arrivals.any() || self.singles.glance(self.ordered)
     }
 
     fn station(&self) -> usize {
@@ -341,6 +342,10 @@ impl<R: Payload> Awaited for Engine<R> {
             true => self.register_singles(waker),
             false => self.arrivals.register(waker),
         }
+    }
+
+    fn unregister(&self) {
+        self.arrivals.unregister();
     }
 
     fn is_everywhere(&self) -> bool {

@@ -3,6 +3,7 @@
 //! With one item in a message there is nothing to collect: the window is a row of tasks, whose cells say when they are done. Who
 //! delivers their results does not have to know of the stream, unless that sleeps (edge ITEMS).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::task::{Poll, Waker};
@@ -22,6 +23,8 @@ use crate::task;
 
 /// After so many items a stream looks what has come. Each look takes a line away from the worker that it is about to write to.
 const BURST: u32 = 24;
+/// Cells that a glance takes in.
+const GLANCE: usize = 64;
 
 /// An item on its way.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) struct Single {
 /// The window of a stream of single items.
 #[derive(Debug, Default)]
 pub(super) struct Singles {
+    /// What the pool knows the stream by.
+    tag: u8,
     /// In the order of their items, if that matters.
     row: VecDeque<Single>,
     free_places: Vec<u32>,
@@ -46,9 +51,15 @@ pub(super) struct Singles {
     run_first: u64,
     /// Whether there was a result behind one that is missing at the last look.
     has_later: bool,
+    /// Where the next [glance](Singles::glance) goes on.
+    glanced: Cell<usize>,
 }
 
 impl Singles {
+    pub(super) fn new(tag: u8) -> Self {
+        Self { tag, ..Self::default() }
+    }
+
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.row.len()
@@ -77,6 +88,18 @@ impl Singles {
         }
     }
 
+    /// As [`has_any`](Self::has_any), for whoever asks time and again: of a long row each time a part.
+    #[inline]
+    pub(super) fn glance(&self, ordered: bool) -> bool {
+        if ordered || self.row.len() <= GLANCE {
+            return self.has_any(ordered);
+        }
+        let start = self.glanced.get() % self.row.len();
+        let part = start..self.row.len().min(start + GLANCE);
+        self.glanced.set(part.end);
+        self.has_next() || self.row.range(part).any(|single| single.job.is_done())
+    }
+
     fn place(&mut self) -> u32 {
         self.free_places.pop().unwrap_or_else(|| {
             self.places += 1;
@@ -88,7 +111,7 @@ impl Singles {
     /// whoever waits for them.
     #[inline]
     fn is_time(&mut self) -> bool {
-        self.sent += 1;
+        self.sent = self.sent.saturating_add(1);
         let now_ns = clock::coarse_now_ns();
         // Whatever has come, there is something on its way while it is delivered.
         let is_time = self.row.len() > 1 && (self.sent >= BURST || now_ns != self.looked_ns);
@@ -127,7 +150,7 @@ impl<R: Payload> Engine<R> {
             && !self.control.is_stopped()
         {
             let (held, job) = Job::allocate(core);
-            held.be_item();
+            held.be_item(self.singles.tag);
             let request = SmallRequest { code: self.code, words: [low, high], len: len.into() };
             self.station = core.submit_item_along(self.station, held, &request);
             self.messages += 1;
@@ -163,7 +186,7 @@ impl<R: Payload> Engine<R> {
             return Err(TaskError::TimedOut { limit });
         }
         let (mut held, job) = Job::allocate(core);
-        held.be_item();
+        held.be_item(self.singles.tag);
         held.note_caller(Caller::current());
         let deadline = terms.and_then(|terms| held.agree(terms));
         let parcel = Parcel { code: self.code, batch: None, input };
@@ -232,6 +255,7 @@ impl<R: Payload> Engine<R> {
         while let Some(&Single { index, job, place }) = row.front() {
             let is_next = self.news.bytes.is_empty() || index == end;
             if let Some([low, high]) = stride.filter(|_| is_next).and_then(|bytes| job.take_words(bytes)) {
+                row.pop_front();
                 let words = u128::from(low) | u128::from(high) << 64;
                 if self.news.bytes.is_empty() {
                     first = index;
@@ -239,27 +263,27 @@ impl<R: Payload> Engine<R> {
                 end = index + 1;
                 self.news.bytes.extend_from_slice(&words.to_le_bytes()[..width]);
             } else if self.news.bytes.is_empty() && job.is_done() {
+                row.pop_front();
                 deliver.one(index, task::take_result(job));
             } else {
                 break;
             }
             free_places.push(place);
-            row.pop_front();
         }
         first
     }
 
     /// Delivers what is done behind an item that is not.
     fn collect_later(&mut self, deliver: &mut impl Deliver<R>) {
-        let mut at = 0;
-        while let Some(single) = self.singles.row.get(at) {
-            if !single.job.is_done() {
-                at += 1;
-            } else if let Some(Single { index, job, place }) = self.singles.row.remove(at) {
-                self.singles.free_places.push(place);
+        let Singles { row, free_places, .. } = &mut self.singles;
+        row.retain(|&Single { index, job, place }| {
+            let is_done = job.is_done();
+            if is_done {
+                free_places.push(place);
                 deliver.one(index, task::take_result(job));
             }
-        }
+            !is_done
+        });
     }
 
     /// In another process than the pool's.
@@ -275,7 +299,7 @@ impl<R: Payload> Engine<R> {
         if self.arrivals.register(waker).is_ready() {
             return Poll::Ready(());
         }
-        self.handle.core().note_sleeping_stream();
+        self.handle.core().note_sleeping_stream(self.singles.tag);
         if self.singles.has_any(self.ordered) { Poll::Ready(()) } else { Poll::Pending }
     }
 }
