@@ -1,0 +1,275 @@
+//! The driver: the pool's one thread of its own. It sleeps until a doorbell or the zygote wakes it, delivers what
+//! nobody else is waiting for, notices deaths, replaces workers, and takes the pool down at the end.
+//!
+//! No user code runs here, except for wakers, the log hook, and, where workers are threads, the destructors of what the builder was
+//! given: the environment and what closures have captured.
+//!
+//! This is its loop. It [`start`]s workers, heeds the [`reports`] of those who know how they do, and [`finish`]es what is left
+//! when the pool ends.
+
+mod finish;
+mod reports;
+mod start;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, Phase};
+use super::crew::Crew;
+use super::events;
+use super::job::Deadline;
+use super::messages::Who;
+use super::oom::OomWatch;
+use super::registry;
+use super::timers::Timer;
+use super::verdict::Why;
+use crate::error::{PoolFailure, TaskError};
+use crate::ground::doorbell::Doorbell;
+use crate::ground::sys::SysError;
+use crate::ground::sys::poll::{Epoll, EpollEvent};
+use crate::ground::sys::process::PidFd;
+use crate::ground::sys::socket::Socket;
+
+thread_local! {
+    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is a pool's driver, which must not wait for a pool.
+pub(crate) fn is_this_thread() -> bool {
+    IS_DRIVER.try_with(Cell::get).unwrap_or(false)
+}
+
+const BELL: u64 = 0;
+const SOCKET: u64 = 1;
+const ZYGOTE: u64 = 2;
+
+/// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
+/// what another one has too much of.
+const ROUND: Duration = Duration::from_millis(1);
+/// A look that comes later than this after its time means that this process had been stopped.
+const STOOD_STILL: Duration = Duration::from_millis(100);
+
+/// Where workers come from.
+#[derive(Debug)]
+pub(crate) enum Nursery {
+    Zygote {
+        socket: Socket,
+        process: PidFd,
+    },
+    /// They are threads of this process.
+    Crew(Crew),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    core: Arc<Core>,
+    bell: Arc<Doorbell>,
+    nursery: Nursery,
+    /// `None` while it is made, and where there is nothing to wait for but the bell.
+    epoll: Option<Epoll>,
+    init_timeout: Duration,
+    /// Stations that want a worker, and from when on.
+    vacant: VecDeque<(usize, Instant)>,
+    /// Workers that are not ready yet, and until when they have to be.
+    starting: Vec<(Who, Instant)>,
+    failed_starts: u32,
+    /// For each station, how many workers were lost in a row without having finished anything.
+    barren: Box<[u32]>,
+    /// When the stations that run jobs with a time limit are looked at next.
+    look_at: Option<Instant>,
+    oom: OomWatch,
+    /// Workers that have not ended.
+    processes: usize,
+    orderly: bool,
+}
+
+impl Driver {
+    /// If this fails, the pool has been taken down.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        bell: Arc<Doorbell>,
+        nursery: Nursery,
+        init_timeout: Duration,
+    ) -> Result<Self, SysError> {
+        let now = Instant::now();
+        let vacant = (0..core.stations.len()).map(|station| (station, now)).collect();
+        let barren = vec![0; core.stations.len()].into();
+        let mut driver = Self {
+            core,
+            bell,
+            nursery,
+            epoll: None,
+            init_timeout,
+            vacant,
+            starting: Vec::new(),
+            failed_starts: 0,
+            barren,
+            look_at: None,
+            oom: OomWatch::new(),
+            processes: 0,
+            orderly: false,
+        };
+        match driver.watch() {
+            Ok(epoll) => driver.epoll = epoll,
+            Err(error) => {
+                driver.finish();
+                return Err(error);
+            }
+        }
+        Ok(driver)
+    }
+
+    fn watch(&self) -> Result<Option<Epoll>, SysError> {
+        let (Nursery::Zygote { socket, process }, Some(bell)) = (&self.nursery, self.bell.wait_fd()) else {
+            return Ok(None);
+        };
+        // Covers the moment in which a descriptor exists that is not registered.
+        let mut registry = registry::lock();
+        let epoll = Epoll::new()?;
+        registry.add(epoll.as_fd());
+        let added = epoll
+            .add(&bell, BELL)
+            .and_then(|()| epoll.add(socket, SOCKET))
+            .and_then(|()| epoll.add(process, ZYGOTE));
+        if added.is_err() {
+            registry.remove(epoll.as_fd());
+        }
+        added.map(|()| Some(epoll))
+    }
+
+    /// What there is to see, at the latest after `timeout`.
+    fn listen(&self, timeout: Option<Duration>) -> Result<Vec<u64>, SysError> {
+        let mut events = [EpollEvent::empty(); 4];
+        match &self.epoll {
+            Some(epoll) => epoll.wait(&mut events, timeout).map(Iterator::collect),
+            None => Ok(self.bell.await_ring(timeout).then_some(BELL).into_iter().collect()),
+        }
+    }
+
+    /// Runs until the pool has ended.
+    pub(crate) fn run(mut self) {
+        IS_DRIVER.set(true);
+        loop {
+            self.start_workers();
+            if self.core.phase() >= Phase::Closing && self.wind_down() {
+                break;
+            }
+            let mut timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
+            if self.core.makes_rounds() {
+                timeout = Some(timeout.unwrap_or(ROUND).min(ROUND));
+            }
+            let tokens = self.listen(timeout).unwrap_or_else(|error| {
+                self.fail(format!("the driver cannot wait for events: {error}"));
+                Vec::new()
+            });
+            let now = Instant::now();
+            let rung = tokens.contains(&BELL);
+            if rung {
+                self.bell.clear();
+                self.attend();
+            } else if self.core.makes_rounds() {
+                self.make_round();
+            }
+            if tokens.contains(&SOCKET) {
+                self.read_reports();
+            }
+            if rung {
+                self.hear_crew();
+            }
+            if tokens.contains(&ZYGOTE) {
+                self.read_reports();
+                self.zygote_lost();
+                break;
+            }
+            self.check_starts();
+            if self.core.timed.any() && (rung || self.look_at.is_none_or(|at| at <= now)) {
+                self.check_times(now);
+            }
+            self.expire();
+        }
+        self.finish();
+    }
+
+    fn next_event(&self) -> Option<Instant> {
+        // A pool that is closing needs workers only if it has something to do.
+        let wanted = |_: &Instant| match self.core.phase() {
+            Phase::Building | Phase::Open => true,
+            Phase::Closing => !self.core.is_empty(),
+            Phase::Ending | Phase::Ended => false,
+        };
+        let vacant = self.vacant.iter().map(|&(_, at)| at).min().filter(wanted);
+        let starting = self.starting.iter().map(|&(_, until)| until).min();
+        let look = self.look_at.filter(|_| self.core.timed.any());
+        [vacant, starting, look, self.core.timers.next(), self.core.close_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Looks at the stations that run jobs with a time limit.
+    fn check_times(&mut self, now: Instant) {
+        // If this process was stopped meanwhile, so were its clocks, as far as its tasks are concerned.
+        let lost = self.look_at.and_then(|planned| now.checked_duration_since(planned));
+        let lost = lost.filter(|&lost| lost > STOOD_STILL).unwrap_or_default();
+        let core = self.core.clone();
+        let timed = core.stations.iter().filter(|station| core.timed.contains(station.id));
+        self.look_at = timed.filter_map(|station| station.own(&core).check_time(now, lost)).min();
+    }
+
+    /// Ends tasks whose deadlines are over, and workers that have had their gap.
+    fn expire(&self) {
+        let now = Instant::now();
+        while let Some(timer) = self.core.timers.take_due(now) {
+            match timer {
+                Timer::Deadline(Deadline { job, generation, limit, .. }) => {
+                    self.core.kill(job, generation, &TaskError::TimedOut { limit }, Why::Overtime);
+                }
+                // A panic in somebody's waker is that runtime's affair.
+                Timer::Wake(waker) => drop(crate::panics::guard(|| waker.wake())),
+                Timer::Kill(who) => {
+                    self.core.stations[who.station].own(&self.core).kill_at_last(who.generation)
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, message: String) {
+        let failure = PoolFailure::new(message);
+        // Who builds a pool is told.
+        if (Phase::Open..Phase::Ending).contains(&self.core.phase()) {
+            events::error(&self.core, format_args!("the pool has failed: {failure}"));
+        }
+        self.core.end(TaskError::PoolFailed(failure));
+    }
+
+    /// Comes by at the stations that are watched.
+    fn make_round(&self) {
+        for station in &self.core.stations {
+            if self.core.watched.contains(station.id) {
+                station.make_round(&self.core);
+            }
+        }
+        if !self.core.watched.any() {
+            self.core.end_rounds();
+        }
+    }
+
+    /// Delivers what workers have published, and sees who has become ready.
+    fn attend(&mut self) {
+        let core = self.core.clone();
+        for station in &core.stations {
+            station.own(&core).attend();
+        }
+        let starting = std::mem::take(&mut self.starting);
+        for (who, until) in starting {
+            if !self.check_start(who) {
+                self.starting.push((who, until));
+            }
+        }
+        self.check_open();
+    }
+}
