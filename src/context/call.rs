@@ -144,9 +144,8 @@ impl<'a> Call<'a> {
         Ended { status: Status::Panicked, bytes }
     }
 
-    /// Runs user code as [`item`](Self::item) does, and hands the outcome to `send`, with `status` for a value. It is encoded
-    /// into the buffer
-    /// that the worker keeps, so that results of variable size cost no allocation each.
+    /// Runs user code, and hands the outcome to `send`, with `status` for a value. It is encoded into the buffer that the
+    /// worker keeps, so that results of variable size cost no allocation each.
     #[inline]
     pub(super) fn item_in_buffer<R: Payload>(
         &self,
