@@ -979,3 +979,28 @@ fn a_stream_that_sleeps_is_not_woken_by_the_items_of_another_one() {
         });
     });
 }
+
+#[test]
+fn results_do_not_wait_for_a_source_that_became_slow() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        for granularity in [fixed(1), Granularity::Auto] {
+            let pulled = Cell::new(0_u64);
+            let items = (0..700_u64).inspect(|&n| {
+                pulled.set(pulled.get() + 1);
+                if n >= 500 {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+            });
+            let mut behind = 0;
+            for (n, result) in (0..).zip(pool.map(items, |n: u64| n).granularity(granularity)) {
+                assert_eq!(result.unwrap(), n);
+                // Those that were waiting when it became slow go out within some ticks of the coarse clock.
+                if n >= 600 {
+                    behind = behind.max(pulled.get() - n);
+                }
+            }
+            assert!(behind < 40, "{behind} items behind");
+        }
+    });
+}

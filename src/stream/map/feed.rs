@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Feed;
 use crate::error::Error;
+use crate::ground::sys::clock;
 use crate::limits::check_granularity;
 use crate::memory::codec::Payload;
 use crate::stream::StreamSummary;
@@ -145,21 +146,25 @@ impl<T, R: Payload> Feed<T, R> {
         self.out.pop_front()
     }
 
-    /// Has results wait, if any are to come. A consumer that works through many must not let the workers run dry.
+    /// Has results wait, if any are to come. A consumer that works through many must not let the workers run dry; but where the
+    /// source is what takes time, those that wait go out before it is pulled again.
     fn fetch(&mut self) {
         let mut out = std::mem::take(&mut self.out);
+        let mut is_slow = false;
         if !out.is_empty() && self.source.is_some() {
             // What has come makes the next pull end early.
             if let Some(engine) = self.engine.as_mut().filter(|engine| engine.has_news() && engine.is_here())
             {
                 engine.collect(&mut Waiting(&mut out));
             }
-            let waiting = out.len();
+            let (waiting, before_ns) = (out.len(), clock::coarse_now_ns());
             self.refill(waiting, &mut |index, item| out.push_back((index, item)));
+            // A tick is some milliseconds. One that comes by chance costs a short row of results without a pull.
+            is_slow = clock::coarse_now_ns() != before_ns;
         }
         while out.is_empty() && self.step(&mut Waiting(&mut out)) {}
         self.out = out;
-        let engine = self.engine.as_ref().filter(|_| self.source.is_some());
+        let engine = self.engine.as_ref().filter(|_| self.source.is_some() && !is_slow);
         self.low_mark = engine.map_or(0, Engine::low_mark);
     }
 }
