@@ -424,7 +424,7 @@ impl<E, S, W> Pool<E, S, W> {
         self.core().stations.len()
     }
 
-    /// The process ids of the workers that run at the moment, in the order of their ids. For looking at them from
+    /// The process ids of the workers that there are at the moment, those that are starting too, in the order of their ids. For looking at them from
     /// outside; a pid may belong to another process by the time it is used.
     pub fn worker_pids(&self) -> Vec<u32> {
         let core = self.core();

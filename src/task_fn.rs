@@ -7,6 +7,8 @@
 /// put it into the pool's [`env`](crate::Builder::env), or make the pool around the closure, with
 /// [`Builder::bind`](crate::Builder::bind) or [`Builder::iter_stream`](crate::Builder::iter_stream).
 ///
+/// A `fn` pointer, to which `if` and `match` turn two closures, is refused as well: it is a value, not a name. Submit in each branch.
+///
 /// ```compile_fail,E0277
 /// let pool = forkring::Pool::new(1).unwrap();
 /// let names = vec!["a".to_owned(), "b".to_owned()];

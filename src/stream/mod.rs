@@ -43,7 +43,8 @@ pub enum Granularity {
     /// a message should, or are large, travel alone. Nothing is carried over from one stream to the next.
     ///
     /// A message that a slow source does not fill is sent after about a millisecond, or after 64 more items where the source
-    /// becomes slow in the middle of it; only a source that blocks there keeps the items back that it has given.
+    /// becomes slow in the middle of it, when its next item comes. Until then a source that blocks keeps back the items of that
+    /// one message: where each has to leave at once, take `Fixed(1)`, or an asynchronous source.
     ///
     /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are
     /// taken back, after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller

@@ -234,12 +234,13 @@ impl Driver {
         self.failed_starts += 1;
         let first = self.core.phase() == Phase::Building;
         if unwinding || first || self.failed_starts >= FAILED_STARTS_MAX {
-            let hint = if unwinding { UNWINDING_HINT } else { "" };
-            return self.fail(format!(
-                "worker {} {} before it was ready{hint}",
-                who.station,
-                describe(status)
-            ));
+            let hint = match unwinding {
+                true => UNWINDING_HINT.to_owned(),
+                false if first => String::new(),
+                false => format!(", as {} before it in a row", FAILED_STARTS_MAX - 1),
+            };
+            let (station, end) = (who.station, describe(status));
+            return self.fail(format!("worker {station} {end} before it was ready{hint}"));
         }
         let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
         self.vacant.push_back((who.station, Instant::now() + pause));

@@ -129,7 +129,7 @@ impl<E, S, W> Pool<E, S, W> {
     }
 
     /// Applies `f` to the items and hands each result to `g`, here, as it comes: in no particular order. Before each
-    /// pull from the source, `g` gets everything that is there.
+    /// pull from the source, `g` gets everything that is there; item by item (`Fixed(1)`), what was there some milliseconds ago.
     ///
     /// `g` may stop the stream: by `ControlFlow::Break`, see [`Map::run`], or by a panic, which goes on in the caller.
     ///
@@ -264,7 +264,7 @@ impl<T, R: Payload, P: Watch> Map<T, R, P> {
     }
 
     /// At most about this many items are on their way, or wait for their turn, at a time; rounded up to whole
-    /// messages. Default: a few messages for each worker.
+    /// messages, and the message that is being filled comes on top. Default: a few messages for each worker.
     pub fn window(mut self, items: usize) -> Self {
         self.feed.window = Some(items);
         self
