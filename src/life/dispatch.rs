@@ -142,7 +142,7 @@ impl Core {
     pub(crate) fn submit_item_along(&self, station: usize, job: JobRef, request: &SmallRequest) -> usize {
         let station = self.choose_along(station);
         match self.stations[station].try_own(self) {
-            Some(mut owned) => owned.accept_item(job, request),
+            Some(mut owned) => owned.accept_small(job, request),
             None => self.submit_at(station, job, request.into()),
         }
         station

@@ -78,6 +78,20 @@ pub(super) struct Message {
     pub(super) generation: u64,
 }
 
+impl Message {
+    #[inline]
+    pub(super) fn of(first: u64, job: &'static Job) -> Self {
+        Self { first, job, generation: job.generation() }
+    }
+
+    /// Nobody wants its results: what was sent, unless it is over.
+    pub(super) fn abandon(first: u64, job: &'static Job) -> Option<Self> {
+        // Once abandoned, the cell may be somebody else's.
+        let message = Self::of(first, job);
+        job.abandon(false).then_some(message)
+    }
+}
+
 /// Calls messages off, the youngest first: a worker whose task ends because it sees that it is cancelled then finds
 /// nothing to go on with.
 pub(super) fn call_off(core: &Core, mut messages: Vec<Message>) {

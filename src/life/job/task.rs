@@ -82,29 +82,27 @@ impl Job {
     /// As [`take`](Self::take), of a value that came in its slot, and of nothing else.
     #[inline(always)]
     pub(crate) fn take_value(&'static self) -> Option<SmallReply> {
+        self.take_small(|_| true)
+    }
+
+    /// As [`take_value`](Self::take_value), of one that has so many bytes, two words at most.
+    #[inline(always)]
+    pub(crate) fn take_words(&'static self, bytes: usize) -> Option<[u64; 2]> {
+        let [low, high, _] = self.take_small(|reply| usize::from(reply.len) == bytes)?.words;
+        Some([low, high])
+    }
+
+    #[inline(always)]
+    fn take_small(&'static self, is_wanted: impl FnOnce(&SmallReply) -> bool) -> Option<SmallReply> {
         let state = self.state.load(Ordering::Acquire);
         if state & (DONE | SMALL) != DONE | SMALL {
             return None;
         }
         // JOB-1: DONE hands the outcome to the task.
         let reply = SmallReply::unpack(self.small());
-        (reply.status == Status::Value).then(|| {
+        (reply.status == Status::Value && is_wanted(&reply)).then(|| {
             self.free(state);
             reply
-        })
-    }
-
-    /// As [`take_value`](Self::take_value), of one that has so many bytes, two words at most.
-    #[inline(always)]
-    pub(crate) fn take_words(&'static self, bytes: usize) -> Option<[u64; 2]> {
-        let state = self.state.load(Ordering::Acquire);
-        if state & (DONE | SMALL) != DONE | SMALL {
-            return None;
-        }
-        let reply = SmallReply::unpack(self.small());
-        (reply.status == Status::Value && usize::from(reply.len) == bytes).then(|| {
-            self.free(state);
-            [reply.words[0], reply.words[1]]
         })
     }
 

@@ -74,7 +74,7 @@ impl Station {
             owned.has_looked = false;
             if owned.tasks_done == done {
                 owned.round = true;
-                owned.waits = WAITS_MAX_ITEMS;
+                owned.end_patience();
                 owned.leave_watch();
             }
         }
@@ -183,8 +183,13 @@ impl Owned<'_> {
     /// Whoever waited here has seen nothing come, from a worker that is awake.
     pub(crate) fn lose_patience(&mut self) {
         if !self.is_asleep() {
-            self.waits = WAITS_MAX.max(WAITS_MAX_ITEMS);
+            self.end_patience();
         }
+    }
+
+    /// What waits here is a surplus until something comes.
+    fn end_patience(&mut self) {
+        self.waits = WAITS_MAX.max(WAITS_MAX_ITEMS);
     }
 
     /// Takes the armed ring back: this owner is going to look.

@@ -75,24 +75,13 @@ impl Owned<'_> {
     /// [`Core::takes_small`](crate::life::core::Core::takes_small).
     #[inline]
     pub(crate) fn accept_small(&mut self, job: JobRef, request: &SmallRequest) {
-        self.accept_small_as(Cargo::Tasks, job, request);
-    }
-
-    /// As [`accept_small`](Self::accept_small), of an item of a stream.
-    #[inline]
-    pub(crate) fn accept_item(&mut self, job: JobRef, request: &SmallRequest) {
-        self.accept_small_as(Cargo::Items, job, request);
-    }
-
-    #[inline(always)]
-    fn accept_small_as(&mut self, cargo: Cargo, job: JobRef, request: &SmallRequest) {
         if self.refusal.is_some() {
             // `settle` puts it back among the idle ones.
             self.leave_idle();
             return self.accept(job, request.into());
         }
         let sent = match self.queue.is_empty() && self.can_send() {
-            true => self.send_small(cargo, job, request),
+            true => self.send_small(job, request),
             false => Err(job),
         };
         if let Err(mut job) = sent {
@@ -104,15 +93,10 @@ impl Owned<'_> {
 
     /// As [`send`](Self::send), of a number.
     #[inline]
-    pub(super) fn send_small(
-        &mut self,
-        cargo: Cargo,
-        job: JobRef,
-        request: &SmallRequest,
-    ) -> Result<(), JobRef> {
+    fn send_small(&mut self, job: JobRef, request: &SmallRequest) -> Result<(), JobRef> {
         let id = self.station.id;
         let inner = &mut **self;
-        inner.load(cargo);
+        inner.load(Cargo::of(&job));
         let Some(lane) = inner.lane.as_mut().filter(|lane| lane.has_room()) else { return Err(job) };
         arm_before_first(lane, &mut inner.wake, inner.watched);
         let shared = job.job();
@@ -249,7 +233,7 @@ impl Owned<'_> {
             }
             let Some(mut job) = self.queue.pop_front() else { return };
             let back = match job.queued_small() {
-                Some(request) if !job.is_unwanted() => self.send_small(Cargo::of(&job), job, &request).err(),
+                Some(request) if !job.is_unwanted() => self.send_small(job, &request).err(),
                 _ => {
                     let Some(parcel) = job.unqueue() else { continue };
                     self.send(job, parcel).map(|(mut job, parcel)| {

@@ -35,7 +35,7 @@ impl Port {
     }
 
     fn ring(&mut self, mut wake: u64) {
-        if Wake::leave_of(wake) > 0 && Wake::of(wake) == Wake::Waiter && self.leaves(wake) {
+        if Wake::leave_of(wake) > 0 && self.leaves(wake) {
             return;
         }
         // Whoever woke this worker may be waiting for the CPU that it woke up on.

@@ -307,7 +307,7 @@ impl<R: Payload> Engine<R> {
         self.note_singles();
         for (at, slot) in self.slots.iter().enumerate() {
             if let Some(job) = slot.job {
-                self.control.note(at, Message { first: slot.first, job, generation: job.generation() });
+                self.control.note(at, Message::of(slot.first, job));
             }
         }
     }
@@ -372,11 +372,7 @@ impl<R> Drop for Engine<R> {
         self.singles.abandon(&mut messages);
         for slot in &mut self.slots {
             if let Some(job) = slot.job.take() {
-                // Once abandoned, the cell may be somebody else's.
-                let message = Message { first: slot.first, job, generation: job.generation() };
-                if job.abandon(false) {
-                    messages.push(message);
-                }
+                messages.extend(Message::abandon(slot.first, job));
             }
         }
         call_off(core, messages.clone());

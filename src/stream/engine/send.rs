@@ -174,15 +174,20 @@ impl<R: Payload> Engine<R> {
         at
     }
 
-    pub(super) fn send(&mut self, at: usize, load: Load, deliver: &mut impl Deliver<R>) {
+    /// Why nothing is to be sent on these terms, if so.
+    pub(super) fn refusal(&self, terms: Option<Terms>) -> Option<TaskError> {
         let core = self.handle.core();
-        let refusal = if !core.is_here() {
+        if !core.is_here() {
             Some(TaskError::NotInThisProcess)
         } else if self.control.is_stopped() {
             Some(TaskError::Cancelled)
         } else {
-            None
-        };
+            let limit = terms.unwrap_or(core.policy.terms).expired()?;
+            Some(TaskError::TimedOut { limit })
+        }
+    }
+
+    pub(super) fn send(&mut self, at: usize, load: Load, deliver: &mut impl Deliver<R>) {
         // What is sent again has the time that is left.
         let mut terms = self.terms.map(Terms::starting_now);
         let slot = &mut self.slots[at];
@@ -190,24 +195,21 @@ impl<R: Payload> Engine<R> {
             terms.due = slot.due.or(terms.due);
             slot.due = terms.due;
         }
-        let refusal = refusal.or_else(|| {
-            let limit = terms.unwrap_or(core.policy.terms).expired()?;
-            Some(TaskError::TimedOut { limit })
-        });
-        if let Some(error) = refusal {
+        if let Some(error) = self.refusal(terms) {
             if let Load::Filled = load {
                 self.filling.clear();
             }
             return self.fail_rest(at, &error, deliver);
         }
         self.messages += 1;
+        let (core, slot) = (self.handle.core(), &mut self.slots[at]);
         let (mut held, job) = Job::allocate(core);
         held.set_batch(slot.records.clone());
         held.note_caller(Caller::current());
         slot.job = Some(job);
         (slot.received_sent, slot.received_seen, slot.result_bytes) = (slot.received, None, 0);
         let timed = self.auto.is_some();
-        let message = Message { first: slot.first, job, generation: job.generation() };
+        let message = Message::of(slot.first, job);
         let deadline = terms.and_then(|terms| held.agree(terms));
         match load {
             Load::Again(parcel) => core.submit_again(held, parcel),

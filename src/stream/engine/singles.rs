@@ -124,11 +124,7 @@ impl Singles {
     /// Nobody wants what is on its way: what of it is not over.
     pub(super) fn abandon(&mut self, messages: &mut Vec<Message>) {
         for Single { index: first, job, .. } in self.row.drain(..) {
-            // Once abandoned, the cell may be somebody else's.
-            let message = Message { first, job, generation: job.generation() };
-            if job.abandon(false) {
-                messages.push(message);
-            }
+            messages.extend(Message::abandon(first, job));
         }
     }
 }
@@ -173,18 +169,12 @@ impl<R: Payload> Engine<R> {
     /// As [`push_single`](Self::push_single), of any item on any terms. An item that does not get as far as a worker ends with
     /// the error.
     fn send_single<I: Payload>(&mut self, item: &I) -> Result<&'static Job, TaskError> {
-        let core = self.handle.core();
-        if !core.is_here() {
-            return Err(TaskError::NotInThisProcess);
-        }
-        if self.control.is_stopped() {
-            return Err(TaskError::Cancelled);
-        }
         let input = codec::encode(item, self.max_payload).map_err(encode_error)?;
         let terms = self.terms.map(Terms::starting_now);
-        if let Some(limit) = terms.unwrap_or(core.policy.terms).expired() {
-            return Err(TaskError::TimedOut { limit });
+        if let Some(refusal) = self.refusal(terms) {
+            return Err(refusal);
         }
+        let core = self.handle.core();
         let (mut held, job) = Job::allocate(core);
         held.be_item(self.singles.tag);
         held.note_caller(Caller::current());
@@ -215,7 +205,7 @@ impl<R: Payload> Engine<R> {
     }
 
     fn note_single(&self, &Single { index: first, job, place }: &Single) {
-        self.control.note(place as usize, Message { first, job, generation: job.generation() });
+        self.control.note(place as usize, Message::of(first, job));
     }
 
     /// A stopper wants to know the jobs.
