@@ -190,6 +190,7 @@ impl<R: Payload> Task<R> {
     /// # Errors
     ///
     /// See [`TaskError`].
+    #[inline]
     pub fn wait(mut self) -> Result<R, TaskError> {
         if let Some(job) = self.job() {
             if !job.is_done() {
@@ -201,6 +202,11 @@ impl<R: Payload> Task<R> {
                 return result;
             }
         }
+        self.take_any()
+    }
+
+    #[inline(never)]
+    fn take_any(mut self) -> Result<R, TaskError> {
         self.take()?.decode()
     }
 
@@ -343,17 +349,12 @@ enum Body {
 
 impl Body {
     fn of(outcome: Outcome) -> Result<Self, TaskError> {
-        let failed = |status, bytes: &[u8]| failure_of(status, bytes).map_or(Ok(()), Err);
         match outcome {
-            Outcome::Small(reply) if reply.status == Status::Value => Ok(Self::Small(reply)),
-            Outcome::Small(reply) => {
-                failed(reply.status, &reply.bytes()[..usize::from(reply.len)])?;
-                Ok(Self::Small(reply))
-            }
-            Outcome::Reply(reply) => {
-                failed(reply.status, reply.body.as_bytes())?;
-                Ok(Self::Other(reply.body))
-            }
+            Outcome::Small(reply) => Ok(Self::Small(reply)),
+            Outcome::Reply(reply) => match failure_of(reply.status, reply.body.as_bytes()) {
+                None => Ok(Self::Other(reply.body)),
+                Some(error) => Err(error),
+            },
             Outcome::Failed(error) => Err(error),
             Outcome::BatchLost(lost) => Err(lost.1.unwrap_or(TaskError::Cancelled)),
         }

@@ -82,6 +82,20 @@ impl Light {
     }
 }
 
+/// Both halves in one: a fence between what this thread has written and what it reads next.
+#[inline]
+pub(crate) fn full() {
+    #[cfg(all(target_arch = "x86_64", not(forkring_loom), not(miri)))]
+    // A locked instruction is a full barrier for ordinary memory, and takes half the time of the `mfence` that a compiler makes of the
+    // other.
+    // SAFETY: it adds nothing to the byte on top of the stack.
+    unsafe {
+        std::arch::asm!("lock or byte ptr [rsp], 0", options(nostack));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(forkring_loom), not(miri))))]
+    fence(Ordering::SeqCst);
+}
+
 /// The sleeper's half. `false`: there was no barrier (a task may have set up a system call filter), so whoever goes to
 /// sleep must look again by himself after a while.
 pub(crate) fn heavy() -> bool {

@@ -68,11 +68,10 @@ impl Core {
             station = self.next_in_turn();
             owned = self.stations[station].try_own(self);
         }
-        let job = match owned {
-            None => job,
-            Some(mut owned) => return owned.accept_small(job, request),
-        };
-        self.submit_at(station, job, request.into());
+        match owned {
+            Some(mut owned) => owned.accept_small(job, request),
+            None => self.submit_at(station, job, request.into()),
+        }
     }
 
     #[inline]

@@ -186,6 +186,7 @@ impl Core {
             });
             return found.unwrap_or(Looked::Nothing);
         };
+        owned.await_job(job.job());
         // With many tasks before it the worker has been rung for another one, and has more to tell than this answer.
         let asleep = !owned.has_many() && owned.is_asleep();
         if asleep && !self.spin.is_endless() && owned.last_sat.is_none_or(|at| at.elapsed() > AT_ONCE) {

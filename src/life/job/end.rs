@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use super::{
-    BUSY, DONE, EXTRA, GONE, ITEM, JobRef, Outcome, PLACE, REPORT, SMALL, Stage, TAG_BITS, TAG_SHIFT, WAKER,
+    BUSY, EXTRA, GENERATION_SHIFT, GONE, ITEM, Job, JobRef, Outcome, PLACE, REPORT, Stage, TAG_BITS,
+    TAG_SHIFT, WAKER,
 };
 use crate::error::TaskError;
+use crate::ground::barrier;
 use crate::life::core::Core;
 use crate::life::gate::Gate;
 use crate::protocol::lane::SmallReply;
@@ -44,64 +46,143 @@ impl JobRef {
         }
     }
 
-    /// As [`finish`](Self::finish), with a result that is in its slot.
+    /// As [`finish`](Self::finish), with a result that is in its slot, by the owner of this station.
     #[inline]
-    pub(crate) fn finish_small(self, reply: SmallReply, core: &Core, after: &mut Vec<After>) {
+    pub(crate) fn finish_small(
+        self,
+        reply: SmallReply,
+        station: usize,
+        core: &Core,
+        ended: &mut Ended,
+        after: &mut Vec<After>,
+    ) {
         let job = self.0;
         let state = job.state.load(Ordering::Relaxed);
         if state & (EXTRA | PLACE | GONE) != 0 {
             return self.finish(Outcome::Small(reply), after);
         }
-        // JOB-1: the job is ours until DONE.
+        // JOB-1: the job is ours until it has ended.
         job.set_small(reply.pack());
-        if job.change(state, state | DONE | SMALL).is_err() {
-            after.extend(self.settle(Outcome::Small(reply)));
-        }
-        if state & ITEM != 0 && core.has_sleeping_streams(stream_of(state)) {
-            After::call_streams(after, stream_of(state));
+        Self::end_small(job, station);
+        ended.push(job, state);
+        if ended.is_full() {
+            ended.attend_all(core, after);
         }
     }
 
     #[inline(never)]
     pub(super) fn settle(self, outcome: Outcome) -> Option<After> {
         let job = self.0;
-        let done = match outcome {
+        let generation = job.generation();
+        match outcome {
             Outcome::Small(reply) => {
-                // JOB-1: the job is ours until DONE.
+                // JOB-1: the job is ours until it has ended.
                 job.set_small(reply.pack());
-                DONE | SMALL
+                Self::end_small(job, job.place().station);
             }
             outcome => {
-                // SAFETY: JOB-1: the job is ours until DONE.
+                // SAFETY: JOB-1: the job is ours until it has ended.
                 unsafe { *job.cold().stage.get() = Stage::Ended(outcome) };
-                DONE
-            }
-        };
-        let mut state = job.state.load(Ordering::Acquire);
-        loop {
-            if state & GONE != 0 {
-                // SAFETY: JOB-1, and nobody will take the outcome.
-                let outcome = unsafe { job.outcome(state | done) };
-                job.free(state);
-                return if state & REPORT == 0 { None } else { failure(&outcome).map(After::Report) };
-            }
-            if state & WAKER == 0 {
-                match job.change(state, state | done) {
-                    Ok(()) => return None,
-                    Err(seen) => state = seen,
-                }
-                continue;
-            }
-            match job.change(state, state & !WAKER | BUSY) {
-                Ok(()) => break,
-                Err(seen) => state = seen,
+                Self::end(job);
             }
         }
-        job.core().remove_sleeper();
-        // SAFETY: JOB-2: BUSY makes the slot the pool's.
-        let waker = unsafe { (*job.cold().waker.get()).take() };
-        job.state.fetch_xor(BUSY | done, Ordering::SeqCst);
-        waker.map(After::Wake)
+        barrier::full();
+        if job.is_to_be_attended() { job.attend(generation) } else { None }
+    }
+}
+
+impl Job {
+    /// Pool: whether the task of a job that has ended waits, or is gone, or that of its cell's next job. Edge DONE: a fence after the
+    /// end, then this.
+    #[inline]
+    fn is_to_be_attended(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & (WAKER | GONE) != 0
+    }
+
+    /// Pool: calls the task of a job that has ended, or frees the cell if there is none any more.
+    #[cold]
+    fn attend(&'static self, generation: u64) -> Option<After> {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state >> GENERATION_SHIFT == generation {
+            let next = match state {
+                gone if gone & GONE != 0 => gone | BUSY,
+                waits if waits & WAKER != 0 => waits & !WAKER | BUSY,
+                _ => return None,
+            };
+            if let Err(seen) = self.change(state, next) {
+                state = seen;
+                continue;
+            }
+            if state & GONE != 0 {
+                // SAFETY: JOB-1 and JOB-4: nobody will take the outcome.
+                let outcome = unsafe { self.outcome(self.place.load(Ordering::Relaxed)) };
+                self.free(state);
+                return failure(&outcome).filter(|_| state & REPORT != 0).map(After::Report);
+            }
+            self.core().remove_sleeper();
+            // SAFETY: JOB-2: BUSY makes the slot the pool's.
+            let waker = unsafe { (*self.cold().waker.get()).take() };
+            self.state.fetch_and(!BUSY, Ordering::Release);
+            return waker.map(After::Wake);
+        }
+        None
+    }
+}
+
+/// Jobs whose outcome can be seen, and whose tasks are still to be looked at: one fence for all of them (edge DONE).
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// And their last states, for the generation. After so many the first ones are still in the nearest cache.
+    jobs: [Option<(&'static Job, u64)>; 64],
+    len: usize,
+    /// Those of them that are items are of these streams.
+    streams: u64,
+}
+
+impl Ended {
+    pub(crate) fn new() -> Self {
+        Self { jobs: [None; 64], len: 0, streams: 0 }
+    }
+
+    #[inline]
+    fn push(&mut self, job: &'static Job, state: u64) {
+        if state & ITEM != 0 {
+            self.streams |= stream_of(state);
+        }
+        self.jobs[self.len] = Some((job, state));
+        self.len += 1;
+    }
+
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.len == self.jobs.len()
+    }
+
+    /// Looks at their tasks, before the station is released. The caller holds the task of `awaited`, if any, so nobody else can
+    /// want anything of it.
+    #[inline]
+    pub(crate) fn attend(&mut self, awaited: Option<&'static Job>, core: &Core, after: &mut Vec<After>) {
+        match (self.len, self.jobs[0], awaited) {
+            (0, ..) => {}
+            (1, Some((job, _)), Some(awaited)) if std::ptr::eq(job, awaited) => self.len = 0,
+            _ => self.attend_all(core, after),
+        }
+    }
+
+    #[inline(never)]
+    fn attend_all(&mut self, core: &Core, after: &mut Vec<After>) {
+        barrier::full();
+        let streams = std::mem::take(&mut self.streams);
+        if streams != 0 && core.has_sleeping_streams(streams) {
+            After::call_streams(after, streams);
+        }
+        for ended in &self.jobs[..std::mem::take(&mut self.len)] {
+            if let &Some((job, state)) = ended
+                && job.is_to_be_attended()
+            {
+                after.extend(job.attend(state >> GENERATION_SHIFT));
+            }
+        }
     }
 }
 
@@ -135,10 +216,7 @@ impl After {
 pub(super) fn failure(outcome: &Outcome) -> Option<TaskError> {
     match outcome {
         Outcome::Failed(error) => Some(error.clone()),
-        Outcome::Small(reply) => {
-            crate::task::failure_of(reply.status, &reply.bytes()[..usize::from(reply.len)])
-        }
         Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
-        Outcome::BatchLost(_) => None,
+        Outcome::Small(_) | Outcome::BatchLost(_) => None,
     }
 }

@@ -5,31 +5,36 @@
 //!
 //! # Who may touch what
 //!
-//! * JOB-1: `stage` belongs to whoever holds the job on the pool's side (the submitting thread, then the owner of the
-//!   station that its `place` names) until DONE is set; from then on it belongs to the `Task`.
-//! * JOB-2: `waker` belongs to the `Task` while WAKER is clear and neither BUSY nor DONE is set, else to the pool's
-//!   side. The pool's side takes it by moving WAKER → BUSY, and sets DONE after it has taken it.
+//! * JOB-1: `place` is written by whoever holds the job on the pool's side: the submitting thread, then the owner of the
+//!   station that it names. `stage` and `small` belong to the same until `place` says that the job has *ended*, from then on to the
+//!   `Task`.
+//! * JOB-2: `waker` belongs to the `Task` while WAKER and BUSY are clear. Whoever moves WAKER away has it: the `Task`, which
+//!   clears it, or the pool's side, which sets BUSY until it has taken it.
 //! * JOB-3: `core` is written only while the cell is free, by the thread that allocates it. A cell keeps its
 //!   reference to the pool when it is freed, so that a task costs no reference count as long as cells stay with one
 //!   pool.
-//! * JOB-4: a cell is freed once, by the `Task` after DONE, or by the pool's side when it finds GONE.
+//! * JOB-4: a cell is freed once, by the `Task` when it sees that the job has ended, or by the pool's side when it finds GONE after
+//!   that. If both do, the cell is whose compare-and-swap comes first: the `Task` takes GONE back, the pool's side adds BUSY.
 //! * JOB-5: a cell's cold part is made once, by whoever needs it first, and never unmapped.
 //!
 //! | flag | set by | meaning |
 //! |---|---|---|
-//! | DONE | pool | `stage` holds the outcome |
 //! | WAKER | task | `waker` holds a waker that wants to be called |
-//! | BUSY | pool | the waker is being taken; DONE follows at once |
+//! | BUSY | pool | the waker is being taken, or the cell is about to be freed |
 //! | GONE | task | nobody will take the outcome |
 //! | PINNED | submitter | it must run at its station |
 //! | REPORT | task | a failure goes to the log, since nobody takes the outcome |
 //! | CALLED_OFF | whoever owns its station | it was cancelled while it ran |
 //! | LIMITED | submitter | its terms have a time limit |
 //! | PLACE | submitter | it holds a place of the pool's gate |
-//! | SMALL | pool, with DONE | the outcome is in `small` and not in `stage` |
 //! | KILL | submitter | who drops the task wants it killed |
 //! | ITEM | submitter | it is an item of a stream, which looks for its end itself, and is [called](Core::call_streams) if it sleeps |
 //! | EXTRA | whoever writes there | there may be something in the cold part that has to be dropped with the cell |
+//!
+//! Edge DONE: the pool's side stores in `place` that the job has ended, fences, and looks for WAKER and GONE; the `Task` sets one of
+//! them (a compare-and-swap) and looks at `place` again. One of the two sees the other, so wakers are called and cells freed. One
+//! fence does for all jobs that end in one look at a worker ([`Ended`]); by then a cell may serve another task, which its
+//! generation tells.
 //!
 //! A cell is one cache line. What only some jobs need is in its *cold part*, which is made when somebody first needs it and
 //! stays with the cell. A task whose input and result fit their slots, and which nobody awaits before it is done, has none:
@@ -42,6 +47,8 @@
 
 mod end;
 mod held;
+#[cfg(all(test, forkring_loom))]
+mod loom;
 mod place;
 mod task;
 
@@ -50,7 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::task::Waker;
 
-pub(crate) use self::end::After;
+pub(crate) use self::end::{After, Ended};
 pub(crate) use self::held::Deadline;
 use self::held::Special;
 pub(crate) use self::place::{Place, Spot};
@@ -61,21 +68,19 @@ use crate::error::TaskError;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::{Form, Parcel, Reply, SmallReply};
 
-pub(crate) const DONE: u64 = 1;
-const WAKER: u64 = 1 << 1;
-const BUSY: u64 = 1 << 2;
-const GONE: u64 = 1 << 3;
-const PINNED: u64 = 1 << 4;
-const REPORT: u64 = 1 << 5;
-const LIMITED: u64 = 1 << 6;
-const PLACE: u64 = 1 << 7;
-const CALLED_OFF: u64 = 1 << 8;
-const SMALL: u64 = 1 << 9;
-const EXTRA: u64 = 1 << 10;
-const KILL: u64 = 1 << 11;
-const ITEM: u64 = 1 << 12;
+const WAKER: u64 = 1;
+const BUSY: u64 = 1 << 1;
+const GONE: u64 = 1 << 2;
+const PINNED: u64 = 1 << 3;
+const REPORT: u64 = 1 << 4;
+const LIMITED: u64 = 1 << 5;
+const PLACE: u64 = 1 << 6;
+const CALLED_OFF: u64 = 1 << 7;
+const EXTRA: u64 = 1 << 8;
+const KILL: u64 = 1 << 9;
+const ITEM: u64 = 1 << 10;
 /// Of which stream, as a bit of 64: see [`Core::note_sleeping_stream`].
-const TAG_SHIFT: u32 = 13;
+const TAG_SHIFT: u32 = 11;
 const TAG_BITS: u64 = 63;
 const GENERATION_SHIFT: u32 = 32;
 
@@ -115,8 +120,8 @@ pub(crate) struct Job {
     /// Station and index: see [`Place`].
     place: AtomicU64,
     core: UnsafeCell<Option<Arc<Core>>>,
-    /// A number on its way: a small outcome, see [`SmallReply::pack`], or before that the input of a job in a queue. Shares the
-    /// fate of `stage`. Relaxed, word by word: DONE publishes the outcome.
+    /// A number on its way: a small outcome, see [`SmallReply::pack`], or before that the input of a job in a queue. Relaxed, word
+    /// by word: `place` publishes the outcome.
     small: [AtomicU64; SmallReply::PACKED_WORDS],
     /// Null until it is needed, then never changed.
     cold: AtomicPtr<Cold>,
@@ -242,10 +247,10 @@ impl Job {
         core.as_ref().expect("set when the cell was allocated")
     }
 
-    /// Sequentially consistent, as is the setting of DONE: see edge ITEMS.
+    /// Sequentially consistent: see edges DONE and ITEMS.
     #[inline]
     pub(crate) fn is_done(&self) -> bool {
-        self.state.load(Ordering::SeqCst) & DONE != 0
+        place::has_ended(self.place.load(Ordering::SeqCst))
     }
 
     pub(crate) fn is_killed_on_drop(&self) -> bool {

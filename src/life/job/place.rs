@@ -23,10 +23,15 @@ pub(crate) enum Spot {
     Queue,
     /// Taken out, to be moved to another station.
     Moving,
+    /// Its outcome is the task's.
+    Ended,
 }
 
 const STATION_BITS: u32 = 16;
-const QUEUE: u64 = (1 << (64 - STATION_BITS)) - 1;
+const ENDED: u64 = (1 << (64 - STATION_BITS)) - 1;
+/// With an outcome in the cell's `small` words, and not in `stage`.
+const ENDED_SMALL: u64 = ENDED - 1;
+const QUEUE: u64 = ENDED_SMALL - 1;
 const MOVING: u64 = QUEUE - 1;
 /// In the queue, with an input of so many bytes in the cell's `small` words: this number less the bytes.
 const QUEUE_SMALL: u64 = MOVING - 1;
@@ -39,6 +44,7 @@ impl Place {
             Spot::Ring(index) => index,
             Spot::Queue => QUEUE,
             Spot::Moving => MOVING,
+            Spot::Ended => ENDED,
         };
         spot << STATION_BITS | self.station as u64
     }
@@ -46,6 +52,7 @@ impl Place {
     #[inline]
     pub(super) fn unpack(word: u64) -> Self {
         let spot = match word >> STATION_BITS {
+            ENDED | ENDED_SMALL => Spot::Ended,
             QUEUE => Spot::Queue,
             MOVING => Spot::Moving,
             spot if spot >= QUEUE_SMALL - SMALL_BYTES_MAX => Spot::Queue,
@@ -53,6 +60,19 @@ impl Place {
         };
         Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, spot }
     }
+}
+
+/// Whether the outcome of the job whose place this is can be taken.
+#[inline]
+pub(super) fn has_ended(word: u64) -> bool {
+    // The topmost ones.
+    word >= ENDED_SMALL << STATION_BITS
+}
+
+/// Of one that has: whether its outcome is in the cell's `small` words.
+#[inline]
+pub(super) fn has_ended_small(word: u64) -> bool {
+    word >> STATION_BITS == ENDED_SMALL
 }
 
 const _: () = assert!(crate::limits::WORKERS_MAX <= 1 << STATION_BITS);
@@ -66,6 +86,19 @@ impl JobRef {
     /// As [`set_place`](Self::set_place), by the owner of the station whose ring holds the reference.
     #[inline]
     pub(crate) fn note_place(job: &'static Job, place: Place) {
+        job.place.store(place.pack(), Ordering::Release);
+    }
+
+    /// Hands the outcome to the task (JOB-1). What the task wants is to be looked at behind a fence: edge DONE.
+    #[inline]
+    pub(super) fn end_small(job: &Job, station: usize) {
+        job.place.store(ENDED_SMALL << STATION_BITS | station as u64, Ordering::Release);
+    }
+
+    /// As [`end_small`](Self::end_small), of an outcome in `stage`. The job keeps its station.
+    #[inline]
+    pub(super) fn end(job: &Job) {
+        let place = Place { spot: Spot::Ended, ..job.place() };
         job.place.store(place.pack(), Ordering::Release);
     }
 

@@ -6,38 +6,20 @@ use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
 use super::end::failure;
-use super::{BUSY, DONE, EXTRA, GONE, Job, Outcome, REPORT, SMALL, Stage, WAKER};
+use super::place::{has_ended, has_ended_small};
+use super::{BUSY, EXTRA, GONE, Job, Outcome, REPORT, Stage, WAKER};
 use crate::error::TaskError;
 use crate::life::events;
 use crate::protocol::lane::SmallReply;
-use crate::protocol::wire::Status;
 
 impl Job {
     /// Task: wants `waker` called when the job is done. `Ready`: it is.
     pub(crate) fn register(&self, waker: &Waker) -> Poll<()> {
-        let mut state = self.state.load(Ordering::Acquire);
         loop {
-            if state & DONE != 0 {
+            if self.is_done() {
                 return Poll::Ready(());
             }
-            if state & BUSY != 0 {
-                std::hint::spin_loop();
-                state = self.state.load(Ordering::Acquire);
-                continue;
-            }
-            if state & WAKER != 0 {
-                // Takes the slot back first: the pool's side may be about to read it (JOB-2).
-                match self.change(state, state & !WAKER) {
-                    Ok(()) => {
-                        self.core().remove_sleeper();
-                        state &= !WAKER;
-                    }
-                    Err(seen) => {
-                        state = seen;
-                        continue;
-                    }
-                }
-            }
+            let state = self.withdraw();
             // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
             let slot = unsafe { &mut *self.cold().waker.get() };
             if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -45,15 +27,38 @@ impl Job {
             }
             // Counted before it can be uncounted.
             self.core().add_sleeper();
-            match self.change(state, state | WAKER | EXTRA) {
-                Ok(()) => return Poll::Pending,
-                Err(seen) => {
-                    self.core().remove_sleeper();
-                    if seen & DONE != 0 {
-                        // Whoever frees the cell would not know of it.
-                        *slot = None;
+            if self.change(state, state | WAKER | EXTRA).is_ok() {
+                // Edge DONE.
+                return if self.is_done() { Poll::Ready(()) } else { Poll::Pending };
+            }
+            // A flag of the pool's side was in the way. Whoever frees the cell would not know of the waker.
+            self.core().remove_sleeper();
+            *slot = None;
+        }
+    }
+
+    /// Task: makes the waker's slot its own (JOB-2). Returns the state, in which neither WAKER nor BUSY is set.
+    #[inline]
+    fn withdraw(&self) -> u64 {
+        let state = self.state.load(Ordering::Acquire);
+        if state & (WAKER | BUSY) == 0 { state } else { self.withdraw_waker(state) }
+    }
+
+    #[cold]
+    fn withdraw_waker(&self, mut state: u64) -> u64 {
+        loop {
+            if state & BUSY != 0 {
+                std::hint::spin_loop();
+                state = self.state.load(Ordering::Acquire);
+            } else if state & WAKER == 0 {
+                return state;
+            } else {
+                match self.change(state, state & !WAKER) {
+                    Ok(()) => {
+                        self.core().remove_sleeper();
+                        return state & !WAKER;
                     }
-                    state = seen;
+                    Err(seen) => state = seen,
                 }
             }
         }
@@ -62,11 +67,11 @@ impl Job {
     /// Task: takes the outcome of a job that is done, and frees the cell.
     #[inline]
     pub(crate) fn take(&'static self) -> Outcome {
-        let state = self.state.load(Ordering::Acquire);
-        debug_assert!(state & DONE != 0);
-        // SAFETY: JOB-1: DONE hands the outcome to the task.
-        let outcome = unsafe { self.outcome(state) };
-        self.free(state);
+        let place = self.place.load(Ordering::Acquire);
+        debug_assert!(has_ended(place));
+        // SAFETY: JOB-1: it has ended.
+        let outcome = unsafe { self.outcome(place) };
+        self.free(self.withdraw());
         outcome
     }
 
@@ -74,7 +79,7 @@ impl Job {
     /// other cell may be in use, if only in the copy of a queue.
     pub(crate) fn discard(&'static self) {
         // A waker would be user code of the other process.
-        if self.state.load(Ordering::Acquire) & (DONE | EXTRA) == DONE {
+        if self.is_done() && self.state.load(Ordering::Acquire) & EXTRA == 0 {
             drop(self.take());
         }
     }
@@ -94,26 +99,25 @@ impl Job {
 
     #[inline(always)]
     fn take_small(&'static self, is_wanted: impl FnOnce(&SmallReply) -> bool) -> Option<SmallReply> {
-        let state = self.state.load(Ordering::Acquire);
-        if state & (DONE | SMALL) != DONE | SMALL {
+        if !has_ended_small(self.place.load(Ordering::Acquire)) {
             return None;
         }
-        // JOB-1: DONE hands the outcome to the task.
+        // JOB-1: it has ended.
         let reply = SmallReply::unpack(self.small());
-        (reply.status == Status::Value && is_wanted(&reply)).then(|| {
-            self.free(state);
+        is_wanted(&reply).then(|| {
+            self.free(self.withdraw());
             reply
         })
     }
 
-    /// Moves the outcome out of its place.
+    /// Moves the outcome of a job out of its cell, which has ended with this word in `place`.
     ///
     /// # Safety
     ///
     /// The outcome has been written and is the caller's (JOB-1).
     #[inline]
-    pub(super) unsafe fn outcome(&self, state: u64) -> Outcome {
-        if state & SMALL != 0 {
+    pub(super) unsafe fn outcome(&self, place: u64) -> Outcome {
+        if has_ended_small(place) {
             return Outcome::Small(SmallReply::unpack(self.small()));
         }
         // SAFETY: the caller's promise.
@@ -126,39 +130,27 @@ impl Job {
 
     /// Task: will not take the outcome. `true`: the job is still the pool's.
     pub(crate) fn abandon(&'static self, report: bool) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
-        loop {
-            if state & DONE != 0 {
-                let core = self.core().clone();
-                let failure = failure(&self.take()).filter(|_| report);
-                if let Some(error) = failure {
-                    events::detached(&core, &error);
-                }
-                return false;
-            }
-            if state & BUSY != 0 {
-                std::hint::spin_loop();
-                state = self.state.load(Ordering::Acquire);
-                continue;
-            }
-            if state & WAKER != 0 {
+        let flags = if report { GONE | REPORT } else { GONE };
+        while !self.is_done() {
+            let state = self.withdraw();
+            if state & EXTRA != 0 {
                 // Dropped here: a waker is user code, which the pool's side must not run.
-                match self.change(state, state & !WAKER) {
-                    Ok(()) => {
-                        self.core().remove_sleeper();
-                        state &= !WAKER;
-                        // SAFETY: JOB-2: WAKER is clear, so the slot is the task's.
-                        drop(unsafe { (*self.cold().waker.get()).take() });
-                    }
-                    Err(seen) => state = seen,
-                }
+                // SAFETY: JOB-2: WAKER and BUSY are clear, so the slot is the task's.
+                drop(unsafe { (*self.cold().waker.get()).take() });
+            }
+            if self.change(state, state | flags).is_err() {
                 continue;
             }
-            let flags = if report { GONE | REPORT } else { GONE };
-            match self.change(state, state | flags) {
-                Ok(()) => return true,
-                Err(seen) => state = seen,
+            // Edge DONE: if it has ended meanwhile, the pool's side may not have seen that nobody takes the outcome (JOB-4).
+            if !self.is_done() || self.change(state | flags, state).is_err() {
+                return true;
             }
         }
+        let core = self.core().clone();
+        let failure = failure(&self.take()).filter(|_| report);
+        if let Some(error) = failure {
+            events::detached(&core, &error);
+        }
+        false
     }
 }

@@ -37,7 +37,7 @@ pub(crate) use self::arm::{Bell, Seat};
 use self::owned::KEEP_AFTER;
 pub(crate) use self::owned::Owned;
 use super::crew::Member;
-use super::job::{After, JobRef};
+use super::job::{After, Ended, JobRef};
 use super::meter::Meter;
 use super::service::Request;
 use super::tally::Tally;
@@ -172,6 +172,8 @@ pub(crate) struct Inner {
     /// something to do ever since.
     paced: (u64, u64),
     after: Vec<After>,
+    /// Empty but for the time of a look.
+    ended: Ended,
     /// Who owned the station last, how often in a row, and how often it takes to keep it.
     last_owner: ThreadNumber,
     streak: u32,
@@ -216,6 +218,7 @@ impl Station {
                 vain_spins: 0,
                 paced: (0, 0),
                 after: Vec::new(),
+                ended: Ended::new(),
                 last_owner: ThreadNumber::current(),
                 streak: 0,
                 keep_after: KEEP_AFTER,

@@ -106,6 +106,8 @@ pub(crate) struct Owned<'a> {
     pub(super) has_found: bool,
     /// Whether wakers and reports are left to the next owner.
     puts_off: bool,
+    /// The job whose task this thread holds and waits for.
+    pub(super) awaited: Option<&'static Job>,
 }
 
 impl Deref for Owned<'_> {
@@ -197,6 +199,7 @@ impl<'a> Owned<'a> {
             has_looked: false,
             has_found: false,
             puts_off: false,
+            awaited: None,
         }
     }
 
@@ -254,6 +257,12 @@ impl<'a> Owned<'a> {
     /// Leaves user code to the next owner: this thread holds jobs that the code may want to call off.
     pub(crate) fn put_off(&mut self) {
         self.puts_off = true;
+    }
+
+    /// This thread holds the job's task, and waits for it.
+    #[inline]
+    pub(crate) fn await_job(&mut self, job: Option<&'static Job>) {
+        self.awaited = job;
     }
 
     /// Whether there is something to do that has to wait until the station is let go.

@@ -4,7 +4,7 @@ use super::{Owned, Stage};
 use crate::error::TaskError;
 use crate::ground::prefetch;
 use crate::life::core::Core;
-use crate::life::job::{After, JobRef, Outcome};
+use crate::life::job::{After, Ended, JobRef, Outcome};
 use crate::life::messages::Who;
 use crate::life::meter::Meter;
 use crate::life::service::Request;
@@ -50,7 +50,7 @@ impl Owned<'_> {
     #[inline]
     fn poll_with(&mut self, streams: bool) {
         self.has_looked = true;
-        let (id, core) = (self.station.id, self.core);
+        let (id, core, awaited) = (self.station.id, self.core, self.awaited);
         let inner = &mut **self;
         let Some(lane) = &mut inner.lane else { return };
         if inner.violation.is_some() || inner.is_given_up {
@@ -61,6 +61,7 @@ impl Owned<'_> {
         }
         let mut delivery = Delivery {
             after: &mut inner.after,
+            ended: &mut inner.ended,
             calls: &mut inner.calls,
             tally: &mut inner.tally,
             core,
@@ -68,6 +69,7 @@ impl Owned<'_> {
             generation: inner.generation,
         };
         let polled = lane.poll(&mut delivery, streams);
+        inner.ended.attend(awaited, core, &mut inner.after);
         self.note_poll(polled, streams);
     }
 
@@ -79,6 +81,7 @@ impl Owned<'_> {
         let (Some(lane), Some(meter)) = (&mut inner.lane, &mut inner.meter) else { return };
         let delivery = Delivery {
             after: &mut inner.after,
+            ended: &mut inner.ended,
             calls: &mut inner.calls,
             tally: &mut inner.tally,
             core,
@@ -86,6 +89,7 @@ impl Owned<'_> {
             generation: who.generation,
         };
         let polled = lane.poll(&mut Timed { delivery, meter, who }, streams);
+        inner.ended.attend(None, core, &mut inner.after);
         self.note_poll(polled, streams);
     }
 
@@ -119,6 +123,7 @@ impl Owned<'_> {
 /// Where a lane's deliveries go.
 struct Delivery<'a> {
     after: &'a mut Vec<After>,
+    ended: &'a mut Ended,
     calls: &'a mut Vec<Request>,
     tally: &'a mut Tally,
     core: &'a Core,
@@ -144,10 +149,7 @@ impl Sink<JobRef> for Delivery<'_> {
 
     #[inline]
     fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
-        if reply.status != Status::Value {
-            return self.reply(job, reply.into());
-        }
-        job.finish_small(reply, self.core, self.after);
+        job.finish_small(reply, self.station, self.core, self.ended, self.after);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {

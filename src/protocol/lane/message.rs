@@ -51,12 +51,11 @@ impl From<&SmallRequest> for Parcel {
     }
 }
 
-/// A response that came in its slot, as words: what is written and read in pieces of another size waits in the store buffer.
+/// A value that came in its slot, as words: what is written and read in pieces of another size waits in the store buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SmallReply {
     pub(crate) words: [u64; RESPONSE_WORDS],
     pub(crate) len: u8,
-    pub(crate) status: Status,
 }
 
 impl SmallReply {
@@ -66,13 +65,12 @@ impl SmallReply {
     #[inline]
     pub(crate) fn pack(&self) -> [u64; Self::PACKED_WORDS] {
         let [a, b, c] = self.words;
-        [a, b, c, u64::from(self.len) | u64::from(self.status as u8) << 8]
+        [a, b, c, self.len.into()]
     }
 
     #[inline]
-    pub(crate) fn unpack([a, b, c, rest]: [u64; Self::PACKED_WORDS]) -> Self {
-        let status = Status::from_wire((rest >> 8) as u8).unwrap_or(Status::Skipped);
-        Self { words: [a, b, c], len: rest as u8, status }
+    pub(crate) fn unpack([a, b, c, len]: [u64; Self::PACKED_WORDS]) -> Self {
+        Self { words: [a, b, c], len: len as u8 }
     }
 
     /// Its payload is the first `len` of these bytes.
@@ -89,7 +87,7 @@ impl SmallReply {
 impl From<SmallReply> for Reply {
     fn from(small: SmallReply) -> Self {
         let body = Encoded::inline(&small.bytes()[..usize::from(small.len)]);
-        Self { status: small.status, body }
+        Self { status: Status::Value, body }
     }
 }
 
@@ -117,7 +115,7 @@ pub(crate) trait Sink<T> {
     fn expect(&self, _token: &T) {}
     /// The request of `token` is answered.
     fn reply(&mut self, token: T, reply: Reply);
-    /// Likewise, in a slot.
+    /// Likewise, by a value in its slot.
     fn small_reply(&mut self, token: T, reply: SmallReply) {
         self.reply(token, reply.into());
     }

@@ -118,19 +118,15 @@ impl<T> Lane<T> {
         entry.token
     }
 
-    /// A response in its slot, if this one is such and nothing is strange about it.
+    /// A value in its slot, if this response is such and nothing is strange about it.
     #[inline]
     fn read_small(&self, index: u64, head: Head) -> Option<SmallReply> {
         let is_small = head.kind == Place::Inline as u8
+            && head.extra == Status::Value as u16
             && usize::from(head.len) <= RESPONSE_INLINE_BYTES
             && self.incoming.is_none();
-        let status = u8::try_from(head.extra).ok().and_then(Status::from_wire)?;
         let slot = self.region.response(index);
-        (is_small && status.is_single()).then(|| SmallReply {
-            words: [slot.get(0), slot.get(1), slot.get(2)],
-            len: head.len,
-            status,
-        })
+        is_small.then(|| SmallReply { words: [slot.get(0), slot.get(1), slot.get(2)], len: head.len })
     }
 
     pub(super) fn read_reply(&mut self, index: u64, head: Head) -> Result<Reply, Violation> {

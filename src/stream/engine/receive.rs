@@ -206,7 +206,7 @@ impl<R: Payload> Engine<R> {
                 // All there, unless the worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
-            Outcome::Small(reply) if reply.status == Status::Value && self.slots[at].items == 1 => {
+            Outcome::Small(reply) if self.slots[at].items == 1 => {
                 let item = task::decode_small(&reply);
                 self.settle(at, item, deliver);
                 self.close(at, deliver);
