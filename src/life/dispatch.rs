@@ -68,8 +68,9 @@ impl Core {
             station = self.next_in_turn();
             owned = self.stations[station].try_own(self);
         }
-        match owned {
-            Some(mut owned) => owned.accept_small(job, request),
+        // By reference: a move would load flags as one word that have just been stored as bytes.
+        match &mut owned {
+            Some(owned) => owned.accept_small(job, request),
             None => self.submit_at(station, job, request.into()),
         }
     }
