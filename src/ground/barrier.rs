@@ -96,6 +96,20 @@ pub(crate) fn full() {
     fence(Ordering::SeqCst);
 }
 
+/// Between two looks at a word that is about to change: waits for the first one, a dozen cycles. Without that, loads run ahead of the
+/// looks, and all that follows is thrown away when the word changes. [`std::hint::spin_loop`] sees to that too, but takes 65 cycles on
+/// Zen and 140 on recent Xeons.
+#[inline]
+pub(crate) fn await_loads() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: every x86-64 processor has SSE2.
+    unsafe {
+        std::arch::x86_64::_mm_lfence();
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    std::hint::spin_loop();
+}
+
 /// The sleeper's half. `false`: there was no barrier (a task may have set up a system call filter), so whoever goes to
 /// sleep must look again by himself after a while.
 pub(crate) fn heavy() -> bool {

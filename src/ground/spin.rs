@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::barrier;
+
 /// What a side does while it waits for the other one.
 ///
 /// Asleep costs nothing and takes a wake-up of 4 to 10 µs; awake costs a core and takes 0.1 µs.
@@ -23,6 +25,8 @@ const ROOMY_SPIN: Duration = Duration::from_micros(40);
 const CROWDED_SPIN: Duration = Duration::from_micros(2);
 /// Looks between two readings of the clock (24 ns each).
 const LOOKS_PER_READING: u32 = 32;
+/// So many looks come close one after the other: half a microsecond, in which a peer answers that is at it.
+const CLOSE_LOOKS: u32 = 64;
 
 /// The budget of one side.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +100,12 @@ impl SpinBudget {
         }
         if self.is_none() {
             return None;
+        }
+        for _ in 0..CLOSE_LOOKS {
+            barrier::await_loads();
+            if let Some(found) = look() {
+                return Some(found);
+            }
         }
         // The clock is not read before the first looks: what is nearly there would have to wait for it.
         let mut start = None;
