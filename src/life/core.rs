@@ -389,8 +389,8 @@ impl Core {
 
     /// A stream is about to sleep, which has said whom to wake, and is going to look at its items once more.
     ///
-    /// Edge ITEMS: the waker, this mark, a look at what is done; whoever ends an item sets DONE, then looks for the mark. All
-    /// are sequentially consistent, so one of the two sees the other.
+    /// Edge ITEMS: the waker, this mark, a look at what is done, sequentially consistent; whoever ends an item stores that, fences (edge
+    /// DONE), then looks for the mark. So one of the two sees the other.
     pub(crate) fn note_sleeping_stream(&self, tag: u8) {
         self.streams_sleep.fetch_or(1 << (tag % 64), Ordering::SeqCst);
     }
