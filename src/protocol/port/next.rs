@@ -108,6 +108,10 @@ impl Port {
                 return self.ordered_to_leave().then_some(Look::Leave);
             };
             point(Point::RequestSeen);
+            if self.run < LONG_RUN {
+                // Two responses share a line, and the master has just read the other one.
+                prefetch::for_writing(self.region.response(self.next));
+            }
             match self.region.b().claim.0.claim(self.next) {
                 Claim::Won => {
                     point(Point::Claimed);
