@@ -25,8 +25,8 @@ const ROOMY_SPIN: Duration = Duration::from_micros(40);
 const CROWDED_SPIN: Duration = Duration::from_micros(2);
 /// Looks between two readings of the clock (24 ns each).
 const LOOKS_PER_READING: u32 = 32;
-/// So many looks come close one after the other: half a microsecond, in which a peer answers that is at it.
-const CLOSE_LOOKS: u32 = 64;
+/// So many looks come close one after the other: a tenth of a microsecond, in which a peer answers that is at it.
+const CLOSE_LOOKS: u32 = 12;
 
 /// The budget of one side.
 #[derive(Clone, Copy, Debug)]
