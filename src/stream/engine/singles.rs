@@ -22,7 +22,7 @@ use crate::stream::stop::Message;
 use crate::task;
 
 /// After so many items a stream looks what has come. Each look takes a line away from the worker that it is about to write to.
-const BURST: u32 = 24;
+const BURST: u32 = 40;
 /// Cells that a glance takes in.
 const GLANCE: usize = 64;
 
