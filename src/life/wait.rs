@@ -254,8 +254,8 @@ impl Core {
         if job.job().is_some() {
             rung = bell.0.wait(limit);
         } else if job.register(&Waker::from(bell.clone())) == Poll::Pending {
-            // A stream has results to come from everywhere.
-            let everywhere = job.is_everywhere() && self.stations.len() > 1;
+            // A stream has results to come from everywhere. Who sleeps for a short time looks everywhere soon.
+            let everywhere = job.is_everywhere() && self.stations.len() > 1 && leave.is_none();
             if everywhere {
                 self.add_sleeper();
                 self.stop_watching();
