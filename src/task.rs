@@ -316,9 +316,7 @@ impl TaskHandle {
     /// Whether the task is over, or its outcome has been taken. Once true, it stays true.
     pub fn is_finished(&self) -> bool {
         match &self.job {
-            Some((job, generation, core)) if core.is_here() => {
-                job.generation() != *generation || job.is_done()
-            }
+            Some((job, generation, core)) if core.is_here() => job.is_over(*generation),
             _ => true,
         }
     }

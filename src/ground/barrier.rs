@@ -1,4 +1,4 @@
-//! The fence of a sleep handshake, split into a cheap half and a dear half.
+//! Fences. That of a sleep handshake is split into a cheap half and a dear half.
 //!
 //! Whoever is about to sleep stores "I sleep", fences, and looks again; whoever publishes something fences and looks
 //! whether the other one sleeps. One of the two then sees the other (Dekker). The publisher does this for every
@@ -6,7 +6,7 @@
 //! run a full barrier on every CPU that runs a registered process, and [`light`] only keeps the compiler in order.
 //! It works across processes. Where the call cannot be had, both halves are `fence(SeqCst)`.
 
-#![allow(unsafe_code, reason = "membarrier(2), which nix does not offer")]
+#![allow(unsafe_code, reason = "membarrier(2), which nix does not offer, and instructions of a processor")]
 
 use std::sync::atomic::{AtomicU8, Ordering as O, compiler_fence};
 
@@ -88,7 +88,7 @@ pub(crate) fn full() {
     #[cfg(all(target_arch = "x86_64", not(forkring_loom), not(miri)))]
     // A locked instruction is a full barrier for ordinary memory, and takes half the time of the `mfence` that a compiler makes of the
     // other.
-    // SAFETY: it adds nothing to the byte on top of the stack.
+    // SAFETY: the byte on top of the stack, which is there and above the red zone, stays as it is.
     unsafe {
         std::arch::asm!("lock or byte ptr [rsp], 0", options(nostack));
     }

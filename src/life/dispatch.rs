@@ -18,7 +18,7 @@ use crate::error::TaskError;
 use crate::ground::prefetch::Ahead;
 use crate::memory::codec::ElementsRef;
 use crate::protocol::code::CodeId;
-use crate::protocol::lane::{Batch, Parcel, SmallRequest};
+use crate::protocol::lane::{Batch, Lane, Parcel, SmallRequest};
 
 /// At most this many tasks move at a time.
 const MOVE_MAX: usize = 128;
@@ -290,30 +290,28 @@ impl Core {
         generation: u64,
         act: impl FnOnce(&mut Owned<'_>, u64) -> T,
     ) -> Option<T> {
-        let at = job.place().station;
+        let at = job.station();
         let mut station = self.stations.get(at)?.own(self);
-        let Place { station: now, spot: Spot::Ring(index) } = job.place() else { return None };
-        // The generation is read last: it vouches for the place.
-        if now != at || job.is_done() || job.generation() != generation || station.violation.is_some() {
+        let Place { station: now, spot: Spot::Ring(bits) } = job.place()? else { return None };
+        if now != at || job.is_over(generation) || station.violation.is_some() {
             return None;
         }
-        Some(act(&mut station, index))
+        let oldest = station.lane.as_ref()?.answered();
+        Some(act(&mut station, Place::ring_index(bits, oldest)))
     }
 
     fn reach(&self, job: &'static Job, generation: u64, error: &TaskError, kill: Option<Why>) -> bool {
         loop {
-            let Place { station: at, .. } = job.place();
+            let at = job.station();
             // The cell may serve another pool by now, with other stations.
             let Some(station) = self.stations.get(at).filter(|_| job.generation() == generation) else {
                 return false;
             };
             let mut station = station.own(self);
-            // Where the job is cannot change while its station is owned; it may have moved before. The generation is
-            // read last: it vouches for the place.
-            let Place { station: now, spot } = job.place();
-            if job.is_done() || job.generation() != generation {
+            // Where the job is cannot change while its station is owned; it may have moved before.
+            let Some(Place { station: now, spot }) = job.place().filter(|_| !job.is_over(generation)) else {
                 return false;
-            }
+            };
             if now != at {
                 continue;
             }
@@ -323,7 +321,8 @@ impl Core {
                 std::thread::yield_now();
                 continue;
             }
-            if let Spot::Ring(index) = spot {
+            if let Spot::Ring(bits) = spot {
+                let index = Place::ring_index(bits, station.lane.as_ref().map_or(0, Lane::answered));
                 let unstarted = station.lane.as_mut().and_then(|lane| lane.cancel(index));
                 return match (unstarted, kill) {
                     (Some(job), _) => {

@@ -25,9 +25,7 @@ pub(crate) enum Timer {
 impl Timer {
     fn is_over(&self) -> bool {
         match self {
-            Self::Deadline(Deadline { job, generation, .. }) => {
-                job.generation() != *generation || job.is_done()
-            }
+            Self::Deadline(Deadline { job, generation, .. }) => job.is_over(*generation),
             Self::Kill(_) | Self::Wake(_) => false,
         }
     }

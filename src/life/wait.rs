@@ -78,7 +78,8 @@ pub(crate) trait Awaited {
     fn is_done(&self) -> bool;
     /// The station whose worker is expected to bring it.
     fn station(&self) -> usize;
-    /// What it is, if it is one job, which stays the caller's for as long as he waits.
+    /// What it is, if it is one job whose task stays the caller's, and nobody else's, for as long as he waits: nobody drops it then, nor has
+    /// another waker called (edge DONE).
     fn job(&self) -> Option<&'static Job>;
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
@@ -97,7 +98,7 @@ impl Awaited for &'static Job {
     }
 
     fn station(&self) -> usize {
-        self.place().station
+        Job::station(self)
     }
 
     fn job(&self) -> Option<&'static Job> {
@@ -186,7 +187,7 @@ impl Core {
             });
             return found.unwrap_or(Looked::Nothing);
         };
-        owned.await_job(job.job());
+        owned.set_awaited(job.job());
         // With many tasks before it the worker has been rung for another one, and has more to tell than this answer.
         let asleep = !owned.has_many() && owned.is_asleep();
         if asleep && !self.spin.is_endless() && owned.last_sat.is_none_or(|at| at.elapsed() > AT_ONCE) {

@@ -63,31 +63,30 @@ impl JobRef {
         }
         // JOB-1: the job is ours until it has ended.
         job.set_small(reply.pack());
-        Self::end_small(job, station);
-        ended.push(job, state);
+        ended.push(self.end(station, true), state);
         if ended.is_full() {
-            ended.attend_all(core, after);
+            ended.look_after_all(core, after);
         }
     }
 
     #[inline(never)]
     pub(super) fn settle(self, outcome: Outcome) -> Option<After> {
-        let job = self.0;
-        let generation = job.generation();
-        match outcome {
+        let (station, generation) = (self.0.station(), self.0.generation());
+        let is_small = match outcome {
             Outcome::Small(reply) => {
                 // JOB-1: the job is ours until it has ended.
-                job.set_small(reply.pack());
-                Self::end_small(job, job.place().station);
+                self.0.set_small(reply.pack());
+                true
             }
             outcome => {
                 // SAFETY: JOB-1: the job is ours until it has ended.
-                unsafe { *job.cold().stage.get() = Stage::Ended(outcome) };
-                Self::end(job);
+                unsafe { *self.0.cold().stage.get() = Stage::Ended(outcome) };
+                false
             }
-        }
+        };
+        let job = self.end(station, is_small);
         barrier::full();
-        if job.is_to_be_attended() { job.attend(generation) } else { None }
+        if job.needs_looking_after() { job.look_after(generation) } else { None }
     }
 }
 
@@ -95,13 +94,13 @@ impl Job {
     /// Pool: whether the task of a job that has ended waits, or is gone, or that of its cell's next job. Edge DONE: a fence after the
     /// end, then this.
     #[inline]
-    fn is_to_be_attended(&self) -> bool {
+    fn needs_looking_after(&self) -> bool {
         self.state.load(Ordering::Relaxed) & (WAKER | GONE) != 0
     }
 
     /// Pool: calls the task of a job that has ended, or frees the cell if there is none any more.
     #[cold]
-    fn attend(&'static self, generation: u64) -> Option<After> {
+    fn look_after(&'static self, generation: u64) -> Option<After> {
         let mut state = self.state.load(Ordering::Acquire);
         while state >> GENERATION_SHIFT == generation {
             let next = match state {
@@ -158,19 +157,23 @@ impl Ended {
         self.len == self.jobs.len()
     }
 
-    /// Looks at their tasks, before the station is released. The caller holds the task of `awaited`, if any, so nobody else can
-    /// want anything of it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Looks at their tasks, before the station is released. The caller holds the task of `awaited`, if any, so nobody wants anything
+    /// of it meanwhile; one that has left a waker earlier does not end here ([`finish_small`](JobRef::finish_small)).
     #[inline]
-    pub(crate) fn attend(&mut self, awaited: Option<&'static Job>, core: &Core, after: &mut Vec<After>) {
+    pub(crate) fn look_after(&mut self, awaited: Option<&'static Job>, core: &Core, after: &mut Vec<After>) {
         match (self.len, self.jobs[0], awaited) {
             (0, ..) => {}
             (1, Some((job, _)), Some(awaited)) if std::ptr::eq(job, awaited) => self.len = 0,
-            _ => self.attend_all(core, after),
+            _ => self.look_after_all(core, after),
         }
     }
 
     #[inline(never)]
-    fn attend_all(&mut self, core: &Core, after: &mut Vec<After>) {
+    fn look_after_all(&mut self, core: &Core, after: &mut Vec<After>) {
         barrier::full();
         let streams = std::mem::take(&mut self.streams);
         if streams != 0 && core.has_sleeping_streams(streams) {
@@ -178,9 +181,9 @@ impl Ended {
         }
         for ended in &self.jobs[..std::mem::take(&mut self.len)] {
             if let &Some((job, state)) = ended
-                && job.is_to_be_attended()
+                && job.needs_looking_after()
             {
-                after.extend(job.attend(state >> GENERATION_SHIFT));
+                after.extend(job.look_after(state >> GENERATION_SHIFT));
             }
         }
     }

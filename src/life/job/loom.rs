@@ -12,7 +12,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Notify};
 use loom::thread;
 
-use super::{BUSY, GENERATION_SHIFT, GONE, WAKER};
+use super::{BUSY, CALLED_OFF, GENERATION_SHIFT, GONE, WAKER};
 use crate::sync::{AtomicU64, fence};
 
 const RUNS: u64 = 0;
@@ -74,7 +74,7 @@ impl Cell {
     }
 
     /// Behind a fence.
-    fn attend(&self, generation: u64) {
+    fn look_after(&self, generation: u64) {
         let mut state = self.state.load(Ordering::Acquire);
         while state & (WAKER | GONE) != 0 && generation_of(state) == generation {
             let next = if state & GONE != 0 { state | BUSY } else { state & !WAKER | BUSY };
@@ -164,7 +164,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 fn end_all(cells: &[Cell]) {
     let generations: Vec<u64> = cells.iter().map(|cell| cell.end(7)).collect();
     fence(Ordering::SeqCst);
-    cells.iter().zip(generations).for_each(|(cell, generation)| cell.attend(generation));
+    cells.iter().zip(generations).for_each(|(cell, generation)| cell.look_after(generation));
 }
 
 fn beside_a_pool<const CELLS: usize>(task: impl FnOnce(&[Cell; CELLS])) {
@@ -236,5 +236,52 @@ fn the_next_task_of_a_cell_keeps_its_waker() {
             assert!(!cell.register(&next), "nobody has ended it");
             assert!(cell.state.load(Ordering::Relaxed) & WAKER != 0);
         });
+    });
+}
+
+/// Edge ITEMS: `Core::note_sleeping_stream` and `Engine::register_singles` beside `Ended::look_after_all` and `Core::call_streams`.
+#[test]
+fn a_stream_that_falls_asleep_is_called_for_an_item() {
+    model(|| {
+        let shared = Arc::new((Cell::new(), AtomicU64::new(0), Notify::new()));
+        let pool = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (item, asleep, waker) = &*shared;
+                item.end(7);
+                fence(Ordering::SeqCst);
+                if asleep.load(Ordering::Relaxed) != 0 && asleep.fetch_and(0, Ordering::AcqRel) != 0 {
+                    waker.notify();
+                }
+            }
+        });
+        let (item, asleep, waker) = &*shared;
+        while !item.has_ended() {
+            asleep.fetch_or(1, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+            if !item.has_ended() {
+                waker.wait();
+            }
+        }
+        item.take();
+        pool.join().expect("it ends");
+    });
+}
+
+/// A flag of the pool's side, here that a running job was cancelled, comes between.
+#[test]
+fn the_cell_of_a_cancelled_task_that_is_dropped_is_freed_once() {
+    model(|| {
+        let cell = Arc::new(Cell::new());
+        let pool = thread::spawn({
+            let cell = cell.clone();
+            move || {
+                cell.state.fetch_or(CALLED_OFF, Ordering::Relaxed);
+                end_all(std::slice::from_ref(&*cell));
+            }
+        });
+        cell.abandon();
+        pool.join().expect("it ends");
+        assert_eq!(cell.frees.load(Ordering::Relaxed), 1);
     });
 }

@@ -14,7 +14,8 @@
 //!   reference to the pool when it is freed, so that a task costs no reference count as long as cells stay with one
 //!   pool.
 //! * JOB-4: a cell is freed once, by the `Task` when it sees that the job has ended, or by the pool's side when it finds GONE after
-//!   that. If both do, the cell is whose compare-and-swap comes first: the `Task` takes GONE back, the pool's side adds BUSY.
+//!   that. If both do, the cell is whose compare-and-swap comes first: the `Task` takes GONE back, the pool's side adds BUSY. The
+//!   `Task` also leaves the cell if the pool's side has set another flag since GONE: it did so before the end, so it finds GONE.
 //! * JOB-5: a cell's cold part is made once, by whoever needs it first, and never unmapped.
 //!
 //! | flag | set by | meaning |
@@ -33,8 +34,8 @@
 //!
 //! Edge DONE: the pool's side stores in `place` that the job has ended, fences, and looks for WAKER and GONE; the `Task` sets one of
 //! them (a compare-and-swap) and looks at `place` again. One of the two sees the other, so wakers are called and cells freed. One
-//! fence does for all jobs that end in one look at a worker ([`Ended`]); by then a cell may serve another task, which its
-//! generation tells.
+//! fence does for all jobs that end in one look at a worker ([`Ended`]), and none is needed if the only one is that whose `Task` the
+//! looking thread waits on. By then a cell may serve another task, which its generation tells.
 //!
 //! A cell is one cache line. What only some jobs need is in its *cold part*, which is made when somebody first needs it and
 //! stays with the cell. A task whose input and result fit their slots, and which nobody awaits before it is done, has none:
@@ -221,8 +222,8 @@ impl Job {
         if !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, core)) {
             *known = Some(core.clone());
         }
-        // What a cell remembers of an earlier use may be no station of this pool.
-        job.place.store(Place { station: 0, spot: Spot::Queue }.pack(), Ordering::Relaxed);
+        // What a cell remembers of an earlier use may be no station of this pool. Release: whoever sees it sees the generation.
+        job.place.store(Place { station: 0, spot: Spot::Queue }.pack(), Ordering::Release);
         (JobRef(job), job)
     }
 
@@ -247,22 +248,12 @@ impl Job {
         core.as_ref().expect("set when the cell was allocated")
     }
 
-    /// Sequentially consistent: see edges DONE and ITEMS.
-    #[inline]
-    pub(crate) fn is_done(&self) -> bool {
-        place::has_ended(self.place.load(Ordering::SeqCst))
-    }
-
     pub(crate) fn is_killed_on_drop(&self) -> bool {
         self.state.load(Ordering::Relaxed) & KILL != 0
     }
 
     pub(crate) fn generation(&self) -> u64 {
         self.state.load(Ordering::Acquire) >> GENERATION_SHIFT
-    }
-
-    pub(crate) fn place(&self) -> Place {
-        Place::unpack(self.place.load(Ordering::Acquire))
     }
 
     #[inline]

@@ -17,17 +17,18 @@ pub(crate) struct Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spot {
-    /// In the ring, under this index.
+    /// In the ring. Of its index these are the lowest bits: see [`Place::ring_index`].
     Ring(u64),
     /// In the queue, or in the inbox.
     Queue,
     /// Taken out, to be moved to another station.
     Moving,
-    /// Its outcome is the task's.
-    Ended,
 }
 
 const STATION_BITS: u32 = 16;
+/// The highest bit says that a job is not in a ring.
+const INDEX_BITS: u32 = 64 - STATION_BITS - 1;
+const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 const ENDED: u64 = (1 << (64 - STATION_BITS)) - 1;
 /// With an outcome in the cell's `small` words, and not in `stage`.
 const ENDED_SMALL: u64 = ENDED - 1;
@@ -41,25 +42,34 @@ impl Place {
     #[inline]
     pub(super) fn pack(self) -> u64 {
         let spot = match self.spot {
-            Spot::Ring(index) => index,
+            Spot::Ring(index) => index & INDEX_MASK,
             Spot::Queue => QUEUE,
             Spot::Moving => MOVING,
-            Spot::Ended => ENDED,
         };
         spot << STATION_BITS | self.station as u64
     }
 
+    /// `None`: the job has ended.
     #[inline]
-    pub(super) fn unpack(word: u64) -> Self {
+    fn unpack(word: u64) -> Option<Self> {
         let spot = match word >> STATION_BITS {
-            ENDED | ENDED_SMALL => Spot::Ended,
+            ENDED | ENDED_SMALL => return None,
             QUEUE => Spot::Queue,
             MOVING => Spot::Moving,
-            spot if spot >= QUEUE_SMALL - SMALL_BYTES_MAX => Spot::Queue,
+            spot if spot > INDEX_MASK => Spot::Queue,
             index => Spot::Ring(index),
         };
-        Self { station: (word & ((1 << STATION_BITS) - 1)) as usize, spot }
+        Some(Self { station: station_of(word), spot })
     }
+
+    /// The whole index of a request in flight, of which the oldest one has this index.
+    pub(crate) fn ring_index(lowest_bits: u64, oldest: u64) -> u64 {
+        oldest + (lowest_bits.wrapping_sub(oldest) & INDEX_MASK)
+    }
+}
+
+fn station_of(place: u64) -> usize {
+    (place & ((1 << STATION_BITS) - 1)) as usize
 }
 
 /// Whether the outcome of the job whose place this is can be taken.
@@ -76,6 +86,31 @@ pub(super) fn has_ended_small(word: u64) -> bool {
 }
 
 const _: () = assert!(crate::limits::WORKERS_MAX <= 1 << STATION_BITS);
+const _: () = assert!(QUEUE_SMALL - SMALL_BYTES_MAX > INDEX_MASK);
+
+impl Job {
+    /// Where it is, unless it has ended.
+    pub(crate) fn place(&self) -> Option<Place> {
+        Place::unpack(self.place.load(Ordering::Acquire))
+    }
+
+    /// The station where it is, or was last.
+    pub(crate) fn station(&self) -> usize {
+        station_of(self.place.load(Ordering::Acquire))
+    }
+
+    /// Sequentially consistent: see edges DONE and ITEMS.
+    #[inline]
+    pub(crate) fn is_done(&self) -> bool {
+        has_ended(self.place.load(Ordering::SeqCst))
+    }
+
+    /// Whether the job that had this generation is over, for whoever does not hold it. The generation is read last: it vouches
+    /// for the place.
+    pub(crate) fn is_over(&self, generation: u64) -> bool {
+        self.is_done() || self.generation() != generation
+    }
+}
 
 impl JobRef {
     #[inline]
@@ -89,17 +124,13 @@ impl JobRef {
         job.place.store(place.pack(), Ordering::Release);
     }
 
-    /// Hands the outcome to the task (JOB-1). What the task wants is to be looked at behind a fence: edge DONE.
+    /// Hands the outcome, which is in `small` or else in `stage`, to the task (JOB-1). What the task wants is to be looked at behind
+    /// a fence (edge DONE); all that is safe to do with the cell until then is [`Job::look_after`].
     #[inline]
-    pub(super) fn end_small(job: &Job, station: usize) {
-        job.place.store(ENDED_SMALL << STATION_BITS | station as u64, Ordering::Release);
-    }
-
-    /// As [`end_small`](Self::end_small), of an outcome in `stage`. The job keeps its station.
-    #[inline]
-    pub(super) fn end(job: &Job) {
-        let place = Place { spot: Spot::Ended, ..job.place() };
-        job.place.store(place.pack(), Ordering::Release);
+    pub(super) fn end(self, station: usize, is_small: bool) -> &'static Job {
+        let ended = if is_small { ENDED_SMALL } else { ENDED };
+        self.0.place.store(ended << STATION_BITS | station as u64, Ordering::Release);
+        self.0
     }
 
     /// Keeps the input of a job that is to wait for its turn. The job's [place](Self::set_place) says so afterwards.
@@ -137,6 +168,42 @@ impl JobRef {
         match std::mem::replace(stage, Stage::Empty) {
             Stage::Queued(parcel) => Some(parcel),
             Stage::Empty | Stage::Ended(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_told_apart() {
+        let small = QUEUE_SMALL - SMALL_BYTES_MAX;
+        let spots = [Spot::Ring(0), Spot::Ring(INDEX_MASK), Spot::Queue, Spot::Moving];
+        for spot in spots {
+            let place = Place { station: 4095, spot };
+            assert_eq!(Place::unpack(place.pack()), Some(place));
+            assert!(!has_ended(place.pack()));
+        }
+        assert_eq!(Place::unpack(small << STATION_BITS).map(|place| place.spot), Some(Spot::Queue));
+        for ended in [ENDED, ENDED_SMALL] {
+            let word = ended << STATION_BITS | 7;
+            assert!(has_ended(word) && Place::unpack(word).is_none() && station_of(word) == 7);
+            assert_eq!(has_ended_small(word), ended == ENDED_SMALL);
+        }
+    }
+
+    /// After 2^47 requests to one worker, two months at full speed.
+    #[test]
+    fn an_index_may_be_any_number() {
+        for oldest in [0, 5, INDEX_MASK - 1, INDEX_MASK, INDEX_MASK + 1, u64::MAX >> 1] {
+            for index in oldest..oldest + 4 {
+                let place = Place { station: 1, spot: Spot::Ring(index) };
+                let Some(Place { spot: Spot::Ring(bits), .. }) = Place::unpack(place.pack()) else {
+                    panic!("it is in the ring")
+                };
+                assert_eq!(Place::ring_index(bits, oldest), index);
+            }
         }
     }
 }

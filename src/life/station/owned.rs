@@ -130,6 +130,7 @@ impl DerefMut for Owned<'_> {
 impl Drop for Owned<'_> {
     #[inline]
     fn drop(&mut self) {
+        debug_assert!(self.ended.is_empty(), "a look ends by looking after what has ended");
         let rebalance = self.settle();
         let has_nothing_to_do = self.after.is_empty() && self.calls.is_empty() && !rebalance;
         let keep = self.may_keep();
@@ -261,7 +262,7 @@ impl<'a> Owned<'a> {
 
     /// This thread holds the job's task, and waits for it.
     #[inline]
-    pub(crate) fn await_job(&mut self, job: Option<&'static Job>) {
+    pub(crate) fn set_awaited(&mut self, job: Option<&'static Job>) {
         self.awaited = job;
     }
 

@@ -69,7 +69,7 @@ impl Owned<'_> {
             generation: inner.generation,
         };
         let polled = lane.poll(&mut delivery, streams);
-        inner.ended.attend(awaited, core, &mut inner.after);
+        inner.ended.look_after(awaited, core, &mut inner.after);
         self.note_poll(polled, streams);
     }
 
@@ -89,7 +89,7 @@ impl Owned<'_> {
             generation: who.generation,
         };
         let polled = lane.poll(&mut Timed { delivery, meter, who }, streams);
-        inner.ended.attend(None, core, &mut inner.after);
+        inner.ended.look_after(None, core, &mut inner.after);
         self.note_poll(polled, streams);
     }
 

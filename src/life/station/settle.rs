@@ -77,7 +77,7 @@ impl Owned<'_> {
             self.watch_instead();
         }
         if let Seat::Waits(job) = self.seat
-            && (job.is_done() || job.place().station != self.station.id)
+            && (job.is_done() || job.station() != self.station.id)
         {
             self.call_seat();
         }

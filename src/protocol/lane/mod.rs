@@ -168,6 +168,11 @@ impl<T> Lane<T> {
         self.sent
     }
 
+    /// Requests that are answered or retired: the index of the oldest one in flight.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered
+    }
+
     /// Whether the ring has room for another request.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {

@@ -330,7 +330,7 @@ impl<R: Payload> Awaited for Engine<R> {
     fn station(&self) -> usize {
         let slots = self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots);
         let oldest = self.singles.oldest().or_else(|| slots.into_iter().find_map(|slot| slot.job));
-        oldest.map_or(0, |job| job.place().station)
+        oldest.map_or(0, |job| job.station())
     }
 
     fn job(&self) -> Option<&'static Job> {
