@@ -54,6 +54,10 @@ impl Cell {
         self.place.load(Ordering::Acquire) == ENDED
     }
 
+    fn is_over(&self, generation: u64) -> bool {
+        self.has_ended() || generation_of(self.state.load(Ordering::Acquire)) != generation
+    }
+
     fn free(&self, state: u64) {
         // SAFETY: loom ends the model if somebody else is at it.
         self.outcome.with_mut(|outcome| unsafe { (*outcome).take() }).expect("it has an outcome");
@@ -283,5 +287,24 @@ fn the_cell_of_a_cancelled_task_that_is_dropped_is_freed_once() {
         cell.abandon();
         pool.join().expect("it ends");
         assert_eq!(cell.frees.load(Ordering::Relaxed), 1);
+    });
+}
+
+/// `Job::is_over`, while the task takes its outcome and the cell serves another one.
+#[test]
+fn what_is_over_stays_so() {
+    model(|| {
+        let cell = Arc::new(Cell::new());
+        cell.end(7);
+        let task = thread::spawn({
+            let cell = cell.clone();
+            move || {
+                cell.take();
+                cell.place.store(RUNS, Ordering::Release);
+            }
+        });
+        assert!(cell.is_over(0));
+        assert!(cell.is_over(0), "it was over before");
+        task.join().expect("it ends");
     });
 }
