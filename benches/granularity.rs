@@ -44,7 +44,10 @@ fn main() {
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let workers = args.iter().find_map(|arg| arg.strip_prefix("--workers=")).map_or(2, |n| n.parse().expect("a number"));
+    let workers = args
+        .iter()
+        .find_map(|arg| arg.strip_prefix("--workers="))
+        .map_or(2, |n| n.parse().expect("a number"));
     let form = Form { iterator: has("--iterator"), ordered: has("--ordered") };
     let pool = Pool::new(workers).expect("a pool");
     let round_ns = ns_each(1 << 22, || {
@@ -54,11 +57,11 @@ fn main() {
     let ms = Duration::from_millis;
     let mix = mode.pick(Work::Mix, Work::Sleep(ms(1)));
     let rows: [(&str, Work, u64, usize, &[usize]); _] = [
-        ("items of 10 ns", of_ns(10.0), 2_000_000, 40, &[1, 64, 256, 1024, 4096]),
-        ("items of 100 ns", of_ns(100.0), 400_000, 40, &[1, 32, 128, 512, 4096]),
-        ("items of 1 µs", of_ns(1e3), 50_000, 40, &[1, 8, 32, 128, 512, 2048]),
-        ("items of 10 µs", of_ns(1e4), 8000, 20, &[1, 4, 16, 64, 256]),
-        ("items of 100 µs", of_ns(1e5), 800, 20, &[1, 2, 8, 32]),
+        ("items of 10 ns", of_ns(10.0), 2_000_000, 24, &[64, 256, 1024, 4096]),
+        ("items of 100 ns", of_ns(100.0), 200_000, 24, &[1, 32, 128, 512, 4096]),
+        ("items of 1 µs", of_ns(1e3), 30_000, 24, &[1, 8, 64, 512, 2048]),
+        ("items of 10 µs", of_ns(1e4), 8000, 16, &[1, 4, 16, 64, 256]),
+        ("items of 100 µs", of_ns(1e5), 800, 16, &[1, 2, 8, 32]),
         ("items of 10 ms (asleep)", Work::Sleep(ms(10)), 60, 6, &[1, 2, 8]),
         ("999 of 1 ms and one of 1 s (asleep)", mix, MIX, 6, &[1, 4, 16]),
     ];
@@ -92,7 +95,9 @@ fn judge(results: &Results<1>, sizes: &[usize]) {
     let [ratio, back] = [(best[0], &halves[1]), (best[1], &halves[0])].map(|(at, half)| half.ratio(0, at, 0));
     let medians = halves[1].figure(0, 0) / halves[1].figure(best[0], 0);
     let size = sizes[best[0] - 1];
-    println!("automatic / {size} items a message: {ratio:.2} (medians {medians:.2}, the other half {back:.2})");
+    println!(
+        "automatic / {size} items a message: {ratio:.2} (medians {medians:.2}, the other half {back:.2})"
+    );
 }
 
 fn stream(pool: &Pool, form: Form, granularity: Granularity, work: Work, items: u64) {
