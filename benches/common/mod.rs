@@ -98,6 +98,13 @@ impl<const N: usize> Results<N> {
         median(self.rounds[contender].iter().map(|figures| figures[figure]).collect())
     }
 
+    /// One half of the rounds: two of every four, one in each order.
+    pub(crate) fn half(&self, half: usize) -> Self {
+        let of_half = |(round, figures): (usize, &[f64; N])| (round / 2 % 2 == half).then_some(*figures);
+        let some = |rounds: &Vec<[f64; N]>| rounds.iter().enumerate().filter_map(of_half).collect();
+        Self { names: self.names.clone(), rounds: self.rounds.iter().map(some).collect() }
+    }
+
     /// The median of the rounds' ratios `contender / other`, by one figure.
     pub(crate) fn ratio(&self, contender: usize, other: usize, figure: usize) -> f64 {
         let rounds = self.rounds[contender].iter().zip(&self.rounds[other]);

@@ -162,6 +162,12 @@ impl Core {
         busy.for_each(|station| self.peek_at(station.id));
     }
 
+    /// As [`peek_everywhere`](Self::peek_everywhere), and how far unfinished batches are.
+    pub(crate) fn poll_everywhere(&self) {
+        let busy = self.stations.iter().filter(|station| !self.idle.contains(station.id));
+        busy.for_each(|station| station.own(self).poll());
+    }
+
     #[inline]
     fn choose_along(&self, station: usize) -> usize {
         match self.stations.len() {

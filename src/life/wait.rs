@@ -192,7 +192,7 @@ impl Core {
         let asleep = !owned.has_many() && owned.is_asleep();
         if asleep && !self.spin.is_endless() && owned.last_sat.is_none_or(|at| at.elapsed() > AT_ONCE) {
             // What is armed stays so: the seat can take it over.
-            owned.poll();
+            owned.poll_news();
             return if job.is_done() { Looked::Done } else { Looked::Nothing };
         }
         owned.disarm();
@@ -200,7 +200,7 @@ impl Core {
         let found = spin.spin(|| {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
-                owned.poll();
+                owned.poll_news();
                 if owned.has_many() && owned.is_asleep() {
                     // It may be waiting for this very CPU.
                     std::thread::yield_now();
@@ -232,7 +232,7 @@ impl Core {
     fn sit(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> bool {
         let (bell, leave) = {
             let mut owned = station.own(self);
-            owned.poll();
+            owned.poll_news();
             if job.is_done() || job.station() != station.id {
                 return true;
             }
@@ -274,7 +274,7 @@ impl Core {
         owned.last_sat = Some(now);
         owned.note_sleep(now - asleep_since, rung);
         owned.disarm();
-        owned.poll();
+        owned.poll_news();
         true
     }
 

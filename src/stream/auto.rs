@@ -94,11 +94,11 @@ impl Auto {
         }
     }
 
-    /// How many messages are to be on their way for each worker: some time's work, and few while their size grows, since what is
-    /// on its way has the wrong size.
+    /// How many messages are to be on their way for each worker: some time's work, and few while their size has to double, since
+    /// what is on its way has the wrong size. What a message costs varies, so a goal that is somewhat higher is no growth.
     pub(super) fn depth(&self) -> usize {
         match self.item_ns {
-            Some(ns) if self.goal <= self.size => {
+            Some(ns) if self.goal < 2 * self.size => {
                 ((AHEAD_NS / (ns * self.size as f64)) as usize).clamp(DEPTH_MIN, DEPTH_MAX)
             }
             _ => DEPTH_MIN,

@@ -33,6 +33,10 @@ pub(crate) const QUANTILE_NAMES: [&str; 10] =
 pub(crate) const P50: usize = 3;
 pub(crate) const P99: usize = 6;
 pub(crate) const P99_9: usize = 8;
+/// Where [`Sampling::latencies_and_mean`] has the mean.
+pub(crate) const MEAN: usize = QUANTILES.len();
+/// The part of the times that a mean is of: the highest ones are somebody else's.
+const MEAN_OF: f64 = 0.95;
 
 /// Exchanges in a run.
 const RUN: u64 = 1000;
@@ -195,6 +199,12 @@ impl Outcome {
         self.report("µs", &QUANTILE_NAMES, &[P50, P99, P99_9])
     }
 
+    /// Likewise, with means.
+    pub(crate) fn latency_and_mean_report(&self) -> Report {
+        let columns: Vec<&str> = QUANTILE_NAMES.into_iter().chain(["mean"]).collect();
+        self.report("µs", &columns, &[MEAN, P50, P99, P99_9])
+    }
+
     /// The report of a row that measures a time for each of many.
     pub(crate) fn rate_report(&self, of: &str) -> Report {
         self.report(
@@ -263,6 +273,43 @@ impl Sampling {
         }
         times.sort_by(f64::total_cmp);
         QUANTILES.map(|share| times[(times.len() as f64 * share) as usize]).to_vec()
+    }
+
+    /// As [`latencies`](Self::latencies), and the mean of all but the highest twentieth, for what takes hardly longer than a tick
+    /// of the clock: a single difference is so many whole ticks, their mean is not. What the clock takes is the mean of
+    /// as many differences with nothing in between. The two take turns, so that whatever an exchange leaves
+    /// behind is there for both.
+    pub(crate) fn latencies_and_mean<T>(
+        self,
+        mut exchange: impl FnMut(u64) -> T,
+        mut check: impl FnMut(u64, T),
+    ) -> Figures {
+        let (mut times, mut clock) = (Vec::with_capacity(self.samples), Vec::with_capacity(self.samples));
+        let mut warm_up = self.samples / 10;
+        let start = Instant::now();
+        for n in 0.. {
+            let before = Instant::now();
+            let nothing = (n % 2 == 1).then(Instant::now);
+            let reply = exchange(n);
+            let after = Instant::now();
+            check(n, reply);
+            let list = if nothing.is_some() { &mut clock } else { &mut times };
+            list.push((nothing.unwrap_or(after) - before).as_nanos() as f64 / 1000.0);
+            if warm_up > 0 {
+                warm_up -= 1;
+                list.clear();
+            }
+            if times.len() >= self.samples || after - start > self.limit && !times.is_empty() {
+                break;
+            }
+        }
+        let [clock, mean] = [&mut clock, &mut times].map(|list| {
+            list.sort_by(f64::total_cmp);
+            let counted = &list[..(list.len() as f64 * MEAN_OF).ceil() as usize];
+            counted.iter().sum::<f64>() / counted.len().max(1) as f64
+        });
+        let quantiles = QUANTILES.map(|share| times[(times.len() as f64 * share) as usize] - clock);
+        quantiles.into_iter().chain([mean - clock]).collect()
     }
 
     /// Exchanges in runs of [`RUN`], each of which is timed as a whole: the [`QUANTILES`] of their means. The clock

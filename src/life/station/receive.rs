@@ -47,6 +47,14 @@ impl Owned<'_> {
         }
     }
 
+    /// As [`poll`](Self::poll), for whoever waits and looks time and again: what a quiet batch has so far stays where it is.
+    pub(crate) fn poll_news(&mut self) {
+        self.peek();
+        if self.lane.as_ref().is_some_and(Lane::has_news) {
+            self.poll();
+        }
+    }
+
     #[inline]
     fn poll_with(&mut self, streams: bool) {
         self.has_looked = true;

@@ -189,11 +189,15 @@ const TEN: Batch = Batch { items: 10, done: 0, timed: false };
 
 /// A scenario with one batch of ten items, by way of `push_batch`, which the worker has begun: so many have their results.
 fn begun(done: u32) -> (Scenario<'static>, u64) {
+    begun_of(TEN, done)
+}
+
+fn begun_of(batch: Batch, done: u32) -> (Scenario<'static>, u64) {
     let mut scenario = Scenario::new(&[]);
     let input = vec![5; 100];
-    assert_eq!(scenario.lane.push_batch(0, code(0), TEN, &input), Ok(0));
+    assert_eq!(scenario.lane.push_batch(0, code(0), batch, &input), Ok(0));
     scenario.indices.push(0);
-    let sent = Sent { input, batch: Some(TEN), out: false, records: Vec::new(), in_records: false };
+    let sent = Sent { input, batch: Some(batch), out: false, records: Vec::new(), in_records: false };
     scenario.log.sent.push(sent);
     let port = scenario.peer.port().unwrap();
     let request = port.try_next_request().unwrap();
@@ -210,6 +214,30 @@ fn begun(done: u32) -> (Scenario<'static>, u64) {
 /// The results of the first items of the batch of ten.
 fn first_records(items: u32) -> Vec<u8> {
     records_of(Batch { items, ..TEN })
+}
+
+/// Whoever is about to sleep is rung at the end of a quiet batch, and looks earlier only if the worker may have to wait for him.
+#[test]
+fn items_of_a_quiet_batch_are_no_news_unless_they_are_many() {
+    for quiet in [false, true] {
+        let (mut scenario, start) = begun_of(Batch { timed: quiet, ..TEN }, 3);
+        let port = scenario.peer.port().unwrap();
+        for item in 3..10 {
+            port.append_sized(Status::SizedValue, &record_of(item));
+            port.commit();
+        }
+        assert_eq!(scenario.lane.fence_and_ready(), !quiet);
+        port.close_stream(0, start, Status::BatchDone, 0);
+        assert!(scenario.lane.fence_and_ready());
+        scenario.lane.poll(&mut scenario.log, true).unwrap();
+        assert_eq!(scenario.log.sent[0].records, first_records(10));
+        drop(scenario.finish());
+    }
+    let (mut scenario, _) = begun_of(Batch { timed: true, ..TEN }, 3);
+    let port = scenario.peer.port().unwrap();
+    port.append(&[0; 100 << 10]);
+    port.commit();
+    assert!(scenario.lane.fence_and_ready());
 }
 
 #[test]

@@ -47,6 +47,8 @@ struct Entry<T> {
     span_end: u64,
     /// How many items it has, if it is a batch.
     batch: Option<NonZeroU32>,
+    /// Whether the worker rings nobody for the items of this batch.
+    quiet: bool,
     /// The worker was stopped while it ran this batch.
     stopped: bool,
 }

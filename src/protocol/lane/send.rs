@@ -76,9 +76,15 @@ impl<T> Lane<T> {
 
     /// Notes what is about to be published.
     #[inline]
-    fn enter(&mut self, token: T, index: u64, batch: Option<NonZeroU32>) {
-        self.entries[slot_of(index)] =
-            Some(Entry { token: Some(token), taken: false, span_end: self.head, batch, stopped: false });
+    fn enter(&mut self, token: T, index: u64, batch: Option<Batch>) {
+        self.entries[slot_of(index)] = Some(Entry {
+            token: Some(token),
+            taken: false,
+            span_end: self.head,
+            batch: batch.and_then(|batch| NonZeroU32::new(batch.items)),
+            quiet: batch.is_some_and(|batch| batch.timed),
+            stopped: false,
+        });
     }
 
     /// Publishes a request whose input is a row of numbers, which is copied straight from where it is. The token comes back
@@ -176,7 +182,7 @@ impl<T> Lane<T> {
     #[inline]
     fn publish(&mut self, token: T, code: CodeId, batch: Option<Batch>, mut head: Head) -> u64 {
         let index = self.sent;
-        self.enter(token, index, batch.and_then(|batch| NonZeroU32::new(batch.items)));
+        self.enter(token, index, batch);
         let slot = self.region.request(index);
         slot.set(0, code.place);
         slot.set(1, code.types);

@@ -2,9 +2,13 @@
 
 use super::Lane;
 use crate::ground::barrier;
-use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
+use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES, slot_of};
 use crate::protocol::wire::{Order, Wake};
 use crate::sync::Ordering;
+
+/// So many bytes of a quiet batch are news before its end: long before its worker waits for room.
+const QUIET_BYTES_MAX: u64 = 64 << 10;
+const _: () = assert!(QUIET_BYTES_MAX < ARENA_BYTES as u64 / 2);
 
 impl<T> Lane<T> {
     /// Wakes the worker if it sleeps, after something was published for it.
@@ -84,7 +88,12 @@ impl<T> Lane<T> {
         let out = &self.region.b().out.0;
         if self.sent != self.answered && out.tag.load(Ordering::Acquire) == self.answered + 1 {
             let sent = out.sent.load(Ordering::Acquire);
-            return self.incoming.as_ref().is_none_or(|incoming| incoming.at != sent);
+            let known = self.incoming.as_ref().map(|incoming| incoming.at);
+            if self.entries[slot_of(self.answered)].as_ref().is_some_and(|entry| entry.quiet) {
+                let start = known.unwrap_or_else(|| out.start.load(Ordering::Relaxed));
+                return sent.wrapping_sub(start) >= QUIET_BYTES_MAX;
+            }
+            return known != Some(sent);
         }
         false
     }

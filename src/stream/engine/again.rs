@@ -88,6 +88,9 @@ impl<R: Payload> Engine<R> {
         if self.look_at.is_some_and(|at| now < at) {
             return;
         }
+        // Nobody has looked how far they are.
+        self.handle.core().poll_everywhere();
+        self.collect(deliver);
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             if is_batch(slot) && slot.received_seen.replace(slot.received) == Some(slot.received) {

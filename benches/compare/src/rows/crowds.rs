@@ -7,7 +7,7 @@ use forkring::Pool;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::measure::{Comparison, P50, Sampling, Scale, rate};
+use crate::measure::{Comparison, MEAN, P50, Sampling, Scale, rate};
 use crate::report::Goal::{AtLeast, AtMost};
 use crate::report::Report;
 use crate::rivals::threads::{rayon_pool, rayon_spawn, receive};
@@ -16,10 +16,13 @@ pub(crate) fn many_workers(scale: Scale) -> Report {
     let sampling = Sampling::awake(scale.pick(50_000, 200), Duration::from_secs(1));
     let [one, many] = [1, 64].map(|workers| Pool::new(workers).expect("a pool"));
     let round_trips = |pool: &Pool| {
-        sampling.increments(|n| pool.submit(|n: u64| n + 1, black_box(&n)).wait().expect("a reply"))
+        sampling.latencies_and_mean(
+            |n| pool.submit(|n: u64| n + 1, black_box(&n)).wait().expect("a reply"),
+            |n, reply| assert_eq!(reply, n + 1),
+        )
     };
     let submits = |pool: &Pool| {
-        sampling.latencies(
+        sampling.latencies_and_mean(
             |n| pool.submit(|n: u64| n + 1, black_box(&n)),
             |n, task| assert_eq!(task.wait().expect("a reply"), n + 1),
         )
@@ -30,10 +33,10 @@ pub(crate) fn many_workers(scale: Scale) -> Report {
     let submit_one = all.add("submit(..) alone, 1 worker", || submits(&one));
     let submit_many = all.add("submit(..) alone, 64 workers", || submits(&many));
     let outcome = all.run(scale);
-    let mut report = outcome.latency_report();
+    let mut report = outcome.latency_and_mean_report();
     report.checks = vec![
         outcome
-            .ratio("p50 of submit(..), 64 workers / 1 worker", submit_many, submit_one, P50, AtMost(1.3))
+            .ratio("mean of submit(..), 64 workers / 1 worker", submit_many, submit_one, MEAN, AtMost(1.3))
             .stretch(1.0),
         outcome
             .ratio("p50 of a round trip, 64 workers / 1 worker", trip_many, trip_one, P50, AtMost(1.3))
