@@ -227,6 +227,7 @@ impl Owned<'_> {
         if inner.violation.is_some() || inner.is_given_up {
             return true;
         }
+        let is_only = lane.in_flight() == 1;
         let takes_over = inner.wake == Wake::Driver;
         inner.wake = Wake::Waiter;
         lane.arm_late(Wake::Waiter, leave.unwrap_or(0));
@@ -238,6 +239,10 @@ impl Owned<'_> {
         if is_late {
             self.disarm();
             return false;
+        }
+        if is_only {
+            // Nothing else is to come. Where nobody comes by, the next request is armed for in advance, without a fence.
+            self.leave_watch();
         }
         true
     }

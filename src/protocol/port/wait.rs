@@ -55,7 +55,9 @@ impl Port {
             Wake::Waiter => {
                 point(Point::RingingWaiter);
                 self.bells.response.ring();
-                if has_woken {
+                // Most schedulers have run him at once, and he has been here since. A yield after that would be at the expense of
+                // this worker's next wake-up.
+                if has_woken && self.region.a().wake.0.load(Ordering::Relaxed) == wake {
                     std::thread::yield_now();
                 }
             }
