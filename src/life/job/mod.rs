@@ -106,6 +106,8 @@ pub(crate) trait BatchSink: Send + Sync {
     fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
     /// The batch's job is done.
     fn ended(&self) -> Option<Waker>;
+    /// Both at once.
+    fn append_last(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
 }
 
 /// A task's cell.

@@ -144,10 +144,25 @@ impl Sink<JobRef> for Delivery<'_> {
 
     #[inline]
     fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
-        if reply.status != Status::Value {
-            return self.reply(job, reply.into());
+        match reply.status {
+            Status::Value => job.finish_small(reply, self.core, self.after),
+            Status::BatchDone => {
+                self.tally.note_reply(reply.status);
+                job.finish(Outcome::Small(reply), self.after);
+            }
+            _ => self.reply(job, reply.into()),
         }
-        job.finish_small(reply, self.core, self.after);
+    }
+
+    fn last_results(
+        &mut self,
+        job: JobRef,
+        form: Form,
+        from: (ArenaReader<'_>, u64, usize),
+        reply: SmallReply,
+    ) {
+        self.tally.note_reply(reply.status);
+        job.finish_batch(Outcome::Small(reply), form, from, self.after);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
@@ -189,6 +204,16 @@ impl Sink<JobRef> for Timed<'_> {
 
     fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
         self.delivery.small_reply(job, reply);
+    }
+
+    fn last_results(
+        &mut self,
+        job: JobRef,
+        form: Form,
+        from: (ArenaReader<'_>, u64, usize),
+        reply: SmallReply,
+    ) {
+        self.delivery.last_results(job, form, from, reply);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {

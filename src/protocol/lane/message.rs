@@ -125,6 +125,17 @@ pub(crate) trait Sink<T> {
     fn cut(&mut self, token: T, parcel: Parcel);
     /// More results of the batch of `token` have come: bare values, or records. No values come after a record.
     fn results(&mut self, token: &mut T, form: Form, from: ArenaReader<'_>, position: u64, len: usize);
+    /// Likewise the last ones, whose batch is answered: both of the above at once.
+    fn last_results(
+        &mut self,
+        mut token: T,
+        form: Form,
+        (from, position, len): (ArenaReader<'_>, u64, usize),
+        reply: SmallReply,
+    ) {
+        self.results(&mut token, form, from, position, len);
+        self.small_reply(token, reply);
+    }
     /// Whether [`timed`](Self::timed) is wanted, which the worker has to be told, too.
     const TIMED: bool = false;
     /// The request of `token` has run, and is about to be answered.

@@ -8,7 +8,7 @@ use super::{Deliver, Engine, Item};
 use crate::error::{CodecError, TaskError};
 use crate::life::job::Outcome;
 use crate::memory::codec::{self, Payload};
-use crate::protocol::lane::{Form, Reply};
+use crate::protocol::lane::{Form, Reply, SmallReply};
 use crate::protocol::records::{Parsed, parse, record_stride, value_bytes};
 use crate::protocol::wire::{Status, time_of_code};
 use crate::stream::records::{Address, Note, Records, What};
@@ -191,8 +191,8 @@ impl<R: Payload> Engine<R> {
     /// The message's job has ended.
     fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
         match outcome {
-            Outcome::Reply(Reply { status: Status::BatchDone, body }) => {
-                let time = body.as_bytes().first().and_then(|&code| time_of_code(code));
+            Outcome::Small(SmallReply { status: Status::BatchDone, words: [code, ..], .. }) => {
+                let time = u8::try_from(code).ok().and_then(time_of_code);
                 if let (Some(auto), Some(ns)) = (&mut self.auto, time) {
                     let slot = &self.slots[at];
                     let now = Instant::now();
@@ -203,7 +203,10 @@ impl<R: Payload> Engine<R> {
                     auto.received(items, slot.result_bytes);
                     auto.done(slot.step, items, ns);
                 }
-                // All there, unless the worker miscounted.
+                if self.slots[at].received == self.slots[at].items {
+                    return self.close(at, deliver);
+                }
+                // The worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
             Outcome::Small(reply) if reply.status == Status::Value && self.slots[at].items == 1 => {
