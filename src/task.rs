@@ -354,6 +354,9 @@ impl Body {
                 Some(error) => Err(error),
             },
             Outcome::Failed(error) => Err(error),
+            Outcome::BatchDone(_) => {
+                Err(TaskError::Decode(CodecError::new("the end of a batch in the place of a value")))
+            }
             Outcome::BatchLost(lost) => Err(lost.1.unwrap_or(TaskError::Cancelled)),
         }
     }

@@ -123,15 +123,15 @@ impl BatchBytes {
         codec::plain_size::<I>().is_some_and(|bytes| (1..=limit).contains(&bytes))
     }
 
-    /// Adds items of a plain type until there are `goal`, `enough` says so after an item, or the source ends, which is
-    /// `false`; and counts them. Whatever the source does, the items that it has given are there.
+    /// Adds items of a plain type until there are `goal`, `enough` says so after one of them, which it is told the number of, or
+    /// the source ends, which is `false`; and counts them. Whatever the source does, the items that it has given are there.
     #[inline]
     pub(crate) fn fill<T: Iterator<Item = B>, I: Input, B: Borrow<I>>(
         &mut self,
         source: &mut Option<T>,
         goal: u32,
         pulled: &mut u64,
-        enough: impl Fn() -> bool,
+        enough: impl FnMut(u32) -> bool,
     ) -> bool {
         if size_of::<T>() > HELD_BYTES_MAX {
             return source
@@ -148,23 +148,23 @@ impl BatchBytes {
         source: &mut impl Iterator<Item = B>,
         goal: u32,
         pulled: &mut u64,
-        enough: impl Fn() -> bool,
+        mut enough: impl FnMut(u32) -> bool,
     ) -> bool {
         let Some(stride) = codec::plain_size::<I>().filter(|&bytes| bytes > 0) else { return true };
         self.layout = Some(Layout::of::<I>());
         let room = (goal.saturating_sub(self.items) as usize).min(FILL_BYTES / stride);
         let filler = Filler::new(&mut self.bytes, room * stride);
         let mut filling = Filling { filler, stride, items: &mut self.items, pulled };
-        let mut line = self.ahead.after(filling.filler.len());
+        let mut ahead = self.ahead.after(filling.filler.len());
         while filling.filler.room() >= stride {
-            line.ask();
+            ahead.ask();
             for _ in 0..(prefetch::LINE_BYTES / stride).max(1) {
                 if filling.filler.room() < stride {
                     return true;
                 }
                 let Some(item) = source.next() else { return false };
                 filling.filler.push(codec::plain_bytes(item.borrow()).unwrap_or_default());
-                if enough() {
+                if enough((filling.filler.added() / stride) as u32) {
                     return true;
                 }
             }

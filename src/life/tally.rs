@@ -62,7 +62,9 @@ impl Tally {
             Outcome::Failed(error) => self.note_error(error),
             // What is left of a message is another one.
             Outcome::BatchLost(lost) if let Some(error) = &lost.1 => self.note_error(error),
-            Outcome::BatchLost(_) | Outcome::Reply(_) | Outcome::Small(_) => self.delivered += 1,
+            Outcome::BatchDone(_) | Outcome::BatchLost(_) | Outcome::Reply(_) | Outcome::Small(_) => {
+                self.delivered += 1
+            }
         }
     }
 

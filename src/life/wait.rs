@@ -81,12 +81,13 @@ pub(crate) trait Awaited {
     /// What it is, if it is one job whose task stays the caller's, and nobody else's, for as long as he waits: nobody drops it then, nor has
     /// another waker called (edge DONE).
     fn job(&self) -> Option<&'static Job>;
+    /// The job at [`station`](Self::station) without which there is nothing to wake up for, likewise. `None`: it may be anything, from
+    /// any station.
+    fn needs(&self) -> Option<&'static Job>;
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
     /// Nobody is to be woken any more.
     fn unregister(&self) {}
-    /// Whether it may come from any station.
-    fn is_everywhere(&self) -> bool;
     /// Gives up on what has not started.
     fn call_off(&self, core: &Core, error: &TaskError);
 }
@@ -105,12 +106,12 @@ impl Awaited for &'static Job {
         Some(self)
     }
 
-    fn register(&self, waker: &Waker) -> Poll<()> {
-        Job::register(self, waker)
+    fn needs(&self) -> Option<&'static Job> {
+        self.job()
     }
 
-    fn is_everywhere(&self) -> bool {
-        false
+    fn register(&self, waker: &Waker) -> Poll<()> {
+        Job::register(self, waker)
     }
 
     fn call_off(&self, core: &Core, error: &TaskError) {
@@ -230,7 +231,7 @@ impl Core {
 
     /// Sleeps in the station's seat until its bell rings. `false`: the seat is taken.
     fn sit(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> bool {
-        let (bell, leave) = {
+        let (bell, leave, everywhere) = {
             let mut owned = station.own(self);
             owned.poll_news();
             if job.is_done() || job.station() != station.id {
@@ -242,8 +243,9 @@ impl Core {
             if !owned.arm_seat(leave) {
                 return true;
             }
-            owned.seat = job.job().map_or(Seat::Taken, Seat::Waits);
-            (bell, leave)
+            let needs = job.needs();
+            owned.seat = needs.map_or(Seat::Taken, Seat::Waits);
+            (bell, leave, needs.is_none())
         };
         let limit = deadline.map(|deadline| left(deadline).unwrap_or_default());
         let limit = match leave {
@@ -255,8 +257,8 @@ impl Core {
         if job.job().is_some() {
             rung = bell.0.wait(limit);
         } else if job.register(&Waker::from(bell.clone())) == Poll::Pending {
-            // A stream has results to come from everywhere. Who sleeps for a short time looks everywhere soon.
-            let everywhere = job.is_everywhere() && self.stations.len() > 1 && leave.is_none();
+            // Who sleeps for a short time looks everywhere soon.
+            let everywhere = everywhere && self.stations.len() > 1 && leave.is_none();
             if everywhere {
                 self.add_sleeper();
                 self.stop_watching();

@@ -65,6 +65,29 @@ pub(super) enum What {
 }
 
 impl News {
+    #[inline]
+    fn add_results(
+        &mut self,
+        address: Address,
+        form: Form,
+        (arena, position, len): (ArenaReader<'_>, u64, usize),
+    ) {
+        arena.append_to(position, len, &mut self.bytes);
+        match self.notes.last_mut() {
+            Some(Note { address: last, what: What::Results(last_form, before) })
+                if *last == address && *last_form == form =>
+            {
+                *before += len;
+            }
+            _ => self.notes.push(Note { address, what: What::Results(form, len) }),
+        }
+    }
+
+    #[inline]
+    fn add_end(&mut self, address: Address) {
+        self.notes.push(Note { address, what: What::Ended });
+    }
+
     pub(super) fn clear(&mut self) {
         self.notes.clear();
         self.bytes.clear();
@@ -139,26 +162,16 @@ impl Arrivals {
     }
 
     #[inline]
-    fn announce(&self, address: Address, what: What, add: impl FnOnce(&mut Vec<u8>)) -> Option<Waker> {
+    fn announce(&self, add: impl FnOnce(&mut News)) -> Option<Waker> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
             return None;
         }
-        add(&mut state.news.bytes);
-        let notes = &mut state.news.notes;
-        match (notes.last_mut(), what) {
-            (
-                Some(Note { address: last, what: What::Results(form, len) }),
-                What::Results(more_form, more),
-            ) if *last == address && *form == more_form => {
-                *len += more;
-            }
-            (None, _) => {
-                notes.push(Note { address, what });
-                self.any.store(true, Ordering::Release);
-            }
-            _ => notes.push(Note { address, what }),
+        let is_first = state.news.notes.is_empty();
+        add(&mut state.news);
+        if is_first {
+            self.any.store(true, Ordering::Release);
         }
         state.waker.take()
     }
@@ -191,11 +204,17 @@ pub(super) struct Records {
 
 impl BatchSink for Records {
     fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
-        self.arrivals
-            .announce(self.address, What::Results(form, len), |bytes| arena.append_to(position, len, bytes))
+        self.arrivals.announce(|news| news.add_results(self.address, form, (arena, position, len)))
     }
 
     fn ended(&self) -> Option<Waker> {
-        self.arrivals.announce(self.address, What::Ended, |_| {})
+        self.arrivals.announce(|news| news.add_end(self.address))
+    }
+
+    fn append_last(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker> {
+        self.arrivals.announce(|news| {
+            news.add_results(self.address, form, (arena, position, len));
+            news.add_end(self.address);
+        })
     }
 }

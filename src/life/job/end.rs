@@ -13,7 +13,8 @@ use crate::error::TaskError;
 use crate::ground::barrier;
 use crate::life::core::Core;
 use crate::life::gate::Gate;
-use crate::protocol::lane::SmallReply;
+use crate::memory::arena::ArenaReader;
+use crate::protocol::lane::{Form, SmallReply};
 
 impl JobRef {
     /// Ends the job. What comes of it is to be done once the station is released.
@@ -35,6 +36,21 @@ impl JobRef {
                 after.extend(batch.ended().map(After::Wake));
             }
         }
+    }
+
+    /// As [`finish`](Self::finish), of a batch whose last results are in the arena.
+    #[inline]
+    pub(crate) fn finish_batch(
+        self,
+        outcome: Outcome,
+        form: Form,
+        (arena, position, len): (ArenaReader<'_>, u64, usize),
+        after: &mut Vec<After>,
+    ) {
+        let Some(batch) = self.take_batch() else { return self.finish(outcome, after) };
+        let nothing = self.settle(outcome);
+        debug_assert!(nothing.is_none(), "a batch is awaited through its sink");
+        after.extend(batch.append_last(form, arena, position, len).map(After::Wake));
     }
 
     /// Before the outcome can be seen: whoever sees it finds a place.
@@ -220,6 +236,6 @@ pub(super) fn failure(outcome: &Outcome) -> Option<TaskError> {
     match outcome {
         Outcome::Failed(error) => Some(error.clone()),
         Outcome::Reply(reply) => crate::task::failure_of(reply.status, reply.body.as_bytes()),
-        Outcome::Small(_) | Outcome::BatchLost(_) => None,
+        Outcome::Small(_) | Outcome::BatchDone(_) | Outcome::BatchLost(_) => None,
     }
 }

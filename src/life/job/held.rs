@@ -53,8 +53,11 @@ impl JobRef {
         std::ptr::from_ref(self.0).cast_mut()
     }
 
-    pub(crate) fn set_batch(&mut self, sink: Arc<dyn BatchSink>) {
-        self.note_extra();
+    /// It is a fresh job, and a batch.
+    pub(crate) fn be_batch(&mut self, sink: Arc<dyn BatchSink>) {
+        // Nobody else knows of it.
+        let state = self.0.state.load(Ordering::Relaxed);
+        self.0.state.store(state | EXTRA, Ordering::Relaxed);
         // SAFETY: JOB-1.
         unsafe { *self.0.cold().batch.get() = Some(sink) };
     }

@@ -91,6 +91,8 @@ pub(crate) enum Outcome {
     Small(SmallReply),
     Reply(Reply),
     Failed(TaskError),
+    /// All results of a batch have come. How long it took, as it came.
+    BatchDone(u8),
     /// A batch is not finished: the request, what its running item ends with, if one was running, and where that was, if
     /// somebody keeps the inputs of such items.
     BatchLost(Box<(Parcel, Option<TaskError>, Option<Scene>)>),
@@ -112,6 +114,8 @@ pub(crate) trait BatchSink: Send + Sync {
     fn append(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
     /// The batch's job is done.
     fn ended(&self) -> Option<Waker>;
+    /// Both at once.
+    fn append_last(&self, form: Form, arena: ArenaReader<'_>, position: u64, len: usize) -> Option<Waker>;
 }
 
 /// A task's cell.

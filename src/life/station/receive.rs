@@ -160,6 +160,17 @@ impl Sink<JobRef> for Delivery<'_> {
         job.finish_small(reply, self.station, self.core, self.ended, self.after);
     }
 
+    #[inline]
+    fn batch_done(&mut self, job: JobRef, time_code: u8) {
+        self.tally.note_reply(Status::BatchDone);
+        job.finish(Outcome::BatchDone(time_code), self.after);
+    }
+
+    fn last_results(&mut self, job: JobRef, form: Form, from: (ArenaReader<'_>, u64, usize), time_code: u8) {
+        self.tally.note_reply(Status::BatchDone);
+        job.finish_batch(Outcome::BatchDone(time_code), form, from, self.after);
+    }
+
     fn cut(&mut self, job: JobRef, parcel: Parcel) {
         job.finish(Outcome::BatchLost(Box::new((parcel, None, None))), self.after);
     }
@@ -199,6 +210,14 @@ impl Sink<JobRef> for Timed<'_> {
 
     fn small_reply(&mut self, job: JobRef, reply: SmallReply) {
         self.delivery.small_reply(job, reply);
+    }
+
+    fn batch_done(&mut self, job: JobRef, time_code: u8) {
+        self.delivery.batch_done(job, time_code);
+    }
+
+    fn last_results(&mut self, job: JobRef, form: Form, from: (ArenaReader<'_>, u64, usize), time_code: u8) {
+        self.delivery.last_results(job, form, from, time_code);
     }
 
     fn cut(&mut self, job: JobRef, parcel: Parcel) {

@@ -123,6 +123,22 @@ pub(crate) trait Sink<T> {
     fn cut(&mut self, token: T, parcel: Parcel);
     /// More results of the batch of `token` have come: bare values, or records. No values come after a record.
     fn results(&mut self, token: &mut T, form: Form, from: ArenaReader<'_>, position: u64, len: usize);
+    /// All results of the batch of `token` have come. How long it took, if that was wanted: see
+    /// [`time_of_code`](crate::protocol::wire::time_of_code).
+    fn batch_done(&mut self, token: T, time_code: u8) {
+        self.reply(token, Reply { status: Status::BatchDone, body: Encoded::inline(&[time_code]) });
+    }
+    /// The last results of a batch, and its end.
+    fn last_results(
+        &mut self,
+        mut token: T,
+        form: Form,
+        (from, position, len): (ArenaReader<'_>, u64, usize),
+        time_code: u8,
+    ) {
+        self.results(&mut token, form, from, position, len);
+        self.batch_done(token, time_code);
+    }
     /// Whether [`timed`](Self::timed) is wanted, which the worker has to be told, too.
     const TIMED: bool = false;
     /// The request of `token` has run, and is about to be answered.

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{Entry, Form, Incoming, Lane, Reply, Sink, TOO_LARGE, Violation};
+use super::{Entry, Form, Incoming, Lane, Sink, TOO_LARGE, Violation};
 use crate::ground::ring::Head;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{AlignedBytes, Elements, Encoded};
@@ -136,16 +136,15 @@ impl<T> Lane<T> {
             let slot = self.region.response(index);
             let (start, len, values_end) = (slot.get(0), slot.get(1), slot.get(2));
             let Some(end) = start.checked_add(len) else { return Err(Violation("a batch is too long")) };
-            self.deliver_results(index, start, end, values_end, sink)?;
+            // How long it took, if that was wanted.
+            let time_code = head.len;
+            let last = (!cut).then_some(time_code);
+            self.deliver_results(index, start, end, values_end, last, sink)?;
             self.incoming = None;
             if cut {
                 self.cut_batch(index, sink);
-                return Ok(());
-            }
-            let status = Status::BatchDone;
-            if let Some(token) = self.retire() {
-                // How long it took, if that was wanted.
-                sink.reply(token, Reply { status, body: Encoded::inline(&[head.len]) });
+            } else if let Some(token) = self.retire() {
+                sink.batch_done(token, time_code);
             }
             return Ok(());
         }
@@ -176,6 +175,7 @@ impl<T> Lane<T> {
         start: u64,
         sent: u64,
         values_end: u64,
+        last: Option<u8>,
         sink: &mut impl Sink<T>,
     ) -> Result<(), Violation> {
         let mut incoming = match self.incoming.take() {
@@ -195,27 +195,35 @@ impl<T> Lane<T> {
             Err(Violation("a batch's values end where they cannot"))
         } else {
             incoming.values_end = values_end;
-            self.copy_results(&mut entry, &mut incoming, sent, sink)
+            self.copy_results(&mut entry, &mut incoming, sent, last, sink)
         };
         self.entries[slot_of(index)] = Some(entry);
         self.incoming = Some(incoming);
         copied
     }
 
-    /// The values that are new, then the records.
+    /// The values that are new, then the records. If these are the `last` ones, and new values and nothing else, the batch is
+    /// answered with them.
     #[inline]
     fn copy_results(
         &mut self,
         entry: &mut Entry<T>,
         incoming: &mut Incoming,
         sent: u64,
+        last: Option<u8>,
         sink: &mut impl Sink<T>,
     ) -> Result<(), Violation> {
+        let last = last.filter(|_| sent <= incoming.values_end);
         let mut copy = |lane: &mut Self, at: &mut u64, form, to| {
-            lane.copy_stream(at, to, |arena, at, len| {
-                if let Some(token) = &mut entry.token {
-                    sink.results(token, form, arena, at, len);
+            lane.copy_stream(at, to, |arena, at, len| match (&mut entry.token, last) {
+                (Some(token), None) => sink.results(token, form, arena, at, len),
+                (token, Some(time_code)) => {
+                    let token = token.take();
+                    token.into_iter().for_each(|token| {
+                        sink.last_results(token, form, (arena, at, len), time_code);
+                    });
                 }
+                (None, None) => {}
             })
         };
         let values_end = incoming.values_end;
@@ -248,7 +256,7 @@ impl<T> Lane<T> {
             return Ok(());
         }
         if self.entries[slot_of(index)].as_ref().is_some_and(|e| e.batch.is_some()) {
-            return self.deliver_results(index, start, sent, values_end, sink);
+            return self.deliver_results(index, start, sent, values_end, None, sink);
         }
         let mut incoming = match self.incoming.take() {
             Some(incoming) => incoming,

@@ -54,31 +54,38 @@ impl<R: Payload> Window<'_, R> {
         mut value_of: impl FnMut(I) -> Result<R, E>,
     ) -> Result<(), E> {
         let Some(width) = value_bytes::<R>() else { return Ok(()) };
-        let Self { mut next, mut position, rung, head, light, .. } = self;
-        for (_, input) in (0..self.left).zip(inputs) {
-            point(Point::BeforeFunction);
-            let value = value_of(input)?;
-            point(Point::AfterFunction);
-            let Some(bytes) = codec::plain_bytes(&value).filter(|bytes| bytes.len() <= width) else { break };
-            // SAFETY: WINDOW-1: this is done `left` times at most, and `bytes` is memory of this process alone.
-            unsafe { next.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
-            // SAFETY: as above.
-            next = unsafe { next.add(width) };
+        let in_line = (prefetch::LINE_BYTES / width).max(1);
+        let mut inputs = inputs.take(self.left);
+        let (mut next, mut position) = (self.next, self.position);
+        // Line by line, of which the next ones are asked for.
+        loop {
             prefetch::for_writing_behind(next.as_ptr());
-            position += width as u64;
-            point(Point::RecordUncommitted);
-            // Edge OUT-SENT: the bytes before the position behind them.
-            self.sent.store(position, Ordering::Release);
-            point(Point::Committed);
-            // Edges SLEEP and CUT: the publication before the looks.
-            light.barrier();
-            if self.wake.load(Ordering::Relaxed) != rung || self.request.word() != head {
+            for _ in 0..in_line {
+                let Some(input) = inputs.next() else { return Ok(()) };
+                point(Point::BeforeFunction);
+                let value = value_of(input)?;
+                point(Point::AfterFunction);
+                let Some(bytes) = codec::plain_bytes(&value).filter(|bytes| bytes.len() <= width) else {
+                    return Ok(());
+                };
+                // SAFETY: WINDOW-1: this is done `left` times at most, and `bytes` is memory of this process alone.
+                unsafe { next.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+                // SAFETY: as above.
+                next = unsafe { next.add(width) };
+                position += width as u64;
+                point(Point::RecordUncommitted);
+                // Edge OUT-SENT: the bytes before the position behind them.
+                self.sent.store(position, Ordering::Release);
+                point(Point::Committed);
+                // Edges SLEEP and CUT: the publication before the looks.
+                self.light.barrier();
+                if self.wake.load(Ordering::Relaxed) != self.rung || self.request.word() != self.head {
+                    point(Point::RecordDone);
+                    return Ok(());
+                }
                 point(Point::RecordDone);
-                break;
             }
-            point(Point::RecordDone);
         }
-        Ok(())
     }
 }
 

@@ -312,6 +312,12 @@ impl<R: Payload> Engine<R> {
         }
     }
 
+    /// The job of the oldest message, or, in a stream without an order, of one of them.
+    fn oldest(&self) -> Option<&'static Job> {
+        let slots = self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots);
+        self.singles.oldest().or_else(|| slots.into_iter().find_map(|slot| slot.job))
+    }
+
     /// Blocks until something has arrived.
     pub(super) fn wait(&self) {
         let core = self.handle.core();
@@ -328,9 +334,12 @@ impl<R: Payload> Awaited for Engine<R> {
     }
 
     fn station(&self) -> usize {
-        let slots = self.order.iter().map(|&at| &self.slots[at]).chain(&self.slots);
-        let oldest = self.singles.oldest().or_else(|| slots.into_iter().find_map(|slot| slot.job));
-        oldest.map_or(0, |job| job.station())
+        self.oldest().map_or(0, Job::station)
+    }
+
+    /// In an ordered stream, what comes before the oldest job ends can neither go out nor make room for another one.
+    fn needs(&self) -> Option<&'static Job> {
+        self.oldest().filter(|_| self.ordered)
     }
 
     fn job(&self) -> Option<&'static Job> {
@@ -346,10 +355,6 @@ impl<R: Payload> Awaited for Engine<R> {
 
     fn unregister(&self) {
         self.arrivals.unregister();
-    }
-
-    fn is_everywhere(&self) -> bool {
-        true
     }
 
     fn call_off(&self, core: &Core, error: &TaskError) {

@@ -191,8 +191,8 @@ impl<R: Payload> Engine<R> {
     /// The message's job has ended.
     fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
         match outcome {
-            Outcome::Reply(Reply { status: Status::BatchDone, body }) => {
-                let time = body.as_bytes().first().and_then(|&code| time_of_code(code));
+            Outcome::BatchDone(time_code) => {
+                let time = time_of_code(time_code);
                 if let (Some(auto), Some(ns)) = (&mut self.auto, time) {
                     let slot = &self.slots[at];
                     let now = Instant::now();
@@ -203,7 +203,10 @@ impl<R: Payload> Engine<R> {
                     auto.received(items, slot.result_bytes);
                     auto.done(slot.step, items, ns);
                 }
-                // All there, unless the worker miscounted.
+                if self.slots[at].received == self.slots[at].items {
+                    return self.close(at, deliver);
+                }
+                // The worker miscounted.
                 self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
             }
             Outcome::Small(reply) if self.slots[at].items == 1 => {

@@ -1,7 +1,6 @@
 //! Items of the source become messages, and these are sent.
 
 use std::borrow::Borrow;
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -106,14 +105,16 @@ impl<R: Payload> Engine<R> {
         let most = room.saturating_add(self.filling.len().into()).min(goal.into()) as u32;
         // The end of the stream or of its pool is an arrival, too.
         let arrivals = &*self.arrivals;
-        let (begun_at, items, late) = (self.begun_at, Cell::new(0), Cell::new(false));
-        let enough = || {
-            items.set(items.get() + 1);
-            late.set(is_late(begun_at, items.get()));
-            late.get() || arrivals.any()
+        let mut late = false;
+        // A loop for each, of which one has nothing to do with the clock.
+        let more = match self.begun_at {
+            None => self.filling.fill::<T, I, B>(source, most, &mut self.pulled, |_| arrivals.any()),
+            begun_at => self.filling.fill::<T, I, B>(source, most, &mut self.pulled, |items| {
+                late = is_late(begun_at, items);
+                late || arrivals.any()
+            }),
         };
-        let more = self.filling.fill::<T, I, B>(source, most, &mut self.pulled, enough);
-        if self.filling.len() >= goal || late.get() {
+        if self.filling.len() >= goal || late {
             self.flush(deliver);
         }
         more
@@ -204,7 +205,7 @@ impl<R: Payload> Engine<R> {
         self.messages += 1;
         let (core, slot) = (self.handle.core(), &mut self.slots[at]);
         let (mut held, job) = Job::allocate(core);
-        held.set_batch(slot.records.clone());
+        held.be_batch(slot.records.clone());
         held.note_caller(Caller::current());
         slot.job = Some(job);
         (slot.received_sent, slot.received_seen, slot.result_bytes) = (slot.received, None, 0);
