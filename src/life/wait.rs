@@ -231,7 +231,7 @@ impl Core {
 
     /// Sleeps in the station's seat until its bell rings. `false`: the seat is taken.
     fn sit(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> bool {
-        let (bell, leave, everywhere) = {
+        let (bell, leave, wants_any) = {
             let mut owned = station.own(self);
             owned.poll_news();
             if job.is_done() || job.station() != station.id {
@@ -257,8 +257,8 @@ impl Core {
         if job.job().is_some() {
             rung = bell.0.wait(limit);
         } else if job.register(&Waker::from(bell.clone())) == Poll::Pending {
-            // Who sleeps for a short time looks everywhere soon.
-            let everywhere = everywhere && self.stations.len() > 1 && leave.is_none();
+            // Who sleeps for a short time leaves the other stations to the driver's rounds.
+            let everywhere = wants_any && self.stations.len() > 1 && leave.is_none();
             if everywhere {
                 self.add_sleeper();
                 self.stop_watching();
@@ -274,9 +274,10 @@ impl Core {
         owned.seat = Seat::Free;
         let now = Instant::now();
         owned.last_sat = Some(now);
-        owned.note_sleep(now - asleep_since, rung);
         owned.disarm();
         owned.poll_news();
+        // Who was woken for what is not his sleeps the usual way the next time.
+        owned.note_sleep(now - asleep_since, rung && (!wants_any || job.is_done()));
         true
     }
 

@@ -369,9 +369,12 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 }
                 Pulled::Nothing if source.is_none() && engine.is_empty() => break,
                 Pulled::Nothing => {
-                    engine.mind_slow_items(&mut Waiting(out));
+                    let news = engine.mind_slow_items(&mut Waiting(out));
                     if !out.is_empty() {
                         break;
+                    }
+                    if news {
+                        continue;
                     }
                     if engine.register(context.waker()).is_pending() {
                         // In this order: what comes in between rings the driver, which wakes.

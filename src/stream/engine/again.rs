@@ -78,18 +78,20 @@ impl<R: Payload> Engine<R> {
     }
 
     /// To be called before a wait for results, where all that has come has been read: takes back what waits behind a slow item
-    /// while there is a worker that has nothing to do, and has the stream woken when it is time to look again.
-    pub(in crate::stream) fn mind_slow_items(&mut self, deliver: &mut impl Deliver<R>) {
+    /// while there is a worker that has nothing to do, and has the stream woken when it is time to look again. `true`: something has
+    /// come, so there may be room.
+    pub(in crate::stream) fn mind_slow_items(&mut self, deliver: &mut impl Deliver<R>) -> bool {
         let is_batch = |slot: &Slot<R>| slot.job.is_some() && slot.items - slot.received > 1;
         if self.auto.is_none() || !self.slots.iter().any(is_batch) {
-            return;
+            return false;
         }
         let now = Instant::now();
         if self.look_at.is_some_and(|at| now < at) {
-            return;
+            return false;
         }
         // Nobody has looked how far they are.
         self.handle.core().poll_everywhere();
+        let news = self.has_news();
         self.collect(deliver);
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
@@ -99,6 +101,7 @@ impl<R: Payload> Engine<R> {
         }
         self.look_at = Some(now + SLOW);
         self.handle.core().set_timer(now + SLOW, Timer::Wake(Waker::from(self.arrivals.clone())));
+        news
     }
 
     /// If this message is at the item at which it was when it was looked at last, the items behind go elsewhere.

@@ -14,6 +14,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 pub(super) use self::receive::Run;
+use self::send::Begun;
 use self::singles::Singles;
 use super::Granularity;
 use super::auto::Auto;
@@ -114,7 +115,7 @@ pub(super) struct Engine<R> {
     /// Whether the message that is being filled is an item by itself.
     alone: bool,
     /// When the message that is being filled was begun, if it is not to wait for a slow source.
-    begun_at: Option<Instant>,
+    begun: Option<Begun>,
     /// How many items the source has in all, if it is known.
     total: Option<u64>,
     /// When to look for slow items again.
@@ -197,7 +198,7 @@ impl<R: Payload> Engine<R> {
             singles: Singles::new(tag),
             alone: false,
             auto,
-            begun_at: None,
+            begun: None,
             total: None,
             look_at: None,
             answered_at: None,
@@ -337,7 +338,7 @@ impl<R: Payload> Awaited for Engine<R> {
         self.oldest().map_or(0, Job::station)
     }
 
-    /// In an ordered stream, what comes before the oldest job ends can neither go out nor make room for another one.
+    /// In an ordered stream, what comes of other messages before the oldest one ends can neither go out nor make room for another one.
     fn needs(&self) -> Option<&'static Job> {
         self.oldest().filter(|_| self.ordered)
     }

@@ -9,6 +9,7 @@ use super::{Deliver, Engine, Load, Room, Slot};
 use crate::caller::Caller;
 use crate::context::BatchBytes;
 use crate::error::TaskError;
+use crate::ground::sys::clock;
 use crate::life::job::Job;
 use crate::life::terms::Terms;
 use crate::memory::codec::{self, Payload};
@@ -24,11 +25,27 @@ const FILL_TIME_MAX: Duration = Duration::from_millis(1);
 /// An automatic message with so many bytes is full.
 const AUTO_BYTES_MAX: usize = 128 << 10;
 
-/// Whether a message that was begun then, and has so many items by now, has waited for more of them for long enough. The clock
-/// is read for the first items and then for one in 64: a source is slow from its first item on, or hardly ever.
-#[inline]
-fn is_late(begun_at: Option<Instant>, items: u32) -> bool {
-    begun_at.is_some_and(|at| (items < 8 || items.is_multiple_of(64)) && at.elapsed() > FILL_TIME_MAX)
+/// When a message began that is not to wait for long until it is full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    at: Instant,
+    tick_ns: u64,
+}
+
+impl Begun {
+    fn now() -> Self {
+        Self { at: Instant::now(), tick_ns: clock::coarse_now_ns() }
+    }
+
+    /// Whether a message that has been given so many items in a row should go out. The clock is read for the first ones and for each
+    /// 64th. In between a look at the coarse clock, for each fourth, tells of a source that has become slow.
+    #[inline]
+    fn is_late(self, items: u32) -> bool {
+        let is_time = items < 8
+            || items.is_multiple_of(64)
+            || items.is_multiple_of(4) && clock::coarse_now_ns() != self.tick_ns;
+        is_time && self.at.elapsed() > FILL_TIME_MAX
+    }
 }
 
 impl<R: Payload> Engine<R> {
@@ -40,7 +57,7 @@ impl<R: Payload> Engine<R> {
             let left = self.total.map(|total| total.saturating_sub(self.pulled));
             self.granularity = auto.size(left);
             self.alone = self.granularity == 1 && auto.skips_timing();
-            self.begun_at = (self.granularity > 1).then(Instant::now);
+            self.begun = (self.granularity > 1).then(Begun::now);
         }
     }
 
@@ -76,7 +93,7 @@ impl<R: Payload> Engine<R> {
             self.fail_rest(at, &encode_error(error), deliver);
         } else if self.filling.len() as usize >= self.granularity
             || self.auto.is_some() && self.filling.bytes() >= AUTO_BYTES_MAX
-            || is_late(self.begun_at, self.filling.len())
+            || self.begun.is_some_and(|begun| begun.is_late(self.filling.len()))
         {
             self.flush(deliver);
         }
@@ -107,10 +124,10 @@ impl<R: Payload> Engine<R> {
         let arrivals = &*self.arrivals;
         let mut late = false;
         // A loop for each, of which one has nothing to do with the clock.
-        let more = match self.begun_at {
+        let more = match self.begun {
             None => self.filling.fill::<T, I, B>(source, most, &mut self.pulled, |_| arrivals.any()),
-            begun_at => self.filling.fill::<T, I, B>(source, most, &mut self.pulled, |items| {
-                late = is_late(begun_at, items);
+            Some(begun) => self.filling.fill::<T, I, B>(source, most, &mut self.pulled, |items| {
+                late = begun.is_late(items);
                 late || arrivals.any()
             }),
         };

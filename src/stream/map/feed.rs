@@ -115,11 +115,11 @@ impl<T, R: Payload> Feed<T, R> {
             return false;
         }
         let Some(engine) = &mut self.engine else { return false };
-        engine.mind_slow_items(&mut |index, item| {
+        let news = engine.mind_slow_items(&mut |index, item| {
             delivered.set(true);
             deliver.one(index, item);
         });
-        if !delivered.get() {
+        if !news && !delivered.get() {
             engine.wait();
         }
         true
