@@ -38,12 +38,12 @@ impl Begun {
     }
 
     /// Whether a message that has been given so many items in a row should go out. The clock is read for the first ones and for each
-    /// 64th. In between a look at the coarse clock, for each fourth, tells of a source that has become slow.
+    /// 64th. In between a look at the coarse clock, for each eighth, tells of a source that has become slow.
     #[inline]
     fn is_late(self, items: u32) -> bool {
         let is_time = items < 8
             || items.is_multiple_of(64)
-            || items.is_multiple_of(4) && clock::coarse_now_ns() != self.tick_ns;
+            || items.is_multiple_of(8) && clock::coarse_now_ns() != self.tick_ns;
         is_time && self.at.elapsed() > FILL_TIME_MAX
     }
 }
