@@ -12,7 +12,7 @@ use super::core::{Core, Phase};
 use super::job::{Job, JobRef, Outcome, Place, Spot};
 use super::messages::Who;
 use super::meter::outcome_of_error;
-use super::station::{Owned, Stage};
+use super::station::{Owned, Stage, Station};
 use super::verdict::Why;
 use crate::error::TaskError;
 use crate::ground::prefetch::Ahead;
@@ -158,14 +158,16 @@ impl Core {
 
     /// Likewise, from all workers that have something to do.
     pub(crate) fn peek_everywhere(&self) {
-        let busy = self.stations.iter().filter(|station| !self.idle.contains(station.id));
-        busy.for_each(|station| self.peek_at(station.id));
+        self.busy_stations().for_each(|station| self.peek_at(station.id));
     }
 
     /// As [`peek_everywhere`](Self::peek_everywhere), and how far unfinished batches are.
     pub(crate) fn poll_everywhere(&self) {
-        let busy = self.stations.iter().filter(|station| !self.idle.contains(station.id));
-        busy.for_each(|station| station.own(self).poll());
+        self.busy_stations().for_each(|station| station.own(self).poll());
+    }
+
+    fn busy_stations(&self) -> impl Iterator<Item = &Station> {
+        self.stations.iter().filter(|station| !self.idle.contains(station.id))
     }
 
     #[inline]

@@ -31,8 +31,7 @@ impl JobRef {
                 }
             }
             Some(batch) => {
-                let nothing = self.settle(outcome);
-                debug_assert!(nothing.is_none(), "a batch is awaited through its sink");
+                self.settle_batch(outcome);
                 after.extend(batch.ended().map(After::Wake));
             }
         }
@@ -48,9 +47,13 @@ impl JobRef {
         after: &mut Vec<After>,
     ) {
         let Some(batch) = self.take_batch() else { return self.finish(outcome, after) };
+        self.settle_batch(outcome);
+        after.extend(batch.append_last(form, arena, position, len).map(After::Wake));
+    }
+
+    fn settle_batch(self, outcome: Outcome) {
         let nothing = self.settle(outcome);
         debug_assert!(nothing.is_none(), "a batch is awaited through its sink");
-        after.extend(batch.append_last(form, arena, position, len).map(After::Wake));
     }
 
     /// Before the outcome can be seen: whoever sees it finds a place.
@@ -102,21 +105,22 @@ impl JobRef {
         };
         let job = self.end(station, is_small);
         barrier::full();
-        if job.needs_looking_after() { job.look_after(generation) } else { None }
+        job.look_after(generation)
     }
 }
 
 impl Job {
-    /// Pool: whether the task of a job that has ended waits, or is gone, or that of its cell's next job. Edge DONE: a fence after the
-    /// end, then this.
+    /// Pool: calls the task of a job that has ended, or frees the cell if there is none any more. Edge DONE: a fence after the end,
+    /// then this.
     #[inline]
-    fn needs_looking_after(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & (WAKER | GONE) != 0
+    fn look_after(&'static self, generation: u64) -> Option<After> {
+        // Of this job's task, or of that of its cell's next job.
+        let is_wanted = self.state.load(Ordering::Relaxed) & (WAKER | GONE) != 0;
+        if is_wanted { self.call_or_free(generation) } else { None }
     }
 
-    /// Pool: calls the task of a job that has ended, or frees the cell if there is none any more.
     #[cold]
-    fn look_after(&'static self, generation: u64) -> Option<After> {
+    fn call_or_free(&'static self, generation: u64) -> Option<After> {
         let mut state = self.state.load(Ordering::Acquire);
         while state >> GENERATION_SHIFT == generation {
             let next = match state {
@@ -197,9 +201,9 @@ impl Ended {
         }
         for ended in &self.jobs[..std::mem::take(&mut self.len)] {
             if let &Some((job, state)) = ended
-                && job.needs_looking_after()
+                && let Some(next) = job.look_after(state >> GENERATION_SHIFT)
             {
-                after.extend(job.look_after(state >> GENERATION_SHIFT));
+                after.push(next);
             }
         }
     }
