@@ -373,6 +373,43 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
 
     /// A signal that a worker gets before SIGKILL when its task is killed or runs out of time, and how long it may take to
     /// act on it: SIGTERM to clean up, SIGABRT for a core dump. Default: SIGKILL at once.
+    ///
+    /// What a killed task has printed of an unfinished line is in its worker's memory and goes with it. A thread of the worker
+    /// that waits for the signal saves it, since `exit` flushes:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use forkring::{Pool, Signal};
+    /// use nix::sys::signal::SigSet;
+    ///
+    /// let pool = Pool::builder()
+    ///     .workers(1)
+    ///     .kill_signal(Signal::SIGTERM, Duration::from_millis(100))
+    ///     .init(|_| {
+    ///         // Blocked before there is a second thread: nobody gets it but who waits for it.
+    ///         let signals = SigSet::from(Signal::SIGTERM);
+    ///         signals.thread_block()?;
+    ///         std::thread::spawn(move || {
+    ///             let _ = signals.wait();
+    ///             std::process::exit(1);
+    ///         });
+    ///         Ok(())
+    ///     })
+    ///     .build()?;
+    /// let task = pool.with_timeout(Duration::from_millis(50)).submit(
+    ///     |_: ()| -> () {
+    ///         print!("so far, and no");
+    ///         loop {
+    ///             std::thread::park();
+    ///         }
+    ///     },
+    ///     &(),
+    /// );
+    /// // "so far, and no" has been written.
+    /// assert!(task.wait().unwrap_err().is_timed_out());
+    /// # Ok::<(), forkring::Error>(())
+    /// ```
     pub fn kill_signal(self, first: Signal, gap: Duration) -> Self {
         self.set(|plan| plan.policy.kill_signal = Some((first as i32, gap)))
     }

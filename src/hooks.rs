@@ -29,8 +29,9 @@
 //! A task that is itself killed, runs out of time or aborts loses what it has printed behind the end of its last line (in C,
 //! without a terminal, behind its last `fflush`): it is in the worker's memory, and SIGKILL leaves nobody to write it. So end
 //! lines that matter by a newline, flush ([`Write::flush`](std::io::Write::flush)) before what may hang, or use `eprint!`,
-//! which has no buffer. `eprintln!` writes each piece of a line by
-//! itself, so that lines of several workers can mix; [`write_all`](std::io::Write::write_all) of a whole line does not.
+//! which has no buffer. Or give workers a thread that flushes when the pool is about to kill: [`Builder::kill_signal`](crate::Builder::kill_signal)
+//! shows it. `eprintln!` writes each piece of a line by itself, so that lines of several workers can mix;
+//! [`write_all`](std::io::Write::write_all) of a whole line does not.
 //!
 //! Under `cargo test` a worker inherits what libtest captures output with, and writes into a copy that nobody reads: what its tasks
 //! print and the texts of its panics are seen with `--nocapture`, or where workers are threads

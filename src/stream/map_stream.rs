@@ -1,6 +1,5 @@
 //! [`MapStream`]: a stream over an asynchronous source, for async code.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,9 +9,9 @@ use futures_core::Stream;
 use futures_core::stream::FusedStream;
 
 use super::Granularity;
-use super::engine::{Engine, Item};
-use super::map::Waiting;
+use super::engine::Engine;
 use super::progress::{Metered, Progress, Watch};
+use super::results::{Item, Outbox};
 use super::stop::{Control, Stopper};
 use crate::context::{self, Named, Worker};
 use crate::error::TaskError;
@@ -70,9 +69,7 @@ struct Feed<T, R> {
     /// Made at the first poll, when the options are final.
     engine: Option<Engine<R>>,
     /// Results that have not been asked for.
-    out: VecDeque<(u64, Item<R>)>,
-    /// While fewer of them wait, there is something to do before the next one goes out.
-    low_mark: usize,
+    out: Outbox<R>,
     sleeper: Sleeper,
     ended: bool,
 }
@@ -166,8 +163,7 @@ impl<E, S, W> Pool<E, S, W> {
             window: None,
             ordered: true,
             engine: None,
-            out: VecDeque::new(),
-            low_mark: 0,
+            out: Outbox::default(),
             ended: false,
         };
         MapStream { feed, watch: () }
@@ -285,7 +281,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
     fn pull(
         engine: &mut Engine<R>,
         source: &mut Option<Pin<Box<T>>>,
-        out: &mut VecDeque<(u64, Item<R>)>,
+        out: &mut Outbox<R>,
         budget: &mut usize,
         context: &mut Context<'_>,
     ) -> Pulled {
@@ -294,7 +290,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
         while let Some(items) = source {
             if engine.is_over() {
                 *source = None;
-                engine.flush(&mut Waiting(out));
+                engine.flush(out);
                 break;
             }
             if !engine.wants_items(room) {
@@ -304,14 +300,14 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 return Pulled::Enough;
             }
             match items.as_mut().poll_next(context) {
-                Poll::Ready(Some(item)) => engine.push(&item, &mut Waiting(out)),
+                Poll::Ready(Some(item)) => engine.push(&item, out),
                 Poll::Ready(None) => {
                     *source = None;
-                    engine.flush(&mut Waiting(out));
+                    engine.flush(out);
                 }
                 Poll::Pending => {
                     // Nobody knows when there will be another one.
-                    engine.flush(&mut Waiting(out));
+                    engine.flush(out);
                     break;
                 }
             }
@@ -324,7 +320,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
     }
 
     fn poll_result(&mut self, context: &mut Context<'_>) -> Poll<Option<(u64, Item<R>)>> {
-        if self.out.len() < self.low_mark.max(1) {
+        if self.out.is_low() {
             if self.engine.is_none() {
                 self.engine = Some(self.make_engine());
             }
@@ -332,7 +328,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 return Poll::Pending;
             }
         }
-        let result = self.out.pop_front();
+        let result = self.out.pop();
         self.ended = result.is_none();
         Poll::Ready(result)
     }
@@ -342,7 +338,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
         let Self { engine: Some(engine), source, out, sleeper, .. } = self else { return Poll::Ready(()) };
         if !engine.is_here() {
             *source = None;
-            engine.disown(&mut Waiting(out));
+            engine.disown(out);
             return Poll::Ready(());
         }
         sleeper.wake();
@@ -352,7 +348,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
         loop {
             let news = engine.has_news();
             if news {
-                engine.collect(&mut Waiting(out));
+                engine.collect(out);
             }
             if news && !out.is_empty() && !refill {
                 break;
@@ -369,7 +365,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 }
                 Pulled::Nothing if source.is_none() && engine.is_empty() => break,
                 Pulled::Nothing => {
-                    let news = engine.mind_slow_items(&mut Waiting(out));
+                    let news = engine.mind_slow_items(out);
                     if !out.is_empty() {
                         break;
                     }
@@ -385,7 +381,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                 }
             }
         }
-        self.low_mark = if source.is_some() { engine.low_mark() } else { 0 };
+        out.set_low_mark(if source.is_some() { engine.low_mark() } else { 0 });
         Poll::Ready(())
     }
 }
@@ -394,7 +390,12 @@ impl<T: Stream<Item: Payload>, R: Payload, P: Watch> Stream for MapStream<T, R, 
     type Item = Result<R, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().poll_result(context).map(|result| result.map(|(_, item)| item))
+        let stream = self.get_mut();
+        if let Some(value) = stream.feed.out.pop_value() {
+            stream.watch.note(false);
+            return Poll::Ready(Some(Ok(value)));
+        }
+        stream.poll_result(context).map(|result| result.map(|(_, item)| item))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Streams: a function applied to many items, in batches, with a bounded window.
 //!
 //! [`Map`] is the iterator that users see, [`MapStream`] its counterpart for async code, [`TryMap`] the one over a source that may
-//! fail; [`engine`] keeps the window of batches, [`auto`] says how large they are, [`records`] collects their results, [`stop`] ends a
-//! stream before its source does, [`progress`] tells how far it is.
+//! fail; [`engine`] keeps the window of batches, [`auto`] says how large they are, [`records`] collects their results, [`results`]
+//! has those that wait to go out, [`stop`] ends a stream before its source does, [`progress`] tells how far it is.
 
 mod auto;
 #[cfg(feature = "indicatif")]
@@ -12,6 +12,7 @@ mod map;
 mod map_stream;
 mod progress;
 mod records;
+mod results;
 mod stop;
 mod try_map;
 

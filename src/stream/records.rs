@@ -10,9 +10,7 @@ use crate::life::core::Listener;
 use crate::life::job::BatchSink;
 use crate::memory::arena::ArenaReader;
 use crate::protocol::lane::Form;
-
-/// The most memory that a buffer for results keeps between two uses.
-const KEPT_BYTES_MAX: usize = 1 << 20;
+use crate::stream::results::KEPT_BYTES_MAX;
 
 /// What a stream and the deliverers of its results share: a mailbox, which the stream empties as a whole.
 #[derive(Debug, Default)]

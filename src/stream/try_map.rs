@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::engine::{Engine, Item};
-use super::map::{Map, Sink, length, pull_into};
+use super::engine::Engine;
+use super::map::{Map, length, pull_into};
 use super::progress::{Metered, Progress, Watch};
+use super::results::{Item, Outbox};
 use super::stop::{Flow, Stopper};
 use super::{Granularity, StreamSummary};
 use crate::context::{self, Named};
@@ -57,22 +58,18 @@ impl<T, R, X, P> fmt::Debug for TryMap<T, R, X, P> {
     }
 }
 
-fn pull<T, R, I, X>(
-    engine: &mut Engine<R>,
-    source: &mut Option<Fallible<T, X>>,
-    waiting: usize,
-    deliver: &mut Sink<'_, R>,
-) where
+fn pull<T, R, I, X>(engine: &mut Engine<R>, source: &mut Option<Fallible<T, X>>, out: &mut Outbox<R>)
+where
     T: Iterator<Item = Result<I, X>>,
     R: Payload,
     I: Payload,
 {
     let Some(Fallible { source: items, errors }) = source else { return };
-    let more = pull_into(engine, items, waiting, deliver, |engine, item, mut deliver| match item {
-        Ok(item) => engine.push(&item, &mut deliver),
+    let more = pull_into(engine, items, out, |engine, item, out| match item {
+        Ok(item) => engine.push(&item, out),
         Err(error) => {
             errors.0.lock().push_back((engine.pulled, error));
-            engine.hold_place(&mut deliver);
+            engine.hold_place(out);
         }
     });
     if !more {

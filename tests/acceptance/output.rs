@@ -3,14 +3,17 @@
 
 #![allow(unsafe_code, reason = "a task that prints as C code does")]
 
+use std::ffi::CString;
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 use forkring::{CurrentTask, Granularity, Pool, Worker, current_task};
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::support::{
-    Finished, both, both_output, builder, counter, eventually, gate, in_process, outcome, process,
+    BOUND, Finished, both, both_output, builder, counter, eventually, gate, in_process, outcome, process,
     scenario_output, signal,
 };
 
@@ -291,6 +294,45 @@ fn a_task_that_is_killed_has_printed_its_whole_lines_and_what_it_flushed() {
         [("<a whole line>", 1), ("<a part that is flushed>", 1), ("<a part that is lost>", 0)]
     {
         assert_eq!(finished.stdout.matches(text).count(), times, "{text}: {finished:?}");
+    }
+}
+
+/// With a thread that the first signal wakes, not even that is lost.
+#[test]
+fn a_thread_that_waits_for_the_first_signal_saves_the_unfinished_line() {
+    let finished = scenario_output(|| {
+        let pool = Pool::builder()
+            .workers(1)
+            .kill_signal(Signal::SIGTERM, BOUND)
+            .init(|_| {
+                let signals = SigSet::from(Signal::SIGTERM);
+                signals.thread_block()?;
+                thread::spawn(move || {
+                    let _ = signals.wait();
+                    std::process::exit(1);
+                });
+                Ok(())
+            })
+            .build()
+            .unwrap();
+        let run = |round: u64| -> () {
+            print!("<rust {round}>");
+            print_in_c(&CString::new(format!("<c {round}>")).unwrap());
+            counter(0).bump();
+            gate(0).wait();
+        };
+        let late = pool.with_timeout(Duration::from_millis(100)).submit(run, &1);
+        assert!(outcome(late).unwrap_err().is_timed_out());
+        let killed = pool.submit(run, &2);
+        counter(0).wait_for(2);
+        killed.kill();
+        assert!(outcome(killed).unwrap_err().is_cancelled());
+        pool.close().wait();
+    });
+    let Some(finished) = finished else { return };
+    assert!(finished.status.success(), "{finished:?}");
+    for text in ["<rust 1>", "<c 1>", "<rust 2>", "<c 2>"] {
+        assert_eq!(finished.stdout.matches(text).count(), 1, "{text}: {finished:?}");
     }
 }
 

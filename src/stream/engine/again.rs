@@ -5,13 +5,14 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::receive::damaged;
-use super::{Deliver, Engine, Load, Slot};
+use super::{Engine, Load, Slot};
 use crate::context::item_of;
 use crate::error::TaskError;
 use crate::life::crashers::Scene;
 use crate::life::timers::Timer;
 use crate::memory::codec::{AlignedBytes, Encoded, Payload};
 use crate::protocol::lane::{Batch, Parcel};
+use crate::stream::results::Outbox;
 
 /// An item that has not ended between two looks, so far apart, is slow: others do not wait behind it.
 const SLOW: Duration = Duration::from_millis(2);
@@ -44,7 +45,7 @@ impl<R: Payload> Engine<R> {
         at: usize,
         mut parcel: Parcel,
         error: Option<TaskError>,
-        deliver: &mut impl Deliver<R>,
+        out: &mut Outbox<R>,
     ) {
         let retries = self.terms.unwrap_or(self.handle.core().policy.terms).retries;
         let slot = &mut self.slots[at];
@@ -55,32 +56,32 @@ impl<R: Payload> Engine<R> {
                 slot.losses += 1;
                 if !error.is_worker_lost() || slot.losses > retries {
                     let error = error.after_attempts(slot.losses);
-                    self.settle(at, Err(error), deliver);
+                    self.settle(at, Err(error), out);
                 }
             }
             _ => {}
         }
         let Slot { items, received: done, .. } = self.slots[at];
         if done == items {
-            return self.close(at, deliver);
+            return self.close(at, out);
         }
         if let Some(batch) = parcel.batch.filter(|batch| batch.items != items) {
             // It was shortened, and a batch consists of its items and nothing else.
             let part = self.filling.part(parcel.input.as_bytes(), batch.items as usize, 0..items as usize);
             let Some(input) = part else {
-                return self.fail_rest(at, &damaged("a batch's table is damaged"), deliver);
+                return self.fail_rest(at, &damaged("a batch's table is damaged"), out);
             };
             parcel.input = input;
         }
         let timed = self.auto.is_some();
         parcel.batch = Some(Batch { items, done, timed });
-        self.send(at, Load::Again(parcel), deliver);
+        self.send(at, Load::Again(parcel), out);
     }
 
     /// To be called before a wait for results, where all that has come has been read: takes back what waits behind a slow item
     /// while there is a worker that has nothing to do, and has the stream woken when it is time to look again. `true`: something has
     /// come, so there may be room.
-    pub(in crate::stream) fn mind_slow_items(&mut self, deliver: &mut impl Deliver<R>) -> bool {
+    pub(in crate::stream) fn mind_slow_items(&mut self, out: &mut Outbox<R>) -> bool {
         let is_batch = |slot: &Slot<R>| slot.job.is_some() && slot.items - slot.received > 1;
         if self.auto.is_none() || !self.slots.iter().any(is_batch) {
             return false;
@@ -92,11 +93,11 @@ impl<R: Payload> Engine<R> {
         // Nobody has looked how far they are.
         self.handle.core().poll_everywhere();
         let news = self.has_news();
-        self.collect(deliver);
+        self.collect(out);
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             if is_batch(slot) && slot.received_seen.replace(slot.received) == Some(slot.received) {
-                self.shorten(at, deliver);
+                self.shorten(at, out);
             }
         }
         self.look_at = Some(now + SLOW);
@@ -105,7 +106,7 @@ impl<R: Payload> Engine<R> {
     }
 
     /// If this message is at the item at which it was when it was looked at last, the items behind go elsewhere.
-    fn shorten(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
+    fn shorten(&mut self, at: usize, out: &mut Outbox<R>) {
         let core = self.handle.core();
         let Some(job) = self.slots[at].job else { return };
         let generation = job.generation();
@@ -113,7 +114,7 @@ impl<R: Payload> Engine<R> {
             return;
         }
         // That has delivered what there is.
-        self.collect(deliver);
+        self.collect(out);
         let slot = &self.slots[at];
         if slot.received_seen != Some(slot.received) || slot.job.is_none() {
             return;
@@ -128,7 +129,7 @@ impl<R: Payload> Engine<R> {
         let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, generation) else {
             return;
         };
-        self.collect(deliver);
+        self.collect(out);
         let slot = &mut self.slots[at];
         let (first, rest, items) = (slot.first, slot.received + 1, slot.items);
         // It may have ended since, and what remained of it been sent again.
@@ -145,7 +146,7 @@ impl<R: Payload> Engine<R> {
             place = place.map(|place| place + 1);
             let to = self.open(first + u64::from(part.start), part.end - part.start, place);
             let batch = Some(Batch { items: part.end - part.start, done: 0, timed: true });
-            self.send(to, Load::Again(Parcel { code: self.code, batch, input }), deliver);
+            self.send(to, Load::Again(Parcel { code: self.code, batch, input }), out);
         }
     }
 

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-pub(super) use self::receive::Run;
 use self::send::Begun;
 use self::singles::Singles;
 use super::Granularity;
 use super::auto::Auto;
 use super::records::{Arrivals, News, Records};
+use super::results::Outbox;
 use super::stop::{Control, Message, call_off};
 use crate::context::{BatchBytes, Named};
 use crate::error::TaskError;
@@ -40,27 +40,6 @@ const DEPTH: usize = 16;
 const DEPTH_SMALL: usize = 64;
 const SMALL: usize = 16;
 
-/// A stream's outcome of one item.
-pub(super) type Item<R> = Result<R, TaskError>;
-
-/// Where results go, with the indices of their items, as soon as it is their turn.
-pub(super) trait Deliver<R> {
-    fn one(&mut self, index: u64, item: Item<R>);
-
-    /// Values of items that follow each other.
-    #[inline]
-    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
-        (first..).zip(values).for_each(|(index, value)| self.one(index, Ok(value)));
-    }
-}
-
-impl<R, F: FnMut(u64, Item<R>)> Deliver<R> for F {
-    #[inline]
-    fn one(&mut self, index: u64, item: Item<R>) {
-        self(index, item);
-    }
-}
-
 /// One message of the window, or a free place for one.
 #[derive(Debug)]
 struct Slot<R> {
@@ -74,7 +53,7 @@ struct Slot<R> {
     /// Bytes of a record that is not whole.
     bytes: Vec<u8>,
     /// Results that wait for their turn, in an ordered stream.
-    held: VecDeque<Item<R>>,
+    held: Outbox<R>,
     /// When all of it has to be over, if it is known.
     due: Option<Instant>,
     /// How many workers were lost over the item that comes next.
@@ -293,12 +272,12 @@ impl<R: Payload> Engine<R> {
     }
 
     /// In another process than the pool's, nothing more comes of what was on its way.
-    pub(super) fn disown(&mut self, deliver: &mut impl Deliver<R>) {
-        self.flush(deliver);
-        self.disown_singles(deliver);
+    pub(super) fn disown(&mut self, out: &mut Outbox<R>) {
+        self.flush(out);
+        self.disown_singles(out);
         for at in 0..self.slots.len() {
             if self.slots[at].job.take().is_some() {
-                self.fail_rest(at, &TaskError::NotInThisProcess, deliver);
+                self.fail_rest(at, &TaskError::NotInThisProcess, out);
             }
         }
     }

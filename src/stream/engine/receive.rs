@@ -1,10 +1,9 @@
 //! What has arrived is read, and results are delivered when it is their turn.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Deliver, Engine, Item};
+use super::Engine;
 use crate::error::{CodecError, TaskError};
 use crate::life::job::Outcome;
 use crate::memory::codec::{self, Payload};
@@ -12,39 +11,18 @@ use crate::protocol::lane::{Form, Reply};
 use crate::protocol::records::{Parsed, parse, record_stride, value_bytes};
 use crate::protocol::wire::{Status, time_of_code};
 use crate::stream::records::{Address, Note, Records, What};
+use crate::stream::results::{Item, Outbox, Run};
 use crate::task;
-
-/// Values of items that follow each other, as they came.
-#[derive(Debug)]
-pub(in crate::stream) struct Run<'a, R> {
-    /// The index of the first item.
-    pub(in crate::stream) first: u64,
-    pub(super) bytes: &'a [u8],
-    pub(super) _values: PhantomData<fn() -> R>,
-}
-
-impl<'a, R: Payload> Run<'a, R> {
-    pub(in crate::stream) fn empty() -> Self {
-        Self { first: 0, bytes: &[], _values: PhantomData }
-    }
-
-    #[inline]
-    pub(in crate::stream) fn values(&self) -> impl Iterator<Item = R> + use<'a, R> {
-        let (stride, width) = (record_stride::<R>().unwrap_or(0), value_bytes::<R>().unwrap_or(1));
-        self.bytes.chunks_exact(width).map_while(move |bytes| codec::plain_value::<R>(&bytes[..stride]))
-    }
-}
 
 impl<R: Payload> Engine<R> {
     /// Reads what has arrived.
-    pub(in crate::stream) fn collect(&mut self, deliver: &mut impl Deliver<R>) {
-        if self.collect_singles(deliver) {
-            let run = self.run_of_singles();
-            deliver.run(run.first, run.values());
+    pub(in crate::stream) fn collect(&mut self, out: &mut Outbox<R>) {
+        if self.collect_singles(out) {
+            out.run(self.run_of_singles());
         }
         self.gather();
-        while let Some(run) = self.read_note(deliver) {
-            deliver.run(run.first, run.values());
+        while let Some(run) = self.read_note(out) {
+            out.run(run);
         }
     }
 
@@ -66,28 +44,22 @@ impl<R: Payload> Engine<R> {
 
     /// Reads the next note of what was gathered: delivers its results, or gives them back if they are values whose turn it
     /// is. `None`: all has been read.
-    pub(in crate::stream) fn read_note(&mut self, deliver: &mut impl Deliver<R>) -> Option<Run<'_, R>> {
+    pub(in crate::stream) fn read_note(&mut self, out: &mut Outbox<R>) -> Option<Run<'_, R>> {
         let &Note { address, what } = self.news.notes.get(self.notes_read)?;
         self.notes_read += 1;
         let len = if let What::Results(_, len) = what { len } else { 0 };
         let start = self.bytes_read;
         self.bytes_read += len;
         let bytes = std::mem::take(&mut self.news.bytes);
-        let first = self.accept(address, what, &bytes[start..start + len], deliver);
+        let first = self.accept(address, what, &bytes[start..start + len], out);
         self.news.bytes = bytes;
         let run = if first.is_some() { &self.news.bytes[start..start + len] } else { &[] };
-        Some(Run { first: first.unwrap_or_default(), bytes: run, _values: PhantomData })
+        Some(Run::new(first.unwrap_or_default(), run))
     }
 
     /// Something has come for a message. The index of the first one, if they are values whose turn it is.
     #[inline]
-    fn accept(
-        &mut self,
-        address: Address,
-        what: What,
-        bytes: &[u8],
-        deliver: &mut impl Deliver<R>,
-    ) -> Option<u64> {
+    fn accept(&mut self, address: Address, what: What, bytes: &[u8], out: &mut Outbox<R>) -> Option<u64> {
         let at = address.slot as usize;
         let slot = &mut self.slots[at];
         if slot.records.address != address {
@@ -98,22 +70,22 @@ impl<R: Payload> Engine<R> {
         let mut run = None;
         let valid = match what {
             What::Results(Form::Values, _) => self.read_values(at, bytes, &mut run),
-            What::Results(Form::Records, _) => self.read_records(at, bytes, deliver),
+            What::Results(Form::Records, _) => self.read_records(at, bytes, out),
             What::Ended => {
                 if let Some(job) = slot.job.take_if(|job| job.is_done()) {
-                    self.end(at, job.take(), deliver);
+                    self.end(at, job.take(), out);
                 }
                 true
             }
         };
         if !valid {
-            self.abort(at, "a batch's results are damaged", deliver);
+            self.abort(at, "a batch's results are damaged", out);
         }
         run
     }
 
     /// Reads whole records. `false`: they make no sense.
-    fn read_records(&mut self, at: usize, new: &[u8], deliver: &mut impl Deliver<R>) -> bool {
+    fn read_records(&mut self, at: usize, new: &[u8], out: &mut Outbox<R>) -> bool {
         let stride = record_stride::<R>();
         let mut kept = std::mem::take(&mut self.slots[at].bytes);
         let torn = !kept.is_empty();
@@ -141,7 +113,7 @@ impl<R: Payload> Engine<R> {
                 status => Err(task::error_of(status, payload)),
             };
             read += len;
-            self.settle(at, item, deliver);
+            self.settle(at, item, out);
         };
         if torn {
             kept.drain(..read);
@@ -168,28 +140,28 @@ impl<R: Payload> Engine<R> {
         if front {
             *run = Some(first);
         } else {
-            slot.held.extend(Run { first, bytes, _values: PhantomData }.values().map(Ok));
+            slot.held.run(Run::new(first, bytes));
         }
         true
     }
 
     /// The next item of a message has this outcome.
     #[inline]
-    pub(super) fn settle(&mut self, at: usize, item: Item<R>, deliver: &mut impl Deliver<R>) {
+    pub(super) fn settle(&mut self, at: usize, item: Item<R>, out: &mut Outbox<R>) {
         let front = !self.ordered || self.order.front() == Some(&at);
         let slot = &mut self.slots[at];
         let index = slot.first + u64::from(slot.received);
         slot.received += 1;
         slot.losses = 0;
         if front {
-            deliver.one(index, item);
+            out.one(index, item);
         } else {
-            slot.held.push_back(item);
+            slot.held.one(index, item);
         }
     }
 
     /// The message's job has ended.
-    fn end(&mut self, at: usize, outcome: Outcome, deliver: &mut impl Deliver<R>) {
+    fn end(&mut self, at: usize, outcome: Outcome, out: &mut Outbox<R>) {
         match outcome {
             Outcome::BatchDone(time_code) => {
                 let time = time_of_code(time_code);
@@ -204,38 +176,38 @@ impl<R: Payload> Engine<R> {
                     auto.done(slot.step, items, ns);
                 }
                 if self.slots[at].received == self.slots[at].items {
-                    return self.close(at, deliver);
+                    return self.close(at, out);
                 }
                 // The worker miscounted.
-                self.fail_rest(at, &damaged("a batch ended before its items"), deliver);
+                self.fail_rest(at, &damaged("a batch ended before its items"), out);
             }
             Outcome::Small(reply) if self.slots[at].items == 1 => {
                 let item = task::decode_small(&reply);
-                self.settle(at, item, deliver);
-                self.close(at, deliver);
+                self.settle(at, item, out);
+                self.close(at, out);
             }
-            Outcome::Small(reply) => self.end(at, Outcome::Reply(reply.into()), deliver),
+            Outcome::Small(reply) => self.end(at, Outcome::Reply(reply.into()), out),
             Outcome::Reply(Reply { status: Status::Value, body }) if self.slots[at].items == 1 => {
                 let item = task::decode(body);
-                self.settle(at, item, deliver);
-                self.close(at, deliver);
+                self.settle(at, item, out);
+                self.close(at, out);
             }
             Outcome::Reply(reply) => {
-                self.fail_rest(at, &task::error_of(reply.status, reply.body.as_bytes()), deliver);
+                self.fail_rest(at, &task::error_of(reply.status, reply.body.as_bytes()), out);
             }
-            Outcome::Failed(error) => self.fail_rest(at, &error, deliver),
+            Outcome::Failed(error) => self.fail_rest(at, &error, out),
             Outcome::BatchLost(lost) => {
                 let (parcel, error, scene) = *lost;
                 if let Some(scene) = scene {
                     self.save_item(at, &parcel, scene);
                 }
-                self.go_on(at, parcel, error, deliver);
+                self.go_on(at, parcel, error, out);
             }
         }
     }
 
     /// Gives up on a message whose results make no sense.
-    fn abort(&mut self, at: usize, why: &str, deliver: &mut impl Deliver<R>) {
+    fn abort(&mut self, at: usize, why: &str, out: &mut Outbox<R>) {
         if let Some(job) = self.slots[at].job.take() {
             let (core, generation) = (self.handle.core(), job.generation());
             if job.abandon(false) {
@@ -247,18 +219,18 @@ impl<R: Payload> Engine<R> {
         // For as long as the worker goes on, more may come.
         let address = Address { epoch: slot.records.address.epoch.wrapping_add(1), ..slot.records.address };
         slot.records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
-        self.fail_rest(at, &damaged(why), deliver);
+        self.fail_rest(at, &damaged(why), out);
     }
 
-    pub(super) fn fail_rest(&mut self, at: usize, error: &TaskError, deliver: &mut impl Deliver<R>) {
+    pub(super) fn fail_rest(&mut self, at: usize, error: &TaskError, out: &mut Outbox<R>) {
         while self.slots[at].received < self.slots[at].items {
-            self.settle(at, Err(error.clone()), deliver);
+            self.settle(at, Err(error.clone()), out);
         }
-        self.close(at, deliver);
+        self.close(at, out);
     }
 
     /// All items of a message have their outcomes.
-    pub(super) fn close(&mut self, at: usize, deliver: &mut impl Deliver<R>) {
+    pub(super) fn close(&mut self, at: usize, out: &mut Outbox<R>) {
         self.slots[at].bytes.clear();
         if !self.ordered {
             self.closed += u64::from(self.slots[at].items);
@@ -268,8 +240,7 @@ impl<R: Payload> Engine<R> {
         // In order: the front message leaves when it is complete, and the next one's results may go out.
         while let Some(&front) = self.order.front() {
             let slot = &mut self.slots[front];
-            let next = slot.first + u64::from(slot.received) - slot.held.len() as u64;
-            (next..).zip(slot.held.drain(..)).for_each(|(index, item)| deliver.one(index, item));
+            out.append(&mut slot.held);
             // All results may be there before the news that the job has ended, which must not find the slot's next message.
             if slot.received < slot.items || slot.job.is_some() {
                 break;

@@ -1,11 +1,10 @@
 //! Items of the source become messages, and these are sent.
 
 use std::borrow::Borrow;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Deliver, Engine, Load, Room, Slot};
+use super::{Engine, Load, Room, Slot};
 use crate::caller::Caller;
 use crate::context::BatchBytes;
 use crate::error::TaskError;
@@ -17,6 +16,7 @@ use crate::pool::encode_error;
 use crate::protocol::lane::{Batch, Parcel};
 use crate::stream::auto::Auto;
 use crate::stream::records::{Address, Records};
+use crate::stream::results::Outbox;
 use crate::stream::stop::Message;
 
 /// An automatic message waits for so long for a slow source to fill it.
@@ -40,10 +40,15 @@ impl Begun {
     /// Whether a message that has been given so many items in a row should go out. The clock is read for the first ones and for each
     /// 64th. In between a look at the coarse clock, for each eighth, tells of a source that has become slow.
     #[inline]
-    fn is_late(self, items: u32) -> bool {
-        let is_time = items < 8
-            || items.is_multiple_of(64)
-            || items.is_multiple_of(8) && clock::coarse_now_ns() != self.tick_ns;
+    fn is_late(&self, items: u32) -> bool {
+        (items < 8 || items.is_multiple_of(8)) && self.asks_clock(items)
+    }
+
+    /// Apart, so that what the loop around counts can stay in registers.
+    #[cold]
+    #[inline(never)]
+    fn asks_clock(&self, items: u32) -> bool {
+        let is_time = items < 8 || items.is_multiple_of(64) || clock::coarse_now_ns() != self.tick_ns;
         is_time && self.at.elapsed() > FILL_TIME_MAX
     }
 }
@@ -63,14 +68,14 @@ impl<R: Payload> Engine<R> {
 
     /// Takes an item of the source in; sends the message when it is full.
     #[inline]
-    pub(in crate::stream) fn push<I: Payload>(&mut self, item: &I, deliver: &mut impl Deliver<R>) {
+    pub(in crate::stream) fn push<I: Payload>(&mut self, item: &I, out: &mut Outbox<R>) {
         if self.is_single {
             return self.push_single(item);
         }
         if std::mem::replace(&mut self.encoding, true) {
             // The serializer of the item before panicked: its position stays empty, so the batch ends there.
             self.closed += 1;
-            self.flush(deliver);
+            self.flush(out);
         }
         if self.filling.len() == 0 {
             self.begin();
@@ -81,21 +86,21 @@ impl<R: Payload> Engine<R> {
         let result = if self.alone {
             codec::encode(item, limit).map(|input| {
                 let at = self.open(index, 1, None);
-                self.send(at, Load::One(input), deliver);
+                self.send(at, Load::One(input), out);
             })
         } else {
             self.filling.push(item, limit)
         };
         self.encoding = false;
         if let Err(error) = result {
-            self.flush(deliver);
+            self.flush(out);
             let at = self.open(index, 1, None);
-            self.fail_rest(at, &encode_error(error), deliver);
+            self.fail_rest(at, &encode_error(error), out);
         } else if self.filling.len() as usize >= self.granularity
             || self.auto.is_some() && self.filling.bytes() >= AUTO_BYTES_MAX
-            || self.begun.is_some_and(|begun| begun.is_late(self.filling.len()))
+            || self.begun.as_ref().is_some_and(|begun| begun.is_late(self.filling.len()))
         {
-            self.flush(deliver);
+            self.flush(out);
         }
     }
 
@@ -112,7 +117,7 @@ impl<R: Payload> Engine<R> {
         &mut self,
         source: &mut Option<T>,
         room: Room,
-        deliver: &mut impl Deliver<R>,
+        out: &mut Outbox<R>,
     ) -> bool {
         if self.filling.len() == 0 {
             self.begin();
@@ -132,30 +137,30 @@ impl<R: Payload> Engine<R> {
             }),
         };
         if self.filling.len() >= goal || late {
-            self.flush(deliver);
+            self.flush(out);
         }
         more
     }
 
     /// An item of the source that no worker is needed for: its outcome is an error in its place, which the caller
     /// replaces.
-    pub(in crate::stream) fn hold_place(&mut self, deliver: &mut impl Deliver<R>) {
+    pub(in crate::stream) fn hold_place(&mut self, out: &mut Outbox<R>) {
         if self.is_single {
             return self.fail_single(TaskError::Cancelled);
         }
-        self.flush(deliver);
+        self.flush(out);
         let index = self.pulled;
         self.pulled += 1;
         let at = self.open(index, 1, None);
-        self.fail_rest(at, &TaskError::Cancelled, deliver);
+        self.fail_rest(at, &TaskError::Cancelled, out);
     }
 
     /// Sends the batch that is being filled, if there is one.
-    pub(in crate::stream) fn flush(&mut self, deliver: &mut impl Deliver<R>) {
+    pub(in crate::stream) fn flush(&mut self, out: &mut Outbox<R>) {
         let items = self.filling.len();
         if items > 0 {
             let at = self.open(self.filling_first, items, None);
-            self.send(at, Load::Filled, deliver);
+            self.send(at, Load::Filled, out);
         }
     }
 
@@ -164,7 +169,7 @@ impl<R: Payload> Engine<R> {
         let at = self.free.pop().unwrap_or_else(|| {
             let address = Address { slot: self.slots.len() as u32, epoch: 0 };
             let records = Arc::new(Records { address, arrivals: self.arrivals.clone() });
-            let (bytes, held) = (Vec::new(), VecDeque::new());
+            let (bytes, held) = (Vec::new(), Outbox::default());
             self.slots.push(Slot {
                 job: None,
                 records,
@@ -205,7 +210,7 @@ impl<R: Payload> Engine<R> {
         }
     }
 
-    pub(super) fn send(&mut self, at: usize, load: Load, deliver: &mut impl Deliver<R>) {
+    pub(super) fn send(&mut self, at: usize, load: Load, out: &mut Outbox<R>) {
         // What is sent again has the time that is left.
         let mut terms = self.terms.map(Terms::starting_now);
         let slot = &mut self.slots[at];
@@ -217,7 +222,7 @@ impl<R: Payload> Engine<R> {
             if let Load::Filled = load {
                 self.filling.clear();
             }
-            return self.fail_rest(at, &error, deliver);
+            return self.fail_rest(at, &error, out);
         }
         self.messages += 1;
         let (core, slot) = (self.handle.core(), &mut self.slots[at]);

@@ -5,10 +5,9 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::marker::PhantomData;
 use std::task::{Poll, Waker};
 
-use super::{Deliver, Engine, Run};
+use super::Engine;
 use crate::caller::Caller;
 use crate::error::TaskError;
 use crate::ground::sys::clock;
@@ -18,6 +17,7 @@ use crate::memory::codec::{self, Payload};
 use crate::pool::encode_error;
 use crate::protocol::lane::{Parcel, SmallRequest};
 use crate::protocol::records::{record_stride, value_bytes};
+use crate::stream::results::{Outbox, Run};
 use crate::stream::stop::Message;
 use crate::task;
 
@@ -73,7 +73,7 @@ impl Singles {
         self.row.front().map(|single| single.job)
     }
 
-    /// Whether there is a result to deliver, as far as was seen at the last look: two loads.
+    /// Whether there is a result to out, as far as was seen at the last look: two loads.
     #[inline]
     pub(super) fn has_next(&self) -> bool {
         self.has_later || self.row.front().is_some_and(|single| single.job.is_done())
@@ -216,15 +216,15 @@ impl<R: Payload> Engine<R> {
     /// Delivers what is done, but for values of items that follow each other: they are a [run](Self::run_of_singles), to be
     /// delivered next. `false`: nothing was done.
     #[inline]
-    pub(in crate::stream) fn collect_singles(&mut self, deliver: &mut impl Deliver<R>) -> bool {
+    pub(in crate::stream) fn collect_singles(&mut self, out: &mut Outbox<R>) -> bool {
         if !self.is_single {
             return false;
         }
         let before = self.singles.len();
         self.singles.has_later = false;
-        self.singles.run_first = self.collect_run(deliver);
+        self.singles.run_first = self.collect_run(out);
         if !self.ordered && !self.singles.row.is_empty() {
-            self.collect_later(deliver);
+            self.collect_later(out);
         }
         self.singles.len() < before
     }
@@ -232,12 +232,12 @@ impl<R: Payload> Engine<R> {
     /// The values that were collected last.
     #[inline]
     pub(in crate::stream) fn run_of_singles(&self) -> Run<'_, R> {
-        Run { first: self.singles.run_first, bytes: &self.news.bytes, _values: PhantomData }
+        Run::new(self.singles.run_first, &self.news.bytes)
     }
 
     /// The index of the first value of the run.
     #[inline]
-    fn collect_run(&mut self, deliver: &mut impl Deliver<R>) -> u64 {
+    fn collect_run(&mut self, out: &mut Outbox<R>) -> u64 {
         let Singles { row, free_places, .. } = &mut self.singles;
         let (stride, width) = (record_stride::<R>(), value_bytes::<R>().unwrap_or(1));
         let (mut first, mut end) = (0, 0);
@@ -254,7 +254,7 @@ impl<R: Payload> Engine<R> {
                 self.news.bytes.extend_from_slice(&words.to_le_bytes()[..width]);
             } else if self.news.bytes.is_empty() && job.is_done() {
                 row.pop_front();
-                deliver.one(index, task::take_result(job));
+                out.one(index, task::take_result(job));
             } else {
                 break;
             }
@@ -264,23 +264,23 @@ impl<R: Payload> Engine<R> {
     }
 
     /// Delivers what is done behind an item that is not.
-    fn collect_later(&mut self, deliver: &mut impl Deliver<R>) {
+    fn collect_later(&mut self, out: &mut Outbox<R>) {
         let Singles { row, free_places, .. } = &mut self.singles;
         row.retain(|&Single { index, job, place }| {
             let is_done = job.is_done();
             if is_done {
                 free_places.push(place);
-                deliver.one(index, task::take_result(job));
+                out.one(index, task::take_result(job));
             }
             !is_done
         });
     }
 
     /// In another process than the pool's.
-    pub(super) fn disown_singles(&mut self, deliver: &mut impl Deliver<R>) {
+    pub(super) fn disown_singles(&mut self, out: &mut Outbox<R>) {
         for single in self.singles.row.drain(..) {
             single.job.discard();
-            deliver.one(single.index, Err(TaskError::NotInThisProcess));
+            out.one(single.index, Err(TaskError::NotInThisProcess));
         }
     }
 

@@ -1,7 +1,5 @@
 //! What a stream does next: results that have come are delivered, else the window is filled, else there is something to wait for.
 
-use std::cell::Cell;
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::Feed;
@@ -10,7 +8,8 @@ use crate::ground::sys::clock;
 use crate::limits::check_granularity;
 use crate::memory::codec::Payload;
 use crate::stream::StreamSummary;
-use crate::stream::engine::{Deliver, Engine, Item, Run};
+use crate::stream::engine::Engine;
+use crate::stream::results::{Item, Outbox, Run};
 
 impl<T, R: Payload> Feed<T, R> {
     #[inline]
@@ -39,147 +38,122 @@ impl<T, R: Payload> Feed<T, R> {
         StreamSummary { items, ok, failed, batches, elapsed: start.elapsed(), stopped }
     }
 
-    /// The next results to be delivered: first those that are put into `items`, which is empty, then those of the run. `None`:
-    /// the stream is over. Whatever is there goes out before the source is pulled, which may block.
+    /// The results that go out next: they are put into `out`, which is empty, or are the values of the run. `None`: the stream is
+    /// over. Whatever is there goes out before the source is pulled, which may block.
     #[inline(never)]
-    pub(super) fn turn(&mut self, items: &mut Vec<(u64, Item<R>)>) -> Option<Run<'_, R>> {
-        let mut deliver = |index, item| items.push((index, item));
-        while self.is_here(&mut deliver) {
+    pub(super) fn turn(&mut self, out: &mut Outbox<R>) -> Option<Run<'_, R>> {
+        while self.is_here(out) {
             let engine = self.engine.as_mut()?;
             if engine.is_reading() {
-                return self.engine.as_mut()?.read_note(&mut deliver);
+                let run = self.engine.as_mut()?.read_note(out)?;
+                return Some(out.behind(run));
             }
             // Between two deliveries the source is pulled once at least.
             if !std::mem::take(&mut self.has_delivered) {
-                if engine.collect_singles(&mut deliver) {
+                if engine.collect_singles(out) {
                     self.has_delivered = true;
-                    return self.engine.as_ref().map(Engine::run_of_singles);
+                    let run = self.engine.as_ref()?.run_of_singles();
+                    return Some(out.behind(run));
                 }
                 if engine.gather() {
                     self.has_delivered = true;
                     continue;
                 }
             }
-            let delivered = Cell::new(false);
-            let more = self.go_on(&mut |index, item| {
-                delivered.set(true);
-                deliver(index, item);
-            });
-            if delivered.get() {
-                return Some(Run::empty());
+            let more = self.go_on(out);
+            if !out.is_empty() {
+                break;
             }
             if !more {
                 return None;
             }
         }
-        (!items.is_empty()).then(Run::empty)
+        (!out.is_empty()).then(|| Run::new(0, &[]))
     }
 
     /// Delivers what has come, else fills the window, or waits if there is nothing to do. `false`: the stream is over.
-    fn step(&mut self, deliver: &mut impl Deliver<R>) -> bool {
-        if !self.is_here(deliver) {
+    fn step(&mut self, out: &mut Outbox<R>) -> bool {
+        if !self.is_here(out) {
             return false;
         }
         match &mut self.engine {
             Some(engine) if engine.has_news() => {
-                engine.collect(deliver);
+                engine.collect(out);
                 true
             }
-            _ => self.go_on(deliver),
+            _ => self.go_on(out),
         }
     }
 
     /// Whether this is the process of the pool. In another one the stream ends.
-    fn is_here(&mut self, deliver: &mut impl Deliver<R>) -> bool {
+    fn is_here(&mut self, out: &mut Outbox<R>) -> bool {
         let Some(engine) = &mut self.engine else { return false };
         let here = engine.is_here();
         if !here {
             self.cut_short |= self.source.take().is_some();
-            engine.disown(deliver);
+            engine.disown(out);
         }
         here
     }
 
-    /// Fills the window, or waits if there is nothing to do. `false`: the stream is over.
-    fn go_on(&mut self, deliver: &mut impl Deliver<R>) -> bool {
-        let delivered = Cell::new(false);
-        self.refill(0, &mut |index, item| {
-            delivered.set(true);
-            deliver.one(index, item);
-        });
-        let Some(engine) = &self.engine else { return false };
-        if engine.has_news() || delivered.get() {
+    /// Fills the window, or waits if there is nothing to do; `out` is empty. `false`: the stream is over.
+    fn go_on(&mut self, out: &mut Outbox<R>) -> bool {
+        self.refill(out);
+        let Some(engine) = &mut self.engine else { return false };
+        if engine.has_news() || !out.is_empty() {
             return true;
         }
         if self.source.is_none() && engine.is_empty() {
             return false;
         }
-        let Some(engine) = &mut self.engine else { return false };
-        let news = engine.mind_slow_items(&mut |index, item| {
-            delivered.set(true);
-            deliver.one(index, item);
-        });
-        if !news && !delivered.get() {
+        if !engine.mind_slow_items(out) && out.is_empty() {
             engine.wait();
         }
         true
     }
 
-    /// Pulls items while so many results wait to be asked for, or gives the source up if the stream is over.
-    fn refill(&mut self, waiting: usize, deliver: &mut impl FnMut(u64, Item<R>)) {
+    /// Pulls items while the results in `out` wait to be asked for, or gives the source up if the stream is over.
+    fn refill(&mut self, out: &mut Outbox<R>) {
         let Some(engine) = self.engine.as_mut().filter(|_| self.source.is_some()) else { return };
         if engine.is_over() {
             self.cut_short = true;
             self.source = None;
-            engine.flush(deliver);
+            engine.flush(out);
         } else {
-            (self.pull)(engine, &mut self.source, waiting, deliver);
+            (self.pull)(engine, &mut self.source, out);
         }
     }
 
     /// The next result.
-    #[inline]
     pub(super) fn advance(&mut self) -> Option<(u64, Item<R>)> {
-        if self.out.len() < self.low_mark.max(1) {
+        if self.out.is_low() {
             self.fetch();
         }
-        self.out.pop_front()
+        self.out.pop()
     }
 
     /// Has results wait, if any are to come. A consumer that works through many must not let the workers run dry; but where the
     /// source is what takes time, those that wait go out before it is pulled again.
     fn fetch(&mut self) {
+        if let Err(error) = self.open() {
+            panic!("{error}");
+        }
         let mut out = std::mem::take(&mut self.out);
         let mut is_slow = false;
         if !out.is_empty() && self.source.is_some() {
             // What has come makes the next pull end early.
             if let Some(engine) = self.engine.as_mut().filter(|engine| engine.has_news() && engine.is_here())
             {
-                engine.collect(&mut Waiting(&mut out));
+                engine.collect(&mut out);
             }
-            let (waiting, before_ns) = (out.len(), clock::coarse_now_ns());
-            self.refill(waiting, &mut |index, item| out.push_back((index, item)));
+            let before_ns = clock::coarse_now_ns();
+            self.refill(&mut out);
             // A tick is some milliseconds. One that comes by chance costs a short row of results without a pull.
             is_slow = clock::coarse_now_ns() != before_ns;
         }
-        while out.is_empty() && self.step(&mut Waiting(&mut out)) {}
+        while out.is_empty() && self.step(&mut out) {}
         self.out = out;
         let engine = self.engine.as_ref().filter(|_| self.source.is_some() && !is_slow);
-        self.low_mark = engine.map_or(0, Engine::low_mark);
-    }
-}
-
-/// Where an iterator's results wait to be asked for.
-pub(in crate::stream) struct Waiting<'a, R>(pub(in crate::stream) &'a mut VecDeque<(u64, Item<R>)>);
-
-impl<R> Deliver<R> for Waiting<'_, R> {
-    #[inline]
-    fn one(&mut self, index: u64, item: Item<R>) {
-        self.0.push_back((index, item));
-    }
-
-    #[inline]
-    fn run(&mut self, first: u64, values: impl Iterator<Item = R>) {
-        self.0.extend((first..).zip(values.map(Ok)));
+        self.out.set_low_mark(engine.map_or(0, Engine::low_mark));
     }
 }

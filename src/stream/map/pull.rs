@@ -1,10 +1,10 @@
 //! Items of the source go into the engine.
 
 use std::borrow::Borrow;
-use std::cell::Cell;
 
 use crate::memory::codec::Payload;
-use crate::stream::engine::{Engine, Item};
+use crate::stream::engine::Engine;
+use crate::stream::results::Outbox;
 
 /// How many items a source has, if it says so exactly.
 pub(super) type Length<T> = fn(&T) -> Option<u64>;
@@ -16,30 +16,21 @@ pub(in crate::stream) fn length<T: Iterator>(source: &T) -> Option<u64> {
 
 /// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
 /// is then let go. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
-/// each item would cost as much as the item. The number is that of results that wait to be asked for.
-pub(super) type Pull<T, R> = fn(&mut Engine<R>, &mut Option<T>, usize, &mut Sink<'_, R>);
+/// each item would cost as much as the item. Results that need no worker go behind those that wait to be asked for.
+pub(super) type Pull<T, R> = fn(&mut Engine<R>, &mut Option<T>, &mut Outbox<R>);
 
-/// Where a pull leaves results that need no worker.
-pub(in crate::stream) type Sink<'a, R> = dyn FnMut(u64, Item<R>) + 'a;
-
-pub(super) fn pull<T, R, I, B>(
-    engine: &mut Engine<R>,
-    source: &mut Option<T>,
-    waiting: usize,
-    deliver: &mut Sink<'_, R>,
-) where
+pub(super) fn pull<T, R, I, B>(engine: &mut Engine<R>, source: &mut Option<T>, out: &mut Outbox<R>)
+where
     T: Iterator<Item = B>,
     R: Payload,
     I: Payload,
     B: Borrow<I>,
 {
     if engine.fills::<I>() {
-        return pull_plain::<T, R, I, B>(engine, source, waiting, deliver);
+        return pull_plain::<T, R, I, B>(engine, source, out);
     }
     let more = source.as_mut().is_some_and(|source| {
-        pull_into(engine, source, waiting, deliver, |engine, item, mut deliver| {
-            engine.push(item.borrow(), &mut deliver);
-        })
+        pull_into(engine, source, out, |engine, item, out| engine.push(item.borrow(), out))
     });
     if !more {
         *source = None;
@@ -48,29 +39,21 @@ pub(super) fn pull<T, R, I, B>(
 
 /// As [`pull_into`], for items that are filled into a message in one loop.
 #[inline]
-fn pull_plain<T, R, I, B>(
-    engine: &mut Engine<R>,
-    source: &mut Option<T>,
-    waiting: usize,
-    deliver: &mut Sink<'_, R>,
-) where
+fn pull_plain<T, R, I, B>(engine: &mut Engine<R>, source: &mut Option<T>, out: &mut Outbox<R>)
+where
     T: Iterator<Item = B>,
     R: Payload,
     I: Payload,
     B: Borrow<I>,
 {
+    let waiting = out.len();
     let room = engine.room(waiting);
-    let delivered = Cell::new(false);
-    let mut deliver = |index, item| {
-        delivered.set(true);
-        deliver(index, item);
-    };
     while engine.wants_items(room) {
-        if !engine.fill::<T, I, B>(source, room, &mut deliver) {
+        if !engine.fill::<T, I, B>(source, room, out) {
             *source = None;
-            return engine.flush(&mut deliver);
+            return engine.flush(out);
         }
-        if engine.has_news() || delivered.get() || engine.is_over() {
+        if engine.has_news() || out.len() > waiting || engine.is_over() {
             break;
         }
     }
@@ -81,23 +64,18 @@ fn pull_plain<T, R, I, B>(
 pub(in crate::stream) fn pull_into<T: Iterator, R: Payload>(
     engine: &mut Engine<R>,
     source: &mut T,
-    waiting: usize,
-    deliver: &mut Sink<'_, R>,
-    push: impl Fn(&mut Engine<R>, T::Item, &mut Sink<'_, R>),
+    out: &mut Outbox<R>,
+    push: impl Fn(&mut Engine<R>, T::Item, &mut Outbox<R>),
 ) -> bool {
+    let waiting = out.len();
     let room = engine.room(waiting);
-    let delivered = Cell::new(false);
-    let mut deliver = |index, item| {
-        delivered.set(true);
-        deliver(index, item);
-    };
     while engine.wants_items(room) {
         let Some(item) = source.next() else {
-            engine.flush(&mut deliver);
+            engine.flush(out);
             return false;
         };
-        push(engine, item, &mut deliver);
-        if engine.has_quick_news() || delivered.get() || engine.is_over() {
+        push(engine, item, out);
+        if engine.has_quick_news() || out.len() > waiting || engine.is_over() {
             break;
         }
     }

@@ -7,8 +7,9 @@ use super::Map;
 use crate::error::{Error, TaskError};
 use crate::memory::codec::Payload;
 use crate::stream::StreamSummary;
-use crate::stream::engine::Item;
+
 use crate::stream::progress::Watch;
+use crate::stream::results::{Item, Part};
 use crate::stream::stop::Flow;
 
 impl<T, R: Payload, P: Watch> Map<T, R, P> {
@@ -48,24 +49,35 @@ impl<T, R: Payload, P: Watch> Map<T, R, P> {
         feed.open()?;
         watch.begin(|| feed.length());
         let (mut done, mut failed, mut broken) = (0, 0, false);
-        let mut items = Vec::new();
-        'stream: while let Some(run) = feed.turn(&mut items) {
-            for (index, item) in items.drain(..) {
-                let (fails, flow) = g(index, item);
-                (done, failed) = (done + 1, failed + u64::from(fails));
-                watch.note(fails);
-                broken = flow.stops();
-                if broken {
-                    break 'stream;
+        let mut out = std::mem::take(&mut feed.out);
+        'stream: loop {
+            let part = match out.pop_part() {
+                Some(part) => part,
+                None => match feed.turn(&mut out) {
+                    Some(run) => Part::Run(run),
+                    None => break,
+                },
+            };
+            match part {
+                Part::One(index, item) => {
+                    let (fails, flow) = g(index, item);
+                    (done, failed) = (done + 1, failed + u64::from(fails));
+                    watch.note(fails);
+                    broken = flow.stops();
+                    if broken {
+                        break 'stream;
+                    }
                 }
-            }
-            for (index, value) in (run.first..).zip(run.values()) {
-                let (fails, flow) = g(index, Ok(value));
-                (done, failed) = (done + 1, failed + u64::from(fails));
-                watch.note(fails);
-                broken = flow.stops();
-                if broken {
-                    break 'stream;
+                Part::Run(run) => {
+                    for (index, value) in (run.first..).zip(run.values()) {
+                        let (fails, flow) = g(index, Ok(value));
+                        (done, failed) = (done + 1, failed + u64::from(fails));
+                        watch.note(fails);
+                        broken = flow.stops();
+                        if broken {
+                            break 'stream;
+                        }
+                    }
                 }
             }
         }
@@ -76,12 +88,15 @@ impl<T, R: Payload, P: Watch> Map<T, R, P> {
         Ok(feed.summary(start, done - failed, failed))
     }
 
+    #[inline(never)]
+    fn next_item(&mut self) -> Option<Item<R>> {
+        let (_, item) = self.advance()?;
+        self.note(item.is_err());
+        Some(item)
+    }
+
     /// The next result, which the watch is still to be told of.
-    #[inline]
     pub(in crate::stream) fn advance(&mut self) -> Option<(u64, Item<R>)> {
-        if let Err(error) = self.feed.open() {
-            panic!("{error}");
-        }
         let feed = &self.feed;
         self.watch.begin(|| feed.length());
         let next = self.feed.advance();
@@ -103,9 +118,11 @@ impl<T, R: Payload, P: Watch> Iterator for Map<T, R, P> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let (_, item) = self.advance()?;
-        self.note(item.is_err());
-        Some(item)
+        if let Some(value) = self.feed.out.pop_value() {
+            self.note(false);
+            return Some(Ok(value));
+        }
+        self.next_item()
     }
 }
 
