@@ -293,7 +293,7 @@ mod tests {
                 let value = outbox.pop_value();
                 assert_eq!(value.is_some(), at_hand, "{outbox:?}");
                 let index = indices.next().unwrap();
-                assert_eq!(value.map_or_else(|| outbox.pop().unwrap().0, |value| value), index);
+                assert_eq!(value.unwrap_or_else(|| outbox.pop().unwrap().0), index);
             }
             assert!(indices.is_empty() && outbox.is_low() && outbox.pop_value().is_none());
         }
