@@ -81,6 +81,7 @@ struct Appending<'a> {
 }
 
 impl Drop for Appending<'_> {
+    #[inline]
     fn drop(&mut self) {
         *self.buffer = self.serializer.writer.take_heap();
         self.buffer.truncate(self.keep);

@@ -152,29 +152,32 @@ impl Sink {
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
         let end = self.len.saturating_add(bytes.len());
-        if self.stage == Stage::Inline && end <= INLINE_MAX && end <= self.limit {
-            self.inline[self.len..end].copy_from_slice(bytes);
-        } else {
-            self.put_outside(bytes, end);
+        match self.stage {
+            Stage::Inline if end <= INLINE_MAX && end <= self.limit => {
+                self.inline[self.len..end].copy_from_slice(bytes);
+            }
+            Stage::Heap if end <= self.limit => self.heap.extend_from_slice(bytes),
+            _ => self.put_outside(bytes, end),
         }
         self.len = end;
     }
 
+    /// What leaves the stage.
+    #[cold]
     fn put_outside(&mut self, bytes: &[u8], end: usize) {
-        if self.stage == Stage::Counting {
-            return;
+        match self.stage {
+            Stage::Inline if end <= self.limit => {
+                self.stage = Stage::Heap;
+                self.heap.reserve(end);
+                self.heap.extend_from_slice(&self.inline[..self.len]);
+                self.heap.extend_from_slice(bytes);
+            }
+            Stage::Inline | Stage::Heap => {
+                self.stage = Stage::Counting;
+                self.discard();
+            }
+            Stage::Counting => {}
         }
-        if end > self.limit {
-            self.stage = Stage::Counting;
-            self.discard();
-            return;
-        }
-        if self.stage == Stage::Inline {
-            self.stage = Stage::Heap;
-            self.heap.reserve(end);
-            self.heap.extend_from_slice(&self.inline[..self.len]);
-        }
-        self.heap.extend_from_slice(bytes);
     }
 
     fn discard(&mut self) {
