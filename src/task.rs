@@ -163,6 +163,7 @@ impl<R> Task<R> {
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Body, TaskError>> {
         if let Some(job) = self.job()
             && !job.is_done()
+            && !job.core().glance(job)
             && job.register(context.waker()).is_pending()
         {
             // Counted on its own: the job may be delivered, and its waker uncounted, while this goes on.

@@ -67,6 +67,14 @@ impl SpinBudget {
         self.limit.is_none()
     }
 
+    /// A short one, for whoever has something else to do than to wait.
+    pub(crate) fn brief(self) -> Self {
+        match self.limit {
+            Some(limit) if limit <= CROWDED_SPIN => self,
+            _ => Self { limit: Some(CROWDED_SPIN), ..self },
+        }
+    }
+
     /// One look, if it is a short one anyway.
     pub(crate) fn once(self) -> Self {
         match self.limit {

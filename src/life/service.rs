@@ -41,6 +41,8 @@ pub(crate) struct Request {
     pub(crate) bytes: AlignedBytes,
 }
 
+const ENDING: &str = "the pool is ending";
+
 /// An answer's bytes, or what went wrong.
 pub(crate) type Answer = (AnswerKind, AlignedBytes);
 /// Takes the request's bytes, and the most that the answer may have.
@@ -95,7 +97,7 @@ impl Host {
     /// Has a call answered. Called by whoever delivered it, without a station in hand.
     pub(crate) fn serve(&self, core: &Core, call: Request) {
         if core.phase() >= Phase::Ending {
-            return core.refuse_call(&call, "the pool is ending");
+            return core.refuse_call(&call, ENDING);
         }
         let Some(core) = core.shared() else { return };
         match &self.handler {
@@ -104,12 +106,15 @@ impl Host {
                 self.spawn(
                     &core.clone(),
                     Box::new(move || {
-                        let mark = Mark::new(&core, &call);
-                        let answer =
-                            mark.within(|| guarded(|| handler(&call.bytes, core.policy.max_payload)));
-                        // Before the answer: the worker's next call has a mark of its own.
-                        mark.set(false);
-                        core.answer_call(&call, answer);
+                        let mut next = Some(call);
+                        while let Some(call) = next {
+                            let mark = Mark::new(&core, &call);
+                            let answer =
+                                mark.within(|| guarded(|| handler(&call.bytes, core.policy.max_payload)));
+                            // Before the answer: the worker's next call has a mark of its own.
+                            mark.set(false);
+                            next = core.answer_and_await(&call, answer);
+                        }
                     }),
                 );
             }
@@ -306,17 +311,22 @@ impl Core {
     }
 
     /// Sends an answer to the worker, if it still waits for it.
-    fn answer_call(&self, call: &Request, (kind, bytes): Answer) {
-        let mut station = self.stations[call.station].own(self);
-        if station.generation != call.generation {
-            return;
+    fn answer_call(&self, call: &Request, answer: Answer) {
+        self.stations[call.station].own(self).answer(call, answer);
+    }
+
+    /// Likewise. The worker's next call, if it comes at once and is to be answered.
+    fn answer_and_await(&self, call: &Request, answer: Answer) -> Option<Request> {
+        let next = {
+            let mut station = self.stations[call.station].own(self);
+            station.answer(call, answer);
+            station.await_call()
+        }?;
+        if self.phase() >= Phase::Ending {
+            self.refuse_call(&next, ENDING);
+            return None;
         }
-        let Some(lane) = &mut station.lane else { return };
-        if let Err(violation) = lane.answer(call.number, kind, bytes) {
-            station.break_off(violation);
-        }
-        // The rest of a long answer flows as the worker makes room, and the worker says so to whoever is armed.
-        station.disarm();
+        Some(next)
     }
 
     pub(crate) fn refuse_call(&self, call: &Request, why: &str) {

@@ -2,9 +2,12 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, OnceLock};
+use std::thread;
 use std::time::Instant;
 
-use forkring::{BoxFuture, Granularity, Pool, Service, ServiceErrorKind, Task, TaskError, View, Worker};
+use forkring::{
+    BoxFuture, Granularity, Pool, Service, ServiceErrorKind, Task, TaskError, View, WaitPolicy, Worker,
+};
 use futures::channel::oneshot;
 use nix::sys::signal::Signal;
 
@@ -90,6 +93,52 @@ fn a_service_is_asked_from_inside_batches() {
         let builder = builder().workers(2).granularity(Granularity::Fixed(7)).service(doubling);
         builder.iter_stream_with(0..100_u32, ask, |r| sum += r.unwrap().unwrap()).unwrap();
         assert_eq!(sum, 9900);
+    });
+}
+
+#[test]
+fn a_result_from_before_a_call_does_not_wait_for_its_answer() {
+    both(|| {
+        for (round, policy) in
+            [WaitPolicy::Adaptive, WaitPolicy::Park, WaitPolicy::Spin].into_iter().enumerate()
+        {
+            // Answers when this thread has had the result of the task before.
+            let service = move |n: u32| {
+                counter(round).wait_for(n);
+                n
+            };
+            let pool = builder().workers(1).wait_policy(policy).service(service).build().unwrap();
+            for n in 1..=200 {
+                let quick = pool.submit(|n: u32| n, &n);
+                let asking = asks(&pool, n);
+                let answer = if n % 2 == 0 { quick.wait() } else { futures::executor::block_on(quick) };
+                assert_eq!(answer.unwrap(), n);
+                counter(round).bump();
+                assert_eq!(asking.wait().unwrap().unwrap(), n);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_task_that_asks_all_the_time_ends_and_others_are_heard_meanwhile() {
+    both(|| {
+        let pool = numbers(2);
+        let f = |w: &Asking<u32, u32>, n: &View<u32>| {
+            (0..n.to_native()).map(|n| u64::from(w.call(&(n % 100)).unwrap())).sum::<u64>()
+        };
+        let busy = [pool.submit_with(f, &20_000), pool.submit_with(f, &20_000)];
+        // Taken back, submitted and asked from other threads while the service's threads look for the next call.
+        let asking = thread::scope(|scope| {
+            let threads = [0, 1].map(|_| scope.spawn(|| (0..50).map(|n| asks(&pool, n)).collect::<Vec<_>>()));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        for task in busy {
+            assert_eq!(task.wait().unwrap(), 200 * (0..100).map(|n| n * 2).sum::<u64>());
+        }
+        for (n, task) in asking.into_iter().flat_map(|tasks| (0..).zip(tasks)) {
+            assert_eq!(task.wait().unwrap().unwrap(), n * 2);
+        }
     });
 }
 

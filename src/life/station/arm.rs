@@ -103,6 +103,10 @@ impl Owned<'_> {
             if lane.in_flight() == 0 || is_watched {
                 return;
             }
+            if lane.owes_answer() && !lane.has_news() {
+                // What it says next, it says to whoever answers.
+                return;
+            }
             inner.wake = if inner.seat == Seat::Free { Wake::Driver } else { Wake::Waiter };
             lane.arm(inner.wake);
             if !lane.fence_and_ready() {

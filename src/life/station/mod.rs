@@ -13,13 +13,14 @@
 //! * STATION-3: while requests are in flight and nobody owns the station, either the worker is armed to ring the driver
 //!   or the thread in the seat (which sleeps for a millisecond at most where it may miss a response), and has not rung since,
 //!   or the one it rang is on its way and will own the station; or the station is *watched*: the driver comes by from time to time, and nobody
-//!   sleeps for longer for what only it can bring.
+//!   sleeps for longer for what only it can bring; or the worker waits for the answer to a call, and whoever answers will own it.
 //! * STATION-4: while the seat waits for a job, the job is neither over nor another station's once nobody owns this
 //!   one; or the seat's bell has been rung.
 //!
 //! Jobs go through [`send`] and [`receive`] while it is [`owned`]; [`arm`] and [`settle`] make it ready to be left.
 
 mod arm;
+mod calls;
 mod owned;
 mod receive;
 mod send;

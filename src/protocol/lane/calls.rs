@@ -7,6 +7,12 @@ use crate::protocol::wire::AnswerKind;
 use crate::sync::Ordering;
 
 impl<T> Lane<T> {
+    /// Whether the worker waits for an answer that has not been started. Everything that it published before the call can be seen,
+    /// and it publishes nothing before the answer.
+    pub(crate) fn owes_answer(&self) -> bool {
+        self.calls.received != self.calls.answered
+    }
+
     pub(super) fn receive_call(&mut self, sink: &mut impl Sink<T>) -> Result<(), Violation> {
         let words = &self.region.b().call.0;
         let number = words.number.load(Ordering::Acquire);
