@@ -108,7 +108,7 @@ fn a_result_from_before_a_call_does_not_wait_for_its_answer() {
                 n
             };
             let pool = builder().workers(1).wait_policy(policy).service(service).build().unwrap();
-            for n in 1..=200 {
+            for n in 1..=if policy == WaitPolicy::Spin { 20 } else { 200 } {
                 let quick = pool.submit(|n: u32| n, &n);
                 let asking = asks(&pool, n);
                 let answer = if n % 2 == 0 { quick.wait() } else { futures::executor::block_on(quick) };
@@ -127,7 +127,7 @@ fn a_task_that_asks_all_the_time_ends_and_others_are_heard_meanwhile() {
         let f = |w: &Asking<u32, u32>, n: &View<u32>| {
             (0..n.to_native()).map(|n| u64::from(w.call(&(n % 100)).unwrap())).sum::<u64>()
         };
-        let busy = [pool.submit_with(f, &20_000), pool.submit_with(f, &20_000)];
+        let busy = [pool.submit_with(f, &20_000_u32), pool.submit_with(f, &20_000_u32)];
         // Taken back, submitted and asked from other threads while the service's threads look for the next call.
         let asking = thread::scope(|scope| {
             let threads = [0, 1].map(|_| scope.spawn(|| (0..50).map(|n| asks(&pool, n)).collect::<Vec<_>>()));
