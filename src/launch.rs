@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ use crate::life::registry::{self, Registry};
 use crate::life::seed::{BoundFn, Init, MakeState, OnExit, Seed, SharedSeed};
 use crate::life::service::{Handler, Host};
 use crate::life::setup::Setup;
-use crate::life::station::{Bell, Station};
+use crate::life::station::Station;
 use crate::life::terms::{OnWorkerLoss, Policy, Terms};
 use crate::life::threads;
 use crate::life::trace::Trace;
@@ -256,13 +256,13 @@ fn fork_zygote(
     record: Option<PathBuf>,
 ) -> Result<Ends, SysError> {
     let mut registry = registry::lock();
-    let Shared { socket, theirs, driver_bell, their_bell, master, stations, record } =
+    let Shared { socket, theirs, driver_bell, driver_ringer, master, stations, record } =
         prepare(&mut registry, workers, record.as_deref())?;
-    let launch = Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: registry.all() };
+    let launch = Launch { seed, socket: theirs, driver_ringer, master, foreign: registry.all() };
     let at_fork = Box::into_raw(Box::new(AtFork { launch, socket, driver_bell, stations, handler, record }));
     let forked = fork_and_run(&mut registry, at_fork);
     // SAFETY: made by `Box::into_raw` above; the zygote has its own copy.
-    let AtFork { launch, socket, driver_bell, mut stations, handler, record } =
+    let AtFork { launch, socket, driver_bell, stations, handler, record } =
         *unsafe { Box::from_raw(at_fork) };
     let opened = forked.and_then(|pid| {
         PidFd::open(pid).inspect_err(|_| {
@@ -276,14 +276,11 @@ fn fork_zygote(
     } else {
         registry.remove(socket.as_fd());
         driver_bell.fds().for_each(|fd| registry.remove(fd));
-        for station in &mut stations {
-            station.for_each_fd(|fd| registry.remove(fd));
-        }
         record.iter().for_each(|file| registry.remove(file.as_fd()));
     }
     // The zygote's ends close here; they were never registered, and the lock is still held.
-    let Launch { seed, socket: theirs, driver_bell: their_bell, master, foreign: _ } = launch;
-    drop((theirs, their_bell, master));
+    let Launch { seed, socket: theirs, driver_ringer, master, foreign: _ } = launch;
+    drop((theirs, driver_ringer, master));
     drop(registry);
     // User code, on this thread, with nothing held.
     drop(seed);
@@ -315,8 +312,7 @@ fn assemble_crew(
             return Err(error);
         }
     };
-    let station = |id| Station::new(id, Arc::new(Doorbell::local()), Arc::new(Bell(Doorbell::local())));
-    let stations = (0..workers).map(station).collect();
+    let stations = (0..workers).map(Station::new).collect();
     Ok(Ends { nursery: Nursery::Crew(crew), driver_bell, stations, handler, record })
 }
 
@@ -325,7 +321,7 @@ struct Shared {
     socket: Socket,
     theirs: Socket,
     driver_bell: Doorbell,
-    their_bell: Doorbell,
+    driver_ringer: OwnedFd,
     master: PidFd,
     stations: Box<[Station]>,
     record: Option<File>,
@@ -335,19 +331,13 @@ struct Shared {
 fn prepare(registry: &mut Registry, workers: usize, record: Option<&Path>) -> Result<Shared, SysError> {
     let record = record.map(journal::create).transpose()?;
     let (socket, theirs) = Socket::pair()?;
-    let driver_bell = Doorbell::new()?;
-    let their_bell = driver_bell.duplicate()?;
+    let (driver_bell, driver_ringer) = Doorbell::new()?;
     let master = PidFd::open(process::own_pid())?;
-    let mut stations = (0..workers)
-        .map(|id| Ok(Station::new(id, Arc::new(Doorbell::new()?), Arc::new(Bell(Doorbell::new()?)))))
-        .collect::<Result<Box<[Station]>, SysError>>()?;
+    let stations = (0..workers).map(Station::new).collect();
     registry.add(socket.as_fd());
     driver_bell.fds().for_each(|fd| registry.add(fd));
-    for station in &mut stations {
-        station.for_each_fd(|fd| registry.add(fd));
-    }
     record.iter().for_each(|file| registry.add(file.as_fd()));
-    Ok(Shared { socket, theirs, driver_bell, their_bell, master, stations, record })
+    Ok(Shared { socket, theirs, driver_bell, driver_ringer, master, stations, record })
 }
 
 /// Forks. Apart from the frames of callers there is nothing here for a worker to unwind but plain words.

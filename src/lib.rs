@@ -67,9 +67,7 @@
 //! submission; what is submitted in none, or without a subscriber, costs a load more.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!(
-    "forkring runs on Linux only: it is built on memfd, eventfd, pidfd and futex-free shared memory"
-);
+compile_error!("forkring runs on Linux only: it is built on memfd, pidfd, futexes and membarrier");
 
 pub use rkyv;
 

@@ -39,7 +39,7 @@ pub(crate) const GIVEN_UP: ExitStatus = ExitStatus::Signaled(0, false);
 #[derive(Debug)]
 struct Reports {
     queue: Mutex<VecDeque<Report>>,
-    bell: Doorbell,
+    bell: Arc<Doorbell>,
 }
 
 /// Who may still touch what a pool was built from.
@@ -143,7 +143,7 @@ pub(crate) struct Crew {
 impl Crew {
     pub(crate) fn new(
         seed: SharedSeed,
-        driver_bell: &Doorbell,
+        driver_bell: &Arc<Doorbell>,
         muster: &Arc<Muster>,
     ) -> Result<Self, SysError> {
         let name = Box::leak(seed.get().name.clone().into_boxed_str());
@@ -151,7 +151,7 @@ impl Crew {
             seed: Arc::new(seed),
             name,
             mask: Mask::current()?,
-            reports: Arc::new(Reports { queue: Mutex::default(), bell: driver_bell.duplicate()? }),
+            reports: Arc::new(Reports { queue: Mutex::default(), bell: driver_bell.clone() }),
             members: Vec::new(),
             presence: muster.join(),
         })
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn an_end_is_reported_once() {
-        let reports = Arc::new(Reports { queue: Mutex::default(), bell: Doorbell::local() });
+        let reports = Arc::new(Reports { queue: Mutex::default(), bell: Arc::new(Doorbell::local()) });
         let member = Member {
             who: Who { station: 3, generation: 4 },
             reports: reports.clone(),

@@ -15,7 +15,7 @@ pub(crate) struct Who {
 /// From the master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Fork a worker. With it: both sides of its region, then its two doorbells.
+    /// Fork a worker. With it: both sides of its region, and what it rings a waiting thread with.
     Spawn(Who),
     /// Kill and reap all workers, and leave.
     Terminate,

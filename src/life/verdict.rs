@@ -17,11 +17,11 @@
 use std::time::{Duration, Instant};
 
 use super::core::Core;
-use super::job::JobRef;
 use super::messages::Who;
 use super::station::{Hold, Owned, Stage};
 use super::timers::Timer;
 use crate::error::TaskError;
+use crate::protocol::lane::Lane;
 use crate::protocol::wire;
 
 /// Why a worker is ended that might have served on.
@@ -64,6 +64,12 @@ pub(crate) struct Seen {
     progress: u64,
     since: Instant,
 }
+
+/// The progress of a request that the worker has not taken.
+const UNTAKEN: u64 = u64::MAX;
+/// A worker that is alive and has a CPU takes a request within microseconds; one that shares a CPU with many, within tenths of a second.
+const RUNG_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const DEAF_AFTER: Duration = Duration::from_secs(10);
 
 /// A task's time is looked at this many times, at least, before it is over.
 const LOOKS: u32 = 16;
@@ -158,6 +164,17 @@ impl Owned<'_> {
         }
     }
 
+    /// The worker has not taken what it was sent for so long. It was stopped, or is kept from looking by something that an earlier
+    /// task has left behind: none of this is the fault of the tasks before it, which go elsewhere.
+    fn urge(&mut self, untaken: Duration) {
+        if untaken >= DEAF_AFTER {
+            self.stop(Why::Renewed);
+            self.signal(nix::libc::SIGKILL);
+        } else if untaken >= RUNG_AGAIN_AFTER {
+            self.lane.iter().for_each(Lane::ring);
+        }
+    }
+
     /// Looks what is running and for how long. Returns when to look again at the latest; `None`: when the next job with a limit
     /// has been sent. `lost`: how long this process itself stood still since the last look, which is no task's fault.
     pub(crate) fn check_time(&mut self, now: Instant, lost: Duration) -> Option<Instant> {
@@ -173,17 +190,20 @@ impl Owned<'_> {
             return None;
         };
         let mut next = now + pause;
-        let Some(running) = lane.running() else {
-            inner.seen = None;
-            return Some(next);
+        let (index, progress) = match lane.running() {
+            Some(running) => (running.index, running.progress),
+            None => (lane.oldest(), UNTAKEN),
         };
-        let (index, progress) = (running.index, running.progress);
-        let limit = running.token.and_then(|job: &JobRef| job.timeout(core));
         let since = match inner.seen {
             Some(seen) if (seen.index, seen.progress) == (index, progress) => seen.since + lost,
             _ => now,
         };
         inner.seen = Some(Seen { index, progress, since });
+        if progress == UNTAKEN {
+            self.urge(now.saturating_duration_since(since));
+            return Some(next);
+        }
+        let limit = lane.running().and_then(|running| running.token?.timeout(core));
         if let Some(limit) = limit
             && let Some(end) = since.checked_add(limit)
         {

@@ -15,7 +15,7 @@ use super::messages::{MESSAGE_BYTES, Order, Report, Who};
 use super::seed::Seed;
 use super::worker;
 use crate::faults::{Point, point};
-use crate::ground::doorbell::Doorbell;
+use crate::ground::doorbell::Ringer;
 use crate::ground::sys::process::{self, Exit, Fork, Pid, PidFd};
 use crate::ground::sys::signals::{self, SigchldFd};
 use crate::ground::sys::socket::{Socket, TryRecv};
@@ -28,7 +28,8 @@ pub(crate) struct Launch {
     pub(crate) seed: Seed,
     /// The zygote's end.
     pub(crate) socket: Socket,
-    pub(crate) driver_bell: Doorbell,
+    /// What workers ring the driver with.
+    pub(crate) driver_ringer: OwnedFd,
     /// The master, by a descriptor that it opened itself: it cannot be mistaken.
     pub(crate) master: PidFd,
     /// Descriptors of the master's pools, this one's ends included.
@@ -49,7 +50,7 @@ pub(crate) fn run(launch: &'static Launch) -> ! {
     signals::reset_in_child();
     let own = |fd: BorrowedFd<'_>| fd.as_raw_fd();
     let mut keep = vec![own(launch.socket.as_fd()), own(launch.master.as_fd())];
-    keep.extend(launch.driver_bell.fds().map(own));
+    keep.push(own(launch.driver_ringer.as_fd()));
     if launch.seed.close_inherited_fds {
         // SAFETY: everything inherited is leaked in this process: what owns a closed descriptor is on frames that
         // are never returned to, except for what the user's own stack drops in `start_worker`, which is documented.
@@ -176,26 +177,14 @@ impl Zygote {
             let _ = nix::unistd::close(fd.as_raw_fd());
         }
         let mut fds = fds.into_iter();
-        let (Some(a), Some(b)) = (fds.next(), fds.next()) else { process::exit_now(71) };
-        let mut bells: Vec<OwnedFd> = fds.collect();
-        let second = bells.split_off(bells.len() / 2);
-        let (Ok(request), Ok(response)) = (Doorbell::from_fds(bells), Doorbell::from_fds(second)) else {
+        let (Some(a), Some(b), Some(response)) = (fds.next(), fds.next(), fds.next()) else {
             process::exit_now(71)
         };
-        let Ok(driver) = launch
-            .driver_bell
-            .fds()
-            .map(|fd| fd.try_clone_to_owned())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| SysError::new("dup", error))
-            .and_then(Doorbell::from_fds)
-        else {
-            process::exit_now(71)
-        };
-        for fd in launch.driver_bell.fds() {
-            let _ = nix::unistd::close(fd.as_raw_fd());
-        }
-        worker::run(&launch.seed, who, a, b, Bells { request, response, driver })
+        let response = Ringer::Pipe(response);
+        // Not the one that all workers have: what one does to it, none of the others feels.
+        let Ok(driver) = Ringer::reopen(launch.driver_ringer.as_fd()) else { process::exit_now(71) };
+        let _ = nix::unistd::close(launch.driver_ringer.as_raw_fd());
+        worker::run(&launch.seed, who, a, b, Bells { response, driver })
     }
 
     /// Reaps what has ended, and reports it.

@@ -6,6 +6,7 @@
 
 use crate::caller::CALLER_WORDS;
 use crate::ground::claim::ClaimWord;
+use crate::ground::doorbell::WordBell;
 use crate::ground::ring::{RequestSlot, ResponseSlot};
 use crate::sync::AtomicU64;
 
@@ -32,6 +33,8 @@ pub(crate) struct Line<T>(pub(crate) T);
 pub(crate) struct SideA {
     /// Whom the worker rings after it has published something: see [`crate::protocol::wire::Wake`].
     pub(crate) wake: Line<AtomicU64>,
+    /// Wakes the worker.
+    pub(crate) bell: Line<WordBell>,
     /// The standing order: see [`crate::protocol::wire::Order`].
     pub(crate) order: Line<AtomicU64>,
     /// Position up to which the request being streamed is in the arena of `A`.

@@ -301,6 +301,8 @@ impl WorkerRegion {
     pub(crate) fn map(a: &OwnedFd, b: &OwnedFd) -> Result<Self, SysError> {
         let a = Mapping::read_only(a, SIDE_A_BYTES)?;
         let b = Mapping::read_write(b, SIDE_B_BYTES)?;
+        // A child that a task forks and that comes back from it is no second worker: it ends where it touches this side.
+        b.dont_fork()?;
         Ok(Self::of(a, b))
     }
 

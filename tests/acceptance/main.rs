@@ -46,6 +46,7 @@ mod in_process;
 mod limits;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod misuse;
 mod output;
 mod overload;
 mod payloads;

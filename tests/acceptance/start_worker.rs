@@ -102,9 +102,10 @@ fn workers_drop_what_the_stack_owned_and_the_master_keeps_it() {
     });
 }
 
-/// The kinds of a process's descriptors, such as `anon_inode:[eventfd]`.
+/// The kinds of a process's descriptors, such as `pipe`.
 fn kinds(pid: u32) -> Vec<String> {
-    let mut kinds: Vec<String> = fds_of(pid).into_values().collect();
+    let kind = |target: String| target.split(":[").next().unwrap_or_default().to_owned();
+    let mut kinds: Vec<String> = fds_of(pid).into_values().map(kind).collect();
     kinds.sort();
     kinds
 }

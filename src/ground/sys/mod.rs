@@ -25,6 +25,7 @@ pub(crate) mod clock;
 pub(crate) mod cores;
 pub(crate) mod descriptors;
 pub(crate) mod fork_generation;
+pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod objects;
 pub(crate) mod poll;

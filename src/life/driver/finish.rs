@@ -1,6 +1,7 @@
 //! The pool is taken down: what is to be waited for first, and what is let go of.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Driver, Nursery};
@@ -12,7 +13,7 @@ use crate::life::end::{End, describe};
 use crate::life::events;
 use crate::life::messages::{MESSAGE_BYTES, Order, Report};
 use crate::life::registry;
-use crate::life::station::{Hold, Process, Stage};
+use crate::life::station::{Bell, Hold, Process, Stage};
 use crate::protocol::wire;
 
 /// The zygote is given this long to kill and reap its workers.
@@ -104,19 +105,15 @@ impl Driver {
             host.stop();
         }
         drop(core.take_bell());
-        let mut bells = Vec::new();
         for station in &core.stations {
             let mut owned = station.own(&core);
             let process = owned.process.take();
-            bells.extend(owned.request_bell.take());
             let response = owned.response_bell.take();
             drop(owned);
             release_pidfd(process);
             if let Some(bell) = response {
                 bell.0.ring();
-                let mut registry = registry::lock();
-                bell.0.fds().for_each(|fd| registry.remove(fd));
-                drop(bell);
+                release_bell(bell);
             }
         }
         let Self { bell, nursery, epoll, .. } = self;
@@ -133,14 +130,12 @@ impl Driver {
             if let Some(epoll) = &epoll {
                 registry.remove(epoll.as_fd());
             }
-            for bell in bells.iter().chain([&bell]) {
-                bell.fds().for_each(|fd| registry.remove(fd));
-            }
+            bell.fds().for_each(|fd| registry.remove(fd));
             if let Some((socket, process)) = &zygote {
                 registry.remove(socket.as_fd());
                 registry.remove(process.as_fd());
             }
-            drop((bells, epoll, bell, zygote));
+            drop((epoll, bell, zygote));
         }
         if let Some(journal) = &core.journal {
             journal.close(&core);
@@ -182,6 +177,13 @@ impl Driver {
             End::new(who, pid, status, Stage::Ending).report(&self.core, false);
         }
     }
+}
+
+/// A station does without its doorbell; who sleeps there has it for as long as that takes.
+pub(super) fn release_bell(bell: Arc<Bell>) {
+    let mut registry = registry::lock();
+    bell.0.fds().for_each(|fd| registry.remove(fd));
+    drop(bell);
 }
 
 pub(super) fn release_pidfd(process: Option<Process>) {

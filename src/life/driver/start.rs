@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::finish::release_bell;
 use super::{Driver, Nursery};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::process::ExitStatus;
@@ -15,7 +16,7 @@ use crate::life::events;
 use crate::life::journal::Entry;
 use crate::life::messages::{Order, Who};
 use crate::life::registry;
-use crate::life::station::{Hold, Process, Stage};
+use crate::life::station::{Bell, Hold, Process, Stage};
 use crate::memory::region::Region;
 use crate::protocol::lane::Lane;
 use crate::protocol::port::Bells;
@@ -145,32 +146,28 @@ impl Driver {
 
     fn start_worker(&mut self, station: usize) -> Result<(), SysError> {
         let core = self.core.clone();
-        let owned = core.stations[station].own(&core);
-        let (Some(request), Some(response)) = (owned.request_bell.clone(), owned.response_bell.clone())
-        else {
-            return Ok(());
-        };
-        let who = Who { station, generation: owned.generation };
-        drop(owned);
+        let generation = core.stations[station].own(&core).generation;
+        let who = Who { station, generation };
         let asked_ns = clock::now_ns();
         let socket = match &mut self.nursery {
             Nursery::Zygote { socket, .. } => socket,
-            Nursery::Crew(_) => return self.start_thread(who, asked_ns, request, &response.0),
+            Nursery::Crew(_) => return self.start_thread(who, asked_ns),
         };
         // Covers the moments in which descriptors exist that are not registered: no zygote is forked meanwhile. No
         // station is owned under it, since letting go of one may run user code.
-        let registry = registry::lock();
+        let mut registry = registry::lock();
         let (region, fds) = Region::create()?;
+        let (bell, ringer) = Doorbell::new()?;
         if core.is_timed {
             region.reserve_stamps()?;
         }
-        let mut send = vec![fds[0].as_fd(), fds[1].as_fd()];
-        send.extend(request.fds());
-        send.extend(response.0.fds());
+        let send = [fds[0].as_fd(), fds[1].as_fd(), ringer.as_fd()];
         let sent = socket.try_send(&Order::Spawn(who).to_bytes(), &send);
-        drop(send);
-        drop(fds);
+        drop((fds, ringer));
+        bell.fds().for_each(|fd| registry.add(fd));
         drop(registry);
+        // Before an error is returned: the bell is the station's to let go of.
+        self.hang(station, bell);
         let sent = match sent {
             // A zygote that has died. Its pidfd tells, and then how: a better cause than this error.
             Err(error) if matches!(error.errno(), nix::libc::EPIPE | nix::libc::ECONNRESET) => false,
@@ -182,22 +179,29 @@ impl Driver {
             return Ok(());
         }
         // Before the zygote's report, which this thread reads.
-        self.expect(who, asked_ns, region, request, None);
+        self.expect(who, asked_ns, region, None);
         Ok(())
     }
 
+    /// Gives the station another doorbell, for a worker that is about to start: who has the ringer of an earlier one, or has made
+    /// himself a reader of it, has nothing to do with this one.
+    fn hang(&self, station: usize, bell: Doorbell) {
+        let former = {
+            let mut owned = self.core.stations[station].own(&self.core);
+            owned.response_bell.replace(Arc::new(Bell(bell)))
+        };
+        if let Some(former) = former {
+            // Somebody may sleep there.
+            former.0.ring();
+            release_bell(former);
+        }
+    }
+
     /// The station has a worker that is about to start, or has been asked for.
-    fn expect(
-        &mut self,
-        who: Who,
-        asked_ns: u64,
-        region: Region,
-        request: Arc<Doorbell>,
-        process: Option<Process>,
-    ) {
+    fn expect(&mut self, who: Who, asked_ns: u64, region: Region, process: Option<Process>) {
         let core = self.core.clone();
         let mut owned = core.stations[who.station].own(&core);
-        owned.lane = Some(Lane::new(region, request, core.policy.max_payload));
+        owned.lane = Some(Lane::new(region, core.policy.max_payload));
         owned.stage = Stage::Starting;
         owned.process = process;
         owned.reset(asked_ns);
@@ -205,24 +209,21 @@ impl Driver {
         self.starting.push((who, Instant::now() + self.init_timeout));
     }
 
-    fn start_thread(
-        &mut self,
-        who: Who,
-        asked_ns: u64,
-        request: Arc<Doorbell>,
-        response: &Doorbell,
-    ) -> Result<(), SysError> {
+    fn start_thread(&mut self, who: Who, asked_ns: u64) -> Result<(), SysError> {
         let (region, theirs) = Region::on_heap()?;
-        let bells = Bells {
-            request: request.duplicate()?,
-            response: response.duplicate()?,
-            driver: self.bell.duplicate()?,
+        let response = Doorbell::local();
+        let ringers = (response.ringer(), self.bell.ringer());
+        let (Nursery::Crew(crew), (Some(response_ringer), Some(driver_ringer))) =
+            (&mut self.nursery, ringers)
+        else {
+            return Ok(());
         };
-        let Nursery::Crew(crew) = &mut self.nursery else { return Ok(()) };
+        let bells = Bells { response: response_ringer, driver: driver_ringer };
         let member = crew.enlist(who);
         let process = Process { pid: crew::pid(), hold: Hold::Thread(member.clone()) };
         self.processes += 1;
-        self.expect(who, asked_ns, region, request, Some(process));
+        self.hang(who.station, response);
+        self.expect(who, asked_ns, region, Some(process));
         match &self.nursery {
             Nursery::Crew(crew) => crew.start(member, theirs, bells),
             Nursery::Zygote { .. } => Ok(()),

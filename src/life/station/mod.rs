@@ -28,7 +28,6 @@ mod settle;
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
@@ -45,7 +44,6 @@ use super::service::Request;
 use super::tally::Tally;
 use super::verdict::{Seen, Verdict};
 use crate::error::TaskError;
-use crate::ground::doorbell::Doorbell;
 use crate::ground::ownership::{Ownership, ThreadNumber};
 use crate::ground::sys::process::PidFd;
 use crate::protocol::lane::{Lane, Violation};
@@ -141,8 +139,8 @@ pub(crate) struct Inner {
     pub(crate) is_given_up: bool,
     /// Service requests that have come whole.
     pub(crate) calls: Vec<Request>,
+    /// `None`: there has not been a worker yet, or there will not be another one.
     pub(crate) response_bell: Option<Arc<Bell>>,
-    pub(crate) request_bell: Option<Arc<Doorbell>>,
     /// Who sleeps on `response_bell`.
     pub(crate) seat: Seat,
     /// When somebody last rose from it.
@@ -183,7 +181,7 @@ pub(crate) struct Inner {
 }
 
 impl Station {
-    pub(crate) fn new(id: usize, request_bell: Arc<Doorbell>, response_bell: Arc<Bell>) -> Self {
+    pub(crate) fn new(id: usize) -> Self {
         Self {
             id,
             ownership: CachePadded::new(Ownership::new()),
@@ -199,8 +197,7 @@ impl Station {
                 violation: None,
                 is_given_up: false,
                 calls: Vec::new(),
-                response_bell: Some(response_bell),
-                request_bell: Some(request_bell),
+                response_bell: None,
                 seat: Seat::Free,
                 last_sat: None,
                 tasks_done: 0,
@@ -231,13 +228,6 @@ impl Station {
     /// Has tasks timed from here on, which needs workers that know of it.
     pub(crate) fn set_meter(&mut self, meter: Meter) {
         self.inner.get_mut().meter = Some(Box::new(meter));
-    }
-
-    /// The descriptors of both doorbells.
-    pub(crate) fn for_each_fd(&mut self, mut f: impl FnMut(BorrowedFd<'_>)) {
-        let inner = self.inner.get_mut();
-        inner.request_bell.iter().for_each(|bell| bell.fds().for_each(&mut f));
-        inner.response_bell.iter().for_each(|bell| bell.0.fds().for_each(&mut f));
     }
 }
 

@@ -13,14 +13,11 @@ pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use self::source::Source;
 use self::target::{
     ANSWER_RECEIVED, CALL_NUMBER, CALL_SENT, CALL_TOTAL, CLAIM, IN_RECEIVED, OUT_SENT, OUT_START, OUT_TAG,
     OUT_TOTAL, OUT_VALUES_END, Peer,
 };
-use crate::ground::doorbell::Doorbell;
 use crate::memory::arena::ArenaReader;
 use crate::memory::codec::{self, AlignedBytes, Encoded, OwnedArchive, Payload};
 use crate::memory::layout::{ARENA_BYTES, WINDOW_BYTES};
@@ -274,9 +271,8 @@ impl<'a> Scenario<'a> {
         let max_payload = source.choose(&[4000, 64 << 10, 6 << 20, 4 << 30]);
         let (region, fds) = Region::create().expect("memory for a region");
         let peer = Peer::new(&fds);
-        let bell = Arc::new(Doorbell::new().expect("a doorbell"));
         let log = Log { sent: Vec::new(), delivered: 0, max_payload, hostile: false, calls: 0, call: None };
-        let lane = Lane::new(region, bell, max_payload);
+        let lane = Lane::new(region, max_payload);
         Self { source, lane, peer, log, indices: Vec::new(), held: None, violation: None, theme }
     }
 

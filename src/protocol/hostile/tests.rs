@@ -87,7 +87,7 @@ fn any_bytes_are_values_or_errors() {
 /// A lane that holds one request of so many bytes, which the worker has claimed.
 fn claimed(bytes: usize) -> (Lane<u64>, Peer, Log) {
     let (region, fds) = Region::create().unwrap();
-    let mut lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+    let mut lane = Lane::new(region, 64 << 20);
     let sent = Sent { input: Vec::new(), batch: None, out: false, records: Vec::new(), in_records: false };
     let log =
         Log { sent: vec![sent], delivered: 0, max_payload: 64 << 20, hostile: true, calls: 0, call: None };
@@ -290,7 +290,7 @@ fn only_a_batch_that_runs_is_shortened() {
         scenario.log.max_payload = 64 << 20;
         let (region, fds) = Region::create().unwrap();
         scenario.peer = Peer::new(&fds);
-        scenario.lane = Lane::new(region, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+        scenario.lane = Lane::new(region, 64 << 20);
         scenario.push_parcel(vec![9; bytes], batch);
         assert!(scenario.lane.shorten(0).is_none());
         scenario.peer.target().store(CLAIM, 1);
@@ -348,7 +348,7 @@ fn a_batch_without_room_is_given_back() {
     assert_eq!(back.into_iter().map(whole).collect::<Vec<_>>(), [(0, true), (1, true)]);
     // While a request flows, nothing goes past it.
     let mut scenario = Scenario::new(&[]);
-    scenario.lane = Lane::new(Region::create().unwrap().0, Arc::new(Doorbell::new().unwrap()), 64 << 20);
+    scenario.lane = Lane::new(Region::create().unwrap().0, 64 << 20);
     let large = Encoded::Heap(AlignedBytes::from(&*vec![0; 2 * ARENA_BYTES]));
     scenario.lane.push(0, Parcel { code: code(0), batch: None, input: large }).unwrap();
     assert_eq!(scenario.lane.push_batch(1, code(1), TEN, &[1; 100]), Err(1));
@@ -362,7 +362,7 @@ fn rows_of_numbers_travel_both_ways() {
     scenario.lane = {
         let (region, fds) = Region::create().unwrap();
         scenario.peer = Peer::new(&fds);
-        Lane::new(region, Arc::new(Doorbell::new().unwrap()), 8 << 20)
+        Lane::new(region, 8 << 20)
     };
     for count in [30, 1000, FLOW_MIN_BYTES / 2 - 1, FLOW_MIN_BYTES / 2, 5 * PART_BYTES + 7] {
         let row: Vec<u16> = (0..count).map(|i| (i * 7) as u16).collect();

@@ -61,6 +61,11 @@ impl<T> Lane<T> {
         Some(Running { index, progress, token: entry.token.as_ref() })
     }
 
+    /// The oldest request that has not been answered, or the next one that will be sent.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.answered
+    }
+
     /// Where its requests are. Goes over all that are in flight.
     pub(crate) fn census(&self) -> Census {
         // Where the word is nonsense, what it was when it made sense last.

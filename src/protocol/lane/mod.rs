@@ -20,13 +20,11 @@ mod stream;
 mod wake;
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 pub(crate) use self::census::Census;
 pub(crate) use self::message::{Batch, Form, Parcel, Refusal, Reply, Run, Sink, SmallReply, SmallRequest};
 use self::stream::Body;
 use crate::caller::Caller;
-use crate::ground::doorbell::Doorbell;
 use crate::memory::codec::AlignedBytes;
 use crate::memory::layout::RING_SLOTS;
 use crate::memory::region::Region;
@@ -96,7 +94,6 @@ struct Calls {
 #[derive(Debug)]
 pub(crate) struct Lane<T> {
     region: Region,
-    bell: Arc<Doorbell>,
     entries: Box<[Option<Entry<T>>; RING_SLOTS]>,
     /// Requests published, and requests that are answered or retired.
     sent: u64,
@@ -131,11 +128,9 @@ fn empty_ring<T>() -> Box<[Option<T>; RING_SLOTS]> {
 }
 
 impl<T> Lane<T> {
-    /// `bell` is the one that the worker sleeps on.
-    pub(crate) fn new(region: Region, bell: Arc<Doorbell>, max_payload: usize) -> Self {
+    pub(crate) fn new(region: Region, max_payload: usize) -> Self {
         Self {
             region,
-            bell,
             entries: empty_ring(),
             sent: 0,
             answered: 0,

@@ -20,8 +20,13 @@ impl<T> Lane<T> {
         let nap = self.region.b().sleeping.0.load(Ordering::Relaxed);
         if nap % 2 == 1 && nap != self.rung_nap {
             self.rung_nap = nap;
-            self.bell.ring();
+            self.ring();
         }
+    }
+
+    /// Wakes the worker, whatever it says of itself.
+    pub(crate) fn ring(&self) {
+        self.region.a().bell.0.ring();
     }
 
     /// Whether the worker sleeps, or has been rung and is not awake yet: an answer is several microseconds away.

@@ -18,7 +18,7 @@ mod window;
 
 pub(crate) use self::request::{Input, Request};
 use crate::faults::{Point, point};
-use crate::ground::doorbell::Doorbell;
+use crate::ground::doorbell::Ringer;
 use crate::ground::ring::RequestSlot;
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::SysError;
@@ -28,15 +28,13 @@ use crate::protocol::records::OPEN_END;
 use crate::protocol::wire::{CANCELLED, Order, Parting, SHORTENED, WorkerState};
 use crate::sync::Ordering;
 
-/// The three doorbells that a worker holds.
+/// The doorbells that a worker rings.
 #[derive(Debug)]
 pub(crate) struct Bells {
-    /// The one it sleeps on.
-    pub(crate) request: Doorbell,
     /// The one of a thread that waits for this lane.
-    pub(crate) response: Doorbell,
+    pub(crate) response: Ringer,
     /// The driver's.
-    pub(crate) driver: Doorbell,
+    pub(crate) driver: Ringer,
 }
 
 /// See the module's documentation.
@@ -56,8 +54,6 @@ pub(crate) struct Port {
     tail: u64,
     /// How often it has gone to sleep.
     naps: u64,
-    /// Whether its doorbell was rung and not cleared since.
-    bell_rings: bool,
     /// The wake word that was last obeyed.
     rung: u64,
     /// The word whose waiter leaves some responses, and how many are left to come.
@@ -103,7 +99,6 @@ impl Port {
             head: 0,
             tail: 0,
             naps: 0,
-            bell_rings: false,
             rung: 0,
             late: 0,
             leave: 0,
@@ -134,7 +129,7 @@ impl Port {
         // Edge STATE: the text before the state that it explains.
         self.region.b().state.0.state.store(state as u64, Ordering::Release);
         point(Point::StateUnannounced);
-        self.bells.driver.ring();
+        self.ring_driver();
     }
 
     /// Nothing more starts here: what is unstarted is the master's, and this worker leaves.

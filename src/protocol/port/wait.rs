@@ -5,11 +5,23 @@ use std::time::{Duration, Instant};
 use super::Port;
 use crate::faults::{Point, point};
 use crate::ground::barrier;
+use crate::ground::doorbell::Ringer;
+use crate::ground::sys::process;
 use crate::protocol::wire::Wake;
 use crate::sync::Ordering;
 
 /// How long a worker sleeps that cannot be sure to have been seen sleeping.
 const UNFENCED_SLEEP: Duration = Duration::from_millis(1);
+
+/// Its descriptor was closed, or may not be written to any more.
+const EXIT_UNHEARD: i32 = 74;
+
+/// Rings. A worker that cannot is of no use: what it has published is read when it has ended, and another one takes its place.
+fn be_heard(ringer: &Ringer) {
+    if !ringer.ring() {
+        process::exit_now(EXIT_UNHEARD);
+    }
+}
 
 impl Port {
     /// As [`notify`](Self::notify), but of a quiet batch nobody is rung. What follows is a look at the marks (edge CUT), which
@@ -50,11 +62,11 @@ impl Port {
             Wake::Nobody => {}
             Wake::Driver => {
                 point(Point::RingingDriver);
-                self.bells.driver.ring();
+                self.ring_driver();
             }
             Wake::Waiter => {
                 point(Point::RingingWaiter);
-                self.bells.response.ring();
+                be_heard(&self.bells.response);
                 // Most schedulers have run him at once, and he has been here since. A yield after that would be at the expense of
                 // this worker's next wake-up.
                 if has_woken && self.region.a().wake.0.load(Ordering::Relaxed) == wake {
@@ -62,6 +74,10 @@ impl Port {
                 }
             }
         }
+    }
+
+    pub(super) fn ring_driver(&self) {
+        be_heard(&self.bells.driver);
     }
 
     /// Whether the waiter can do without a ring for what has just been published.
@@ -116,10 +132,8 @@ impl Port {
     pub(super) fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
         self.naps += 1;
-        // A ring for this nap cannot come before the flag; earlier ones are forgotten where nobody waits for it.
-        if std::mem::take(&mut self.bell_rings) {
-            self.bells.request.clear();
-        }
+        // A ring for this nap cannot come before the flag.
+        let rings = self.region.a().bell.0.rings();
         let sleeping = &self.region.b().sleeping.0;
         sleeping.store(2 * self.naps - 1, Ordering::Relaxed);
         point(Point::SleepStored);
@@ -131,7 +145,7 @@ impl Port {
             (self.when_idle)();
             // The master's death ends this process, so the wait needs no limit but where the fence failed.
             let asleep_since = Instant::now();
-            self.bell_rings = self.bells.request.await_ring((!fenced).then_some(UNFENCED_SLEEP));
+            self.region.a().bell.0.wait(rings, (!fenced).then_some(UNFENCED_SLEEP));
             self.patience = self.spin.after_sleep(asleep_since.elapsed());
             self.has_woken = true;
             point(Point::Woken);
