@@ -3,13 +3,17 @@
 #![allow(unsafe_code, reason = "tasks that fork, close what is not theirs, and stop their process")]
 
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
 
 use forkring::{Pool, TaskError};
 use futures::executor::block_on;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, write};
 
 use crate::crashes::at_full_strength;
 use crate::support::{BOUND, counter, eventually, outcome, process, scenario, signal};
@@ -21,6 +25,14 @@ fn works(pool: &Pool) {
         let task = pool.submit(|n: u32| n + 1, &n);
         let result = if n % 2 == 0 { outcome(task) } else { block_on(task) };
         assert_eq!(result.unwrap(), n + 1);
+    }
+}
+
+/// The signal that ends this child.
+fn ended_by(child: libc::pid_t) -> i32 {
+    match waitpid(Pid::from_raw(child), None).unwrap() {
+        WaitStatus::Signaled(_, signal, _) => signal as i32,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -37,12 +49,11 @@ fn pipes() -> Vec<libc::c_int> {
 /// program had.
 fn fill_bells(before: &[libc::c_int]) {
     for fd in pipes().into_iter().filter(|fd| !before.contains(fd)) {
-        // SAFETY: they write to pipes and change a flag; a number that is none is an error.
-        unsafe {
-            libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK);
-            while libc::write(fd, [0_u8; 4096].as_ptr().cast(), 4096) > 0 {}
-            libc::fcntl(fd, libc::F_SETFL, 0);
-        }
+        // SAFETY: the bells are this worker's, which never closes them.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        while write(fd, &[0; 4096]).is_ok() {}
+        fcntl(fd, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     }
 }
 
@@ -106,9 +117,13 @@ fn a_child_that_comes_back_from_a_task_is_no_second_worker() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
         for _ in 0..5 {
-            // SAFETY: the worker has one thread. The child returns from the task, and should not get far.
-            let forks = |()| unsafe { libc::fork() } > 0;
-            assert!(outcome(pool.submit(forks, &())).unwrap(), "it is the parent that answers");
+            let forks = |()| {
+                // SAFETY: the worker has one thread. The child returns from the task, and should not get far.
+                let child = unsafe { libc::fork() };
+                (child > 0).then(|| ended_by(child))
+            };
+            let ended = outcome(pool.submit(forks, &())).unwrap();
+            assert_eq!(ended, Some(libc::SIGSEGV), "it is the parent that answers");
             works(&pool);
             // SAFETY: as above; the parent leaves.
             let becomes_daemon = |()| unsafe { libc::daemon(1, 1) };
