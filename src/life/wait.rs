@@ -145,6 +145,8 @@ enum Looked {
     Done,
     Again,
     Nothing,
+    /// The worker waits for the service.
+    Owing,
 }
 
 impl Core {
@@ -158,7 +160,7 @@ impl Core {
             match self.look(station, job, deadline) {
                 Looked::Done => return true,
                 Looked::Again => {}
-                Looked::Nothing => {
+                Looked::Nothing | Looked::Owing => {
                     if deadline.is_some_and(|deadline| left(deadline).is_none()) {
                         return job.is_done();
                     }
@@ -191,15 +193,6 @@ impl Core {
             });
             return found.unwrap_or(Looked::Nothing);
         };
-        if owned.owes_answer() && !self.spin.is_endless() {
-            // The service's thread may be waiting for this very CPU, and will look for what follows its answer.
-            drop(owned);
-            let found = (0..YIELDS).any(|_| {
-                std::thread::yield_now();
-                job.is_done()
-            });
-            return if found { Looked::Done } else { Looked::Nothing };
-        }
         owned.set_awaited(job.job());
         // With many tasks before it the worker has been rung for another one, and has more to tell than this answer.
         let asleep = !owned.has_many() && owned.is_asleep();
@@ -214,6 +207,9 @@ impl Core {
             looks += 1;
             if looks.is_multiple_of(LOOKS_PER_POLL) {
                 owned.poll_news();
+                if owned.owes_answer() && !self.spin.is_endless() {
+                    return Some(Looked::Owing);
+                }
                 if owned.has_many() && owned.is_asleep() {
                     // It may be waiting for this very CPU.
                     std::thread::yield_now();
@@ -235,6 +231,15 @@ impl Core {
             }
         });
         owned.note_spin(found.is_some());
+        if let Some(Looked::Owing) = found {
+            drop(owned);
+            // The service's thread may be waiting for this very CPU, and will look for what follows its answer.
+            let done = (0..YIELDS).any(|_| {
+                std::thread::yield_now();
+                job.is_done()
+            });
+            return if done { Looked::Done } else { Looked::Nothing };
+        }
         found.unwrap_or_else(|| {
             owned.lose_patience();
             Looked::Nothing

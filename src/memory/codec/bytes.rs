@@ -23,12 +23,10 @@ const KEPT_MAX: usize = 1 << 20;
 /// The alignment is made within memory that is asked for without: an allocator has that at hand, where glibc's cuts it out of a
 /// larger piece (100 ns and more, since such pieces fit nobody else).
 ///
-/// * BYTES-1: the content is what is in `memory` from `start` on, which is at most its length, and a multiple of `ALIGN` in
-///   memory unless there is none.
+/// The content is what `memory` has from its first aligned byte on; the bytes before are zeros.
 #[derive(Default)]
 pub(crate) struct AlignedBytes {
     memory: Vec<u8>,
-    start: usize,
 }
 
 impl AlignedBytes {
@@ -45,11 +43,17 @@ impl AlignedBytes {
         let mut memory = Vec::<u8>::with_capacity(bytes.saturating_add(ALIGN - 1));
         let start = memory.as_ptr().align_offset(ALIGN);
         memory.resize(start, 0);
-        Self { memory, start }
+        Self { memory }
+    }
+
+    /// Where the content starts. Without memory the pointer says nothing.
+    #[inline]
+    fn start(&self) -> usize {
+        self.memory.as_ptr().align_offset(ALIGN).min(self.memory.len())
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.memory.capacity() - self.start
+        self.memory.capacity() - self.start()
     }
 
     /// Makes room for exactly `additional` more bytes or, where that is less than doubling, for twice
@@ -94,7 +98,8 @@ impl AlignedBytes {
 
     /// Shortens to `len` bytes, keeping the memory; nothing happens if there are no more than that.
     pub(crate) fn truncate(&mut self, len: usize) {
-        self.memory.truncate(self.start.saturating_add(len));
+        let end = self.start().saturating_add(len);
+        self.memory.truncate(end);
     }
 
     /// Empties the buffer for its next use. Memory beyond [`KEPT_MAX`] is given back: one large value must not be
@@ -104,7 +109,8 @@ impl AlignedBytes {
         if self.capacity() > KEPT_MAX {
             *self = Self::new();
         } else {
-            self.memory.truncate(self.start);
+            let start = self.start();
+            self.memory.truncate(start);
         }
     }
 
@@ -115,7 +121,8 @@ impl AlignedBytes {
         let len = before.next_multiple_of(align);
         if len > before {
             self.reserve(len - before);
-            self.memory.resize(self.start + len, 0);
+            let end = self.start() + len;
+            self.memory.resize(end, 0);
         }
         len
     }
@@ -189,14 +196,15 @@ impl Deref for AlignedBytes {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        &self.memory[self.start..]
+        &self.memory[self.start()..]
     }
 }
 
 impl DerefMut for AlignedBytes {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..]
+        let start = self.start();
+        &mut self.memory[start..]
     }
 }
 
