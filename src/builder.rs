@@ -156,14 +156,17 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
         self.set(|plan| plan.init = Some(Box::new(f)))
     }
 
-    /// How long a worker may take until it is ready. Default: 60 s.
+    /// How long a worker may take until it is ready, and how long to leave once it has nothing more to run, if it is to be
+    /// replaced. Default: 60 s.
     pub fn init_timeout(self, limit: Duration) -> Self {
         self.set(|plan| plan.init_timeout = limit)
     }
 
     /// Runs in each worker that leaves in good order: when the pool is closed or the worker is replaced because of
     /// [`max_tasks_per_worker`](Self::max_tasks_per_worker) or [`max_worker_memory`](Self::max_worker_memory), not when
-    /// it is killed. Its successor starts afterwards.
+    /// it is killed. Its successor starts afterwards: a worker that is to be replaced and takes longer than
+    /// [`init_timeout`](Self::init_timeout) for this and the drop of its state is killed. When the pool is closed there is no
+    /// limit but that of [`Pool::close_within`].
     pub fn on_exit(self, f: impl Fn(&WorkerInfo) + Given<M> + 'static) -> Self {
         self.set(|plan| plan.on_exit = Some(Box::new(f)))
     }

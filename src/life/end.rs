@@ -13,7 +13,7 @@ use super::journal::Entry;
 use super::messages::Who;
 use super::meter::outcome_of_error;
 use super::station::{Owned, Stage};
-use super::verdict::Verdict;
+use super::verdict::{Verdict, Why};
 use crate::error::{LossHint, LostDetails, TaskError, WorkerLost, signal_name};
 use crate::ground::sys::clock;
 use crate::ground::sys::process::ExitStatus;
@@ -71,6 +71,9 @@ impl End {
         if self.lost_task && self.stage != Stage::Ending {
             return true;
         }
+        if self.was_stuck() {
+            return false;
+        }
         let left = self.status == ExitStatus::Exited(0);
         if left && self.violation.is_none() && self.parting.is_some() {
             return false;
@@ -83,16 +86,25 @@ impl End {
         }
     }
 
+    /// Whether it was told to leave, and killed because it did not.
+    fn was_stuck(&self) -> bool {
+        let verdict = self.verdict.as_ref().filter(|_| self.violation.is_none());
+        verdict.is_some_and(|verdict| verdict.why == Why::Stuck)
+    }
+
     /// One line of the log: how it ended, why, and whether a successor follows.
     pub(crate) fn report(&self, core: &Core, replaced: bool) {
         if let Some(journal) = &core.journal {
             let how = format!("{}{}", describe(self.status), self.cause());
             journal.push(Entry::Ended { who: self.who, at_ns: clock::now_ns(), how });
         }
+        let next = if replaced { "; it is replaced" } else { "" };
+        if self.was_stuck() {
+            return events::error(core, format_args!("{self}, because {}{next}", Why::Stuck.describe()));
+        }
         if self.stage == Stage::Ending {
             return events::info(core, format_args!("{self}, as told"));
         }
-        let next = if replaced { "; it is replaced" } else { "" };
         if let Some(why) = self.parting.filter(|_| !self.is_loss()) {
             return events::info(core, format_args!("{self}, since {why}{next}"));
         }
@@ -111,6 +123,7 @@ impl End {
     fn cause(&self) -> String {
         match (&self.violation, &self.verdict, self.parting) {
             (Some(Violation(what)), ..) => format!(" after it broke the protocol ({what})"),
+            (_, Some(verdict), _) if self.was_stuck() => format!(", because {}", verdict.why.describe()),
             _ if self.stage == Stage::Ending => ", as told".to_owned(),
             (_, _, Some(why)) if !self.is_loss() => format!(", since {why}"),
             (_, Some(verdict), _) if !self.is_loss() => format!(", because {}", verdict.why.describe()),

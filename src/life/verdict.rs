@@ -17,6 +17,7 @@
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use super::job::JobRef;
 use super::messages::Who;
 use super::station::{Hold, Owned, Stage};
 use super::timers::Timer;
@@ -35,6 +36,8 @@ pub(crate) enum Why {
     Recycled,
     /// Somebody asked for fresh workers, or its task was over just before it was to be killed.
     Renewed,
+    /// It was to leave, had nothing more to run, and did not go.
+    Stuck,
 }
 
 impl Why {
@@ -44,6 +47,7 @@ impl Why {
             Self::Killed => "its task was killed",
             Self::Recycled => "it has run or grown enough",
             Self::Renewed => "it is renewed",
+            Self::Stuck => "on_exit or the drop of its state took longer than init_timeout",
         }
     }
 }
@@ -126,6 +130,14 @@ impl Owned<'_> {
         }
         // Also retires what was taken back.
         self.poll();
+        // It may not go.
+        self.look_after(LOOK_MAX);
+    }
+
+    /// The worker had time enough to leave, with nothing more to run.
+    fn expel(&mut self) {
+        self.verdict = Some(Verdict { why: Why::Stuck, victim: None });
+        self.signal(nix::libc::SIGKILL);
     }
 
     /// Sends a signal. A thread is given up instead of killed, and other signals tell its task that it is not wanted any more.
@@ -157,7 +169,10 @@ impl Owned<'_> {
 
     /// A job with a time limit has been sent: the driver has to look from time to time.
     pub(crate) fn watch_time(&mut self, limit: Duration) {
-        let pause = (limit / LOOKS).clamp(LOOK_MIN, LOOK_MAX);
+        self.look_after((limit / LOOKS).clamp(LOOK_MIN, LOOK_MAX));
+    }
+
+    fn look_after(&mut self, pause: Duration) {
         if self.look_every.is_none_or(|known| pause < known) {
             self.look_every = Some(pause);
             self.core.watch_time(self.station.id);
@@ -177,23 +192,31 @@ impl Owned<'_> {
 
     /// Looks what is running and for how long. Returns when to look again at the latest; `None`: when the next job with a limit
     /// has been sent. `lost`: how long this process itself stood still since the last look, which is no task's fault.
-    pub(crate) fn check_time(&mut self, now: Instant, lost: Duration) -> Option<Instant> {
+    /// `to_leave`: how long a worker may take to leave, once it has nothing more to run.
+    pub(crate) fn check_time(&mut self, now: Instant, lost: Duration, to_leave: Duration) -> Option<Instant> {
         self.disarm();
         self.poll();
         let pause = self.look_every?;
         let core = self.core;
         let inner = &mut **self;
-        let Some(lane) = inner.lane.as_ref().filter(|lane| lane.in_flight() > 0) else {
+        let is_leaving = inner.verdict.is_some();
+        let Some(lane) = inner.lane.as_ref().filter(|lane| is_leaving || lane.in_flight() > 0) else {
             inner.seen = None;
             inner.look_every = None;
             core.timed.clear(self.station.id);
             return None;
         };
         let mut next = now + pause;
-        let (index, progress) = match lane.running() {
-            Some(running) => (running.index, running.progress),
-            None => (lane.oldest(), UNTAKEN),
+        let (index, progress, limit) = match lane.running() {
+            Some(running) => {
+                let limit = running.token.and_then(|job: &JobRef| job.timeout(core));
+                (running.index, running.progress, limit)
+            }
+            // What it is at comes after all requests.
+            None if is_leaving && lane.in_flight() == 0 => (lane.sent(), 0, Some(to_leave)),
+            None => (lane.oldest(), UNTAKEN, None),
         };
+        let is_over = index == lane.sent();
         let since = match inner.seen {
             Some(seen) if (seen.index, seen.progress) == (index, progress) => seen.since + lost,
             _ => now,
@@ -203,12 +226,13 @@ impl Owned<'_> {
             self.urge(now.saturating_duration_since(since));
             return Some(next);
         }
-        let limit = lane.running().and_then(|running| running.token?.timeout(core));
         if let Some(limit) = limit
             && let Some(end) = since.checked_add(limit)
         {
             if end > now {
                 next = next.min(end);
+            } else if is_over {
+                self.expel();
             } else {
                 self.condemn(index, Some(progress), Why::Overtime, TaskError::TimedOut { limit });
             }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use forkring::{Granularity, Pool, View, Worker, hooks};
+use forkring::{Granularity, OnWorkerLoss, Pool, View, Worker, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
@@ -166,6 +166,48 @@ fn a_12_what_a_leaving_worker_has_not_started_runs_elsewhere_at_once() {
         for _ in 0..10 {
             assert_eq!(outcome(pool.submit_with(id, &())).unwrap().0, 1);
         }
+        gate(0).open();
+        pool.close().wait();
+        no_errors();
+    });
+}
+
+/// What it takes to leave is user code, and may hang: it must not cost the pool a worker.
+#[test]
+fn a_12_a_worker_that_does_not_leave_is_replaced() {
+    both(|| {
+        listen();
+        let limit = Duration::from_millis(300);
+        let pool = builder()
+            .workers(1)
+            .max_tasks_per_worker(1)
+            .init_timeout(limit)
+            .on_worker_loss(OnWorkerLoss::FailAll)
+            .on_exit(|info| {
+                if info.generation() == 0 {
+                    counter(0).bump();
+                    gate(0).wait();
+                }
+            })
+            .build()
+            .unwrap();
+        let life = |w: &Worker, _: &View<()>| w.generation();
+        // Its task is older than the limit when it comes to that.
+        let slow = |w: &Worker, limit: &View<Duration>| {
+            let limit: Duration = w.decode(limit).unwrap();
+            let end = Instant::now() + 3 * limit;
+            std::thread::sleep(end.saturating_duration_since(Instant::now()));
+            w.generation()
+        };
+        let first = pool.submit_with(slow, &limit);
+        let second = pool.submit_with(life, &());
+        assert_eq!(outcome(first).unwrap(), 0);
+        assert_eq!(outcome(second).unwrap(), 1);
+        assert_eq!(counter(0).get(), 1);
+        assert_eq!(outcome(pool.submit_with(life, &())).unwrap(), 2);
+        let errors = std::mem::take(&mut *ERRORS.lock().unwrap());
+        assert!(errors.len() == 1 && errors[0].contains("on_exit"), "{errors:?}");
+        // A thread that was given up is still there.
         gate(0).open();
         pool.close().wait();
         no_errors();

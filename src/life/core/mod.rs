@@ -45,7 +45,7 @@ pub(crate) struct Core {
     pub(crate) surplus: StationSet,
     /// Stations that the driver comes by at.
     pub(crate) watched: StationSet,
-    /// Stations that run jobs with a time limit, so that the driver looks from time to time.
+    /// Stations that run jobs with a time limit, or whose workers are to leave, so that the driver looks from time to time.
     pub(crate) timed: StationSet,
     /// Jobs may be between two stations.
     pub(crate) moves: Moves,

@@ -82,7 +82,7 @@ impl Core {
         }
     }
 
-    /// The driver is to look at a station's running job at least this often.
+    /// The driver is to look at a station from time to time.
     pub(crate) fn watch_time(&self, station: usize) {
         self.timed.set(station);
         self.ring_driver();

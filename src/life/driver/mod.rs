@@ -210,14 +210,15 @@ impl Driver {
             .min()
     }
 
-    /// Looks at the stations that run jobs with a time limit.
+    /// Looks at the stations that run jobs with a time limit, or whose workers are to leave.
     fn check_times(&mut self, now: Instant) {
         // If this process was stopped meanwhile, so were its clocks, as far as its tasks are concerned.
         let lost = self.look_at.and_then(|planned| now.checked_duration_since(planned));
         let lost = lost.filter(|&lost| lost > STOOD_STILL).unwrap_or_default();
         let core = self.core.clone();
         let timed = core.stations.iter().filter(|station| core.timed.contains(station.id));
-        self.look_at = timed.filter_map(|station| station.own(&core).check_time(now, lost)).min();
+        let to_leave = self.init_timeout;
+        self.look_at = timed.filter_map(|station| station.own(&core).check_time(now, lost, to_leave)).min();
     }
 
     /// Ends tasks whose deadlines are over, and workers that have had their gap.

@@ -165,6 +165,8 @@ impl Owned<'_> {
         self.is_given_up = false;
         self.verdict = None;
         self.seen = None;
+        self.look_every = None;
+        self.core.timed.clear(self.station.id);
         self.tasks_done = 0;
         self.tally.note_start(asked_ns);
     }
