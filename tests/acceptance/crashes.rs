@@ -9,13 +9,14 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use forkring::{Pool, TaskError, View, Worker, WorkerLost};
+use forkring::{Pool, TaskError, View, Worker, WorkerLost, hooks};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, raise};
 
 use crate::support::{
-    Finished, cell, children, counter, eventually, gate, gone, in_process, meet, process, scenario,
-    scenario_output, signal,
+    Finished, cell, children, counter, eventually, gate, gone, in_process, meet, outcome, process, scenario,
+    scenario_output, signal, zygote,
 };
 
 /// Ways for a process to end.
@@ -93,6 +94,68 @@ pub(crate) fn at_full_strength<E: 'static, S, W: 'static>(pool: &Pool<E, S, W>) 
     eventually("the dead are reaped", || {
         let all = children();
         all.iter().all(|p| p.state != 'Z') && all.iter().filter(|p| pids.contains(&p.pid)).count() == n
+    });
+}
+
+/// Has the third failure to start a worker set a limit of process `pid` to `soft` again.
+fn relent(pid: u32, which: Resource, soft: u64, hard: u64) {
+    hooks::set_log_error(move |message| {
+        if message.contains("could not start worker 0") && counter(1).bump() == 2 {
+            set_limit(pid, which, soft, hard);
+        }
+    });
+}
+
+fn set_limit(pid: u32, which: Resource, soft: u64, hard: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: reads the limit, and writes nothing.
+    let done =
+        unsafe { libc::prlimit(pid as libc::pid_t, which as _, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Worker 0 of two crashes, and its successor cannot be started for a moment.
+fn crash_in_a_moment_of_shortage(pool: &Pool) {
+    let results = pool.broadcast(|w: &Worker| {
+        if w.id() == 0 {
+            die(Crash::Kill)
+        }
+    });
+    assert!(results[0].is_err() && results[1].is_ok(), "{results:?}");
+    // The other worker goes on meanwhile.
+    assert_eq!(outcome(pool.submit(|n: u32| n, &7)).unwrap(), 7);
+    counter(1).wait_for(3);
+    at_full_strength(pool);
+}
+
+#[test]
+fn d_08_a_moment_without_descriptors_costs_no_pool() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        relent(std::process::id(), Resource::RLIMIT_NOFILE, soft, hard);
+        set_limit(std::process::id(), Resource::RLIMIT_NOFILE, 3, hard);
+        crash_in_a_moment_of_shortage(&pool);
+    });
+}
+
+#[test]
+fn d_08_a_moment_without_processes_costs_no_pool() {
+    scenario(|| {
+        // SAFETY: it touches no memory, as the next ones.
+        if unsafe { libc::geteuid() } == 0 {
+            // Root may have as many as it likes.
+            // SAFETY: see above.
+            assert_eq!(unsafe { libc::setuid(65534) }, 0);
+        }
+        // SAFETY: see above. `/proc` would be root's else.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+        let pool = Pool::new(2).unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        let zygote = zygote();
+        relent(zygote, Resource::RLIMIT_NPROC, soft, hard);
+        set_limit(zygote, Resource::RLIMIT_NPROC, 0, hard);
+        crash_in_a_moment_of_shortage(&pool);
     });
 }
 

@@ -76,7 +76,9 @@ pub(crate) struct Driver {
     vacant: VecDeque<(usize, Instant)>,
     /// Workers that are not ready yet, and until when they have to be.
     starting: Vec<(Who, Instant)>,
+    /// Failures to start workers in a row; those before `paused_until` are one with the last.
     failed_starts: u32,
+    paused_until: Instant,
     /// For each station, how many workers were lost in a row without having finished anything.
     barren: Box<[u32]>,
     /// When the stations that run jobs with a time limit are looked at next.
@@ -107,6 +109,7 @@ impl Driver {
             vacant,
             starting: Vec::new(),
             failed_starts: 0,
+            paused_until: now,
             barren,
             look_at: None,
             oom: OomWatch::new(),

@@ -62,10 +62,14 @@ impl Driver {
         match report {
             Report::Spawned { who, pid } => self.spawned(who, pid, pidfd),
             Report::Refused { who, errno } => {
+                let (stage, pending) = self.dismiss(who);
+                if self.core.phase() >= Phase::Ending || stage == Stage::Ending && !pending {
+                    return;
+                }
+                // There is work after all: the end begins again after it.
+                self.orderly = false;
                 let error = std::io::Error::from_raw_os_error(errno);
-                self.starting.retain(|(other, _)| *other != who);
-                let advice = advice(errno);
-                self.fail(format!("could not start worker {}: fork: {error}{advice}", who.station));
+                self.not_started(who.station, &format!("fork: {error}{}", advice(errno)));
             }
             Report::Ended { who, pid, status, max_rss_kib, limited } => {
                 let hint = self.oom.hint(status, limited);

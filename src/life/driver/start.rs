@@ -22,8 +22,8 @@ use crate::protocol::lane::Lane;
 use crate::protocol::port::Bells;
 use crate::protocol::wire::WorkerState;
 
-/// Workers that die one after another before they were ready, by a signal and not by an error of `init`'s, end the
-/// pool after this many.
+/// Workers that cannot be started, or die one after another before they were ready, by a signal and not by an error of `init`'s,
+/// end the pool after this many.
 const FAILED_STARTS_MAX: u32 = 8;
 /// The pause before a worker is started again grows from the first to the second.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -139,7 +139,7 @@ impl Driver {
                 continue;
             }
             if let Err(error) = self.start_worker(station) {
-                return self.fail(format!("could not start worker {station}: {error}{}", error.advice()));
+                self.not_started(station, &format!("{error}{}", error.advice()));
             }
         }
     }
@@ -224,26 +224,57 @@ impl Driver {
         self.processes += 1;
         self.hang(who.station, response);
         self.expect(who, asked_ns, region, Some(process));
-        match &self.nursery {
-            Nursery::Crew(crew) => crew.start(member, theirs, bells),
-            Nursery::Zygote { .. } => Ok(()),
-        }
+        let Nursery::Crew(crew) = &self.nursery else { return Ok(()) };
+        crew.start(member, theirs, bells).inspect_err(|_| {
+            self.processes -= 1;
+            self.dismiss(who);
+        })
+    }
+
+    /// Nobody comes, so the station is as it was before it was asked for one. Where it had got to meanwhile, and whether it has work.
+    pub(super) fn dismiss(&mut self, who: Who) -> (Stage, bool) {
+        self.starting.retain(|(other, _)| *other != who);
+        let mut owned = self.core.stations[who.station].own(&self.core);
+        let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
+        owned.process = None;
+        owned.tally.note_end();
+        drop(owned.take_lane());
+        (stage, !owned.is_empty())
     }
 
     /// A worker died before it was ready, without saying why.
     pub(super) fn start_failed(&mut self, who: Who, status: ExitStatus, unwinding: bool) {
-        self.failed_starts += 1;
-        let first = self.core.phase() == Phase::Building;
-        if unwinding || first || self.failed_starts >= FAILED_STARTS_MAX {
-            let hint = match unwinding {
-                true => UNWINDING_HINT.to_owned(),
-                false if first => String::new(),
-                false => format!(", as {} before it in a row", FAILED_STARTS_MAX - 1),
-            };
-            let (station, end) = (who.station, describe(status));
-            return self.fail(format!("worker {station} {end} before it was ready{hint}"));
+        let (station, end) = (who.station, describe(status));
+        let what = format!("worker {station} {end} before it was ready");
+        if unwinding {
+            return self.fail(what + UNWINDING_HINT);
         }
-        let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
-        self.vacant.push_back((who.station, Instant::now() + pause));
+        self.back_off(station, what);
+    }
+
+    /// There was no worker to be had.
+    pub(super) fn not_started(&mut self, station: usize, why: &str) {
+        let what = format!("could not start worker {station}: {why}");
+        if self.core.phase() > Phase::Building {
+            events::error(&self.core, format_args!("{what}"));
+        }
+        self.back_off(station, what);
+    }
+
+    /// Tries again after a pause, since what is short may be there again; but not for ever, and not if the pool is only being built.
+    fn back_off(&mut self, station: usize, what: String) {
+        if self.core.phase() == Phase::Building {
+            return self.fail(what);
+        }
+        let now = Instant::now();
+        if now >= self.paused_until {
+            self.failed_starts += 1;
+            if self.failed_starts >= FAILED_STARTS_MAX {
+                return self.fail(format!("{what}, as {} before it in a row", FAILED_STARTS_MAX - 1));
+            }
+            let pause = BACKOFF_MIN.saturating_mul(1 << (self.failed_starts - 1).min(16)).min(BACKOFF_MAX);
+            self.paused_until = now + pause;
+        }
+        self.vacant.push_back((station, self.paused_until));
     }
 }
