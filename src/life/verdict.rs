@@ -74,6 +74,8 @@ const UNTAKEN: u64 = u64::MAX;
 /// A worker that is alive and has a CPU takes a request within microseconds; one that shares a CPU with many, within tenths of a second.
 const RUNG_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const DEAF_AFTER: Duration = Duration::from_secs(10);
+/// The zygote is given this long to say that a worker has ended that was killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A task's time is looked at this many times, at least, before it is over.
 const LOOKS: u32 = 16;
@@ -145,8 +147,14 @@ impl Owned<'_> {
         let inner = &mut **self;
         let Some(process) = &inner.process else { return };
         match (&process.hold, &mut inner.lane) {
-            // An error means that there is nothing left to kill.
-            (Hold::Process(pidfd), _) => drop(pidfd.kill(signal)),
+            (Hold::Process(pidfd), _) => {
+                // An error means that there is nothing left to kill.
+                let _ = pidfd.kill(signal);
+                if signal == nix::libc::SIGKILL {
+                    inner.killed_at.get_or_insert_with(Instant::now);
+                    self.look_after(LOOK_MAX);
+                }
+            }
             (Hold::Thread(member), Some(lane)) if signal == nix::libc::SIGKILL => {
                 let engaged = lane.running().is_some() || inner.stage == Stage::Starting;
                 // Whoever condemned it has looked for the last time: its task ends as it was told to, whatever it does.
@@ -165,6 +173,14 @@ impl Owned<'_> {
         if self.generation == generation && self.verdict.is_some() {
             self.signal(nix::libc::SIGKILL);
         }
+    }
+
+    /// Whether the death of a worker that was killed should be known long since; its pid, if it is dead.
+    pub(crate) fn is_overdue(&self, now: Instant) -> Option<Option<u32>> {
+        let at = self.killed_at.filter(|_| self.lane.is_some())?;
+        (now.saturating_duration_since(at) >= KILL_PATIENCE).then_some(())?;
+        let process = self.process.as_ref()?;
+        Some(matches!(&process.hold, Hold::Process(pidfd) if pidfd.has_exited()).then_some(process.pid))
     }
 
     /// A job with a time limit has been sent: the driver has to look from time to time.
@@ -199,8 +215,9 @@ impl Owned<'_> {
         let pause = self.look_every?;
         let core = self.core;
         let inner = &mut **self;
-        let is_leaving = inner.verdict.is_some();
-        let Some(lane) = inner.lane.as_ref().filter(|lane| is_leaving || lane.in_flight() > 0) else {
+        let (is_leaving, is_killed) = (inner.verdict.is_some(), inner.killed_at.is_some());
+        let is_to_go = is_leaving || is_killed;
+        let Some(lane) = inner.lane.as_ref().filter(|lane| is_to_go || lane.in_flight() > 0) else {
             inner.seen = None;
             inner.look_every = None;
             core.timed.clear(self.station.id);
@@ -213,6 +230,10 @@ impl Owned<'_> {
                 (running.index, running.progress, limit)
             }
             // What it is at comes after all requests.
+            None if is_killed => {
+                inner.seen = None;
+                return Some(next);
+            }
             None if is_leaving && lane.in_flight() == 0 => (lane.sent(), 0, Some(to_leave)),
             None => (lane.oldest(), UNTAKEN, None),
         };

@@ -11,8 +11,8 @@ use nix::libc;
 
 use crate::crashes::{Crash, at_full_strength, die};
 use crate::support::{
-    BOUND, both, builder, cell, count_fds, counter, eventually, gate, gone, in_process, new_pool, process,
-    scenario, scenario_output, signal,
+    BOUND, both, builder, cell, collect_errors, count_fds, counter, errors, eventually, gate, gone,
+    in_process, new_pool, outcome, process, scenario, scenario_output, signal, zygote,
 };
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -68,6 +68,58 @@ fn e_01_a_task_that_runs_out_of_time_is_killed_and_its_worker_replaced() {
         assert!(start.elapsed() >= Duration::from_millis(100));
         assert_eq!(life(&pool), 1);
         ended(old);
+    });
+}
+
+/// Whose death only the zygote can report, and the zygote is a process that tasks can name.
+#[test]
+fn e_01_a_zygote_that_is_stopped_does_not_make_limits_void() {
+    scenario(|| {
+        collect_errors();
+        let stop = |zygote| {
+            signal(zygote, Signal::SIGSTOP);
+            eventually("a stopped zygote", || process(zygote).unwrap().state == 'T');
+        };
+        let pool = Pool::new(2).unwrap();
+        stop(zygote());
+        let endless = pool.with_timeout(SHORT).submit(|_: ()| -> () { forever() }, &());
+        assert!(outcome(endless).unwrap_err().is_timed_out());
+        at_full_strength(&pool);
+        stop(zygote());
+        pool.close().wait();
+        let pool = Pool::new(2).unwrap();
+        stop(zygote());
+        pool.terminate();
+        // Such as that it had to be killed.
+        assert!(errors().is_empty(), "{:?}", errors());
+    });
+}
+
+#[test]
+fn e_01_a_dead_worker_that_cannot_be_reaped_does_not_keep_its_task() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let old = pool.worker_pids()[0];
+        let tracer = std::thread::spawn(move || {
+            // SAFETY: it touches no memory.
+            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, old as libc::pid_t, 0_usize, 0_usize) };
+            cell(0).store(u64::from(seized == 0), SeqCst);
+            counter(0).bump();
+            gate(0).wait();
+        });
+        counter(0).wait_for(1);
+        if cell(0).load(SeqCst) == 1 {
+            let endless = pool.with_timeout(SHORT).submit(|_: ()| -> () { forever() }, &());
+            assert!(outcome(endless).unwrap_err().is_timed_out());
+            assert_eq!(life(&pool), 1);
+            assert_eq!(process(old).unwrap().state, 'Z');
+        } else {
+            eprintln!("SKIPPED: ptrace is not permitted here");
+        }
+        gate(0).open();
+        // Its end is reported to the zygote when nobody traces it any more.
+        tracer.join().unwrap();
+        at_full_strength(&pool);
     });
 }
 

@@ -40,6 +40,7 @@ impl Driver {
             }
             self.orderly = true;
             self.vacant.clear();
+            self.rouse_zygote();
             for station in &core.stations {
                 let mut owned = station.own(&core);
                 let starting = owned.stage == Stage::Starting;
@@ -58,6 +59,13 @@ impl Driver {
             return self.processes == 0 && asked == 0;
         }
         true
+    }
+
+    /// Whoever has stopped the zygote: there is something for it to do.
+    pub(super) fn rouse_zygote(&self) {
+        if let Nursery::Zygote { process, .. } = &self.nursery {
+            let _ = process.kill(nix::libc::SIGCONT);
+        }
     }
 
     /// The zygote has died, and its workers with it.
@@ -90,6 +98,7 @@ impl Driver {
             let unfinished = owned.put_down(&told.unwrap_or_else(|| cause.clone()));
             core.add_unfinished(unfinished);
         }
+        self.rouse_zygote();
         match &self.nursery {
             Nursery::Zygote { socket, process } => {
                 let _ = socket.try_send(&Order::Terminate.to_bytes(), &[]);

@@ -30,7 +30,7 @@ use crate::error::{PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::ground::sys::SysError;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
-use crate::ground::sys::process::PidFd;
+use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::Socket;
 
 thread_local! {
@@ -219,9 +219,23 @@ impl Driver {
         let lost = self.look_at.and_then(|planned| now.checked_duration_since(planned));
         let lost = lost.filter(|&lost| lost > STOOD_STILL).unwrap_or_default();
         let core = self.core.clone();
-        let timed = core.stations.iter().filter(|station| core.timed.contains(station.id));
-        let to_leave = self.init_timeout;
-        self.look_at = timed.filter_map(|station| station.own(&core).check_time(now, lost, to_leave)).min();
+        self.look_at = None;
+        for station in core.stations.iter().filter(|station| core.timed.contains(station.id)) {
+            let mut owned = station.own(&core);
+            let next = owned.check_time(now, lost, self.init_timeout);
+            let who = Who { station: station.id, generation: owned.generation };
+            let overdue = owned.is_overdue(now);
+            drop(owned);
+            self.look_at = self.look_at.into_iter().chain(next).min();
+            if let Some(dead) = overdue {
+                self.rouse_zygote();
+                if let Some(pid) = dead {
+                    // Stopped, or kept from reaping by a tracer, the zygote must not make time limits void.
+                    let status = ExitStatus::Signaled(nix::libc::SIGKILL, false);
+                    self.ended(who, pid, status, 0, None);
+                }
+            }
+        }
     }
 
     /// Ends tasks whose deadlines are over, and workers that have had their gap.

@@ -94,11 +94,22 @@ impl Driver {
     }
 
     /// A worker has ended: its results are delivered, its running task fails, the rest runs elsewhere.
-    fn ended(&mut self, who: Who, pid: u32, status: ExitStatus, max_rss_kib: u64, hint: Option<LossHint>) {
-        self.processes = self.processes.saturating_sub(1);
-        self.starting.retain(|(other, _)| *other != who);
+    pub(super) fn ended(
+        &mut self,
+        who: Who,
+        pid: u32,
+        status: ExitStatus,
+        max_rss_kib: u64,
+        hint: Option<LossHint>,
+    ) {
         let core = self.core.clone();
         let mut owned = core.stations[who.station].own(&core);
+        if owned.generation != who.generation {
+            // It was found dead before the zygote said so.
+            return;
+        }
+        self.processes = self.processes.saturating_sub(1);
+        self.starting.retain(|(other, _)| *other != who);
         owned.poll();
         let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
         let (violation, verdict) = (owned.violation.take(), owned.verdict.take());

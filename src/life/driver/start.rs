@@ -96,14 +96,16 @@ impl Driver {
                 self.starting.retain(|(other, _)| *other != who);
                 continue;
             }
-            let unwinding = self.is_unwinding(who);
-            self.fail(format!(
-                "worker {} was not ready within init_timeout ({:?}); raise Builder::init_timeout if init or state takes \
-                 longer{}",
-                who.station,
-                self.init_timeout,
-                if unwinding { UNWINDING_HINT } else { "" }
-            ));
+            let (station, limit) = (who.station, self.init_timeout);
+            let is_forked = self.core.stations[station].own(&self.core).process.is_some();
+            let hint = if self.is_unwinding(who) { UNWINDING_HINT } else { "" };
+            self.fail(match is_forked {
+                true => format!(
+                    "worker {station} was not ready within init_timeout ({limit:?}); raise Builder::init_timeout if init or state \
+                     takes longer{hint}"
+                ),
+                false => format!("the zygote process did not fork worker {station} within init_timeout ({limit:?})"),
+            });
             self.starting.clear();
         }
         if self.core.close_deadline().is_some_and(|deadline| deadline <= now) {

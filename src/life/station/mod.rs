@@ -150,6 +150,8 @@ pub(crate) struct Inner {
     /// Where tasks are timed.
     pub(crate) meter: Option<Box<Meter>>,
     pub(crate) verdict: Option<Verdict>,
+    /// Since when the process has to be dead.
+    pub(crate) killed_at: Option<Instant>,
     /// What ran on the driver's last look, while there is anything with a time limit.
     pub(crate) seen: Option<Seen>,
     pub(crate) look_every: Option<Duration>,
@@ -204,6 +206,7 @@ impl Station {
                 tally: Tally::default(),
                 meter: None,
                 verdict: None,
+                killed_at: None,
                 seen: None,
                 look_every: None,
                 wake: Wake::Nobody,

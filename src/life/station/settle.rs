@@ -164,6 +164,7 @@ impl Owned<'_> {
         self.violation = None;
         self.is_given_up = false;
         self.verdict = None;
+        self.killed_at = None;
         self.seen = None;
         self.look_every = None;
         self.core.timed.clear(self.station.id);
