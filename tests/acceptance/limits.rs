@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "tasks that set signal handlers")]
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -120,6 +121,34 @@ fn e_01_a_dead_worker_that_cannot_be_reaped_does_not_keep_its_task() {
         // Its end is reported to the zygote when nobody traces it any more.
         tracer.join().unwrap();
         at_full_strength(&pool);
+    });
+}
+
+/// What a worker says of how far a result has come is not taken for progress.
+#[test]
+fn e_01_words_that_go_back_and_forth_are_no_progress() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        let liar = |_: ()| {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let side_b =
+                maps.lines().find(|line| line.contains("forkring-b") && line.contains("rw-s")).unwrap();
+            let start = usize::from_str_radix(side_b.split('-').next().unwrap(), 16).unwrap();
+            // The words of a response that flows: tag, start, sent.
+            let word = |n: usize| std::ptr::with_exposed_provenance::<AtomicU64>(start + 4 * 128 + 8 * n);
+            // SAFETY: shared words of a mapping that stays.
+            let [tag, from, sent] = [0, 1, 2].map(|n| unsafe { &*word(n) });
+            from.store(128, SeqCst);
+            sent.store(128, SeqCst);
+            loop {
+                // It is the worker's first request.
+                tag.fetch_xor(1, SeqCst);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let limit = Duration::from_millis(320);
+        let lie = pool.with_timeout(limit).submit(move |n: ()| -> () { liar(n) }, &());
+        assert!(outcome(lie).unwrap_err().is_timed_out());
     });
 }
 

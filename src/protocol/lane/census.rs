@@ -8,8 +8,8 @@ use crate::memory::layout::{ARENA_BYTES, slot_of};
 use crate::protocol::wire::{Parting, WorkerState};
 use crate::sync::Ordering;
 
-/// A request that is running, and a figure that grows whenever a part of its response has come: an item of a batch, a piece
-/// of a large result.
+/// A request that is running, and a figure that grows whenever a part of its response has been received: an item of a batch, a
+/// piece of a large result.
 #[derive(Debug)]
 pub(crate) struct Running<'a, T> {
     pub(crate) index: u64,
@@ -55,9 +55,8 @@ impl<T> Lane<T> {
         if index == self.sent || self.region.b().claim.0.load().count <= index {
             return None;
         }
-        let out = &self.region.b().out.0;
-        let flows = out.tag.load(Ordering::Acquire) == index + 1;
-        let progress = if flows { out.sent.load(Ordering::Acquire) } else { 0 };
+        // What has been copied, and not what the worker says: its words could go back and forth for ever.
+        let progress = self.incoming.as_ref().map_or(0, |incoming| incoming.at - incoming.start);
         Some(Running { index, progress, token: entry.token.as_ref() })
     }
 
