@@ -596,7 +596,8 @@ pub struct Close {
 }
 
 impl Close {
-    /// Blocks until all tasks have ended and nothing of the pool is left.
+    /// Blocks until all tasks have ended and nothing of the pool is left. A waker or the log hook, where the pool calls them on
+    /// its own thread, does not wait, since that thread does the closing.
     pub fn wait(self) {
         if self.handle.core.is_here() {
             self.handle.core.wait_for(Phase::Ended, None);
@@ -630,7 +631,8 @@ pub struct CloseOutcome {
 }
 
 impl CloseWithin {
-    /// Blocks until nothing of the pool is left.
+    /// Blocks until nothing of the pool is left; not in wakers and the log hook, as [`Close::wait`] has it: then the outcome
+    /// is what is known so far.
     pub fn wait(self) -> CloseOutcome {
         let Self { close } = self;
         if close.handle.core.is_here() {
@@ -667,7 +669,7 @@ pub struct Closed {
 }
 
 impl Closed {
-    /// Blocks until the pool has closed.
+    /// Blocks until the pool has closed; not in wakers and the log hook, as [`Close::wait`] has it.
     pub fn wait(self) {
         if self.core.is_here() {
             self.core.wait_for(Phase::Ended, None);

@@ -1,6 +1,9 @@
 //! Acceptance cases about closing within a limit: G-05, G-09, G-13.
 
-use std::task::{Context, Poll, Waker};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use forkring::{CloseOutcome, Pool, Task, hooks};
@@ -73,6 +76,29 @@ fn g_09_a_pool_that_closes_in_time_is_not_forced() {
         let again = pool.close_within(Duration::ZERO).wait();
         assert_eq!(again, closed);
         assert!(outcome(pool.submit(held, &1)).unwrap_err().is_closed());
+    });
+}
+
+/// The driver calls the wakers of tasks that nobody waits for, and cannot wait for itself.
+#[test]
+fn g_05_a_waker_that_waits_for_the_end_does_not_hold_it_up() {
+    struct Closes(Pool);
+    impl Wake for Closes {
+        fn wake(self: Arc<Self>) {
+            self.0.close().wait();
+            self.0.closed().wait();
+            counter(1).bump();
+        }
+    }
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let mut task = pool.submit(held, &7);
+        let waker = Waker::from(Arc::new(Closes(pool.clone())));
+        assert!(Pin::new(&mut task).poll(&mut Context::from_waker(&waker)).is_pending());
+        gate(0).open();
+        counter(1).wait_for(1);
+        pool.close().wait();
+        assert_eq!(outcome(task).unwrap(), 7);
     });
 }
 

@@ -34,12 +34,22 @@ use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::Socket;
 
 thread_local! {
-    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+    /// Whose driver this thread is.
+    static DRIVEN: Cell<*const Core> = const { Cell::new(std::ptr::null()) };
+}
+
+fn driven() -> *const Core {
+    DRIVEN.try_with(Cell::get).unwrap_or(std::ptr::null())
 }
 
 /// Whether this thread is a pool's driver, which must not wait for a pool.
 pub(crate) fn is_this_thread() -> bool {
-    IS_DRIVER.try_with(Cell::get).unwrap_or(false)
+    !driven().is_null()
+}
+
+/// Whether this thread is the driver of this pool.
+pub(crate) fn drives(core: &Core) -> bool {
+    std::ptr::eq(driven(), core)
 }
 
 const BELL: u64 = 0;
@@ -155,7 +165,7 @@ impl Driver {
 
     /// Runs until the pool has ended.
     pub(crate) fn run(mut self) {
-        IS_DRIVER.set(true);
+        DRIVEN.set(Arc::as_ptr(&self.core));
         loop {
             self.start_workers();
             if self.core.phase() >= Phase::Closing && self.wind_down() {
