@@ -170,7 +170,7 @@ impl<R> Task<R> {
             job.core().add_sleeper();
             job.core().stop_watching();
             job.core().remove_sleeper();
-            nested_poll(job.core(), &job);
+            nested_poll(job.core(), job);
             return Poll::Pending;
         }
         Poll::Ready(self.take())

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::core::{Core, Phase};
 use super::driver;
-use super::service;
+use super::service::{self, NestedWait};
 use super::wait::Parker;
 use crate::error::{TaskError, TrySubmitError};
 use crate::panics;
@@ -274,11 +274,13 @@ pub(crate) struct Admission {
     ticket: Option<Ticket>,
     /// Whether it is counted among the pool's sleepers.
     sleeps: bool,
+    /// Of a future that was pending.
+    nested: NestedWait,
 }
 
 impl Admission {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core, ticket: None, sleeps: false }
+        Self { core, ticket: None, sleeps: false, nested: NestedWait::default() }
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -333,7 +335,7 @@ impl Admission {
         let mut error = None;
         if !decided {
             self.sleep();
-            service::nested_poll_or(&self.core, |deadlock| error = Some(deadlock));
+            self.nested = service::nested_wait_or(&self.core, |deadlock| error = Some(deadlock));
             if error.is_none() {
                 return Poll::Pending;
             }
@@ -368,6 +370,7 @@ impl Admission {
     /// Leaves the line, with the pass that it was handed there, if any.
     fn leave(&mut self) -> Option<Pass> {
         if std::mem::take(&mut self.sleeps) {
+            self.nested = NestedWait::default();
             self.core.remove_sleeper();
         }
         self.core.gate.as_ref()?.leave(self.ticket.take()?)

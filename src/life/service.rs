@@ -8,11 +8,14 @@
 //! # Deadlocks
 //!
 //! A handler may use the pool that it serves. If every worker is inside a call and every one of those handlers waits
-//! for a task of this pool, nobody is left to run it. A handler that is about to wait counts itself; the one that
-//! completes the circle gets an error instead.
+//! for a task of this pool, nobody is left to run it; nor is there for a task that is pinned to a worker whose handler
+//! waits for it. A handler that is about to wait notes what for; the one that completes a circle gets an error instead.
+//!
+//! Nobody sees whether a handler that has polled something waits for it or does something else. It counts as waiting
+//! for as long as that is pending, even while it runs.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +26,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::core::{Core, Phase};
 use super::events;
+use super::job::Job;
 use super::wait::Awaited;
 use crate::error::{PoolFailure, TaskError};
 use crate::memory::codec::AlignedBytes;
@@ -112,7 +116,7 @@ impl Host {
                             let answer =
                                 mark.within(|| guarded(|| handler(&call.bytes, core.policy.max_payload)));
                             // Before the answer: the worker's next call has a mark of its own.
-                            mark.set(false);
+                            mark.clear();
                             next = core.answer_and_await(&call, answer);
                         }
                     }),
@@ -245,7 +249,7 @@ impl Future for Handling {
             Err(caught) => panicked(caught),
         };
         this.state = HandlingState::Over;
-        mark.set(false);
+        mark.clear();
         if let Some(call) = this.call.take() {
             this.core.answer_call(&call, answer);
         }
@@ -339,8 +343,44 @@ impl Core {
 pub(crate) struct Mark {
     core: Weak<Core>,
     station: usize,
-    generation: u64,
-    waiting: AtomicBool,
+    call: CallId,
+    /// Whether it has noted anything in [`Waiting`].
+    noted: AtomicBool,
+}
+
+/// A worker's generation, and the number of its call. Later calls of a station are greater.
+type CallId = (u64, u64);
+
+/// What the handler of a worker's call waits for.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    call: Option<CallId>,
+    /// How often it waits for something that any worker can bring.
+    anywhere: usize,
+    /// Likewise, that only the worker of this station can.
+    only_at: Option<usize>,
+    /// Tasks that it has polled and that were pending then, by the addresses and generations of their jobs.
+    polled: BTreeMap<(usize, u64), &'static Job>,
+}
+
+/// Which workers could help a handler that waits.
+#[derive(Clone, Copy)]
+enum Helper {
+    Any,
+    Only(usize),
+}
+
+impl Waiting {
+    /// Who could help, if it waits.
+    fn helper(&mut self) -> Option<Helper> {
+        while let Some(first) = self.polled.first_entry() {
+            if !first.get().is_over(first.key().1) {
+                return Some(Helper::Any);
+            }
+            first.remove();
+        }
+        if self.anywhere > 0 { Some(Helper::Any) } else { self.only_at.map(Helper::Only) }
+    }
 }
 
 thread_local! {
@@ -349,36 +389,45 @@ thread_local! {
 
 impl Mark {
     fn new(core: &Arc<Core>, call: &Request) -> Arc<Self> {
-        let Request { station, generation, .. } = *call;
-        Arc::new(Self { core: Arc::downgrade(core), station, generation, waiting: AtomicBool::new(false) })
+        let call_id = (call.generation, call.number);
+        let core = Arc::downgrade(core);
+        Arc::new(Self { core, station: call.station, call: call_id, noted: AtomicBool::new(false) })
     }
 
     /// Runs part of the handler on this thread.
     fn within<T>(self: &Arc<Self>, f: impl FnOnce() -> T) -> T {
-        self.set(false);
         let before = HANDLER.replace(Some(self.clone()));
         let result = f();
         HANDLER.set(before);
         result
     }
 
-    /// Notes whether the handler waits; `true`: it completes the circle.
-    fn set(&self, waiting: bool) -> bool {
-        let Some(core) = self.core.upgrade() else { return false };
-        if self.waiting.swap(waiting, Ordering::AcqRel) == waiting {
-            return false;
+    /// Changes what is noted about this handler; not about that of a later call.
+    fn note(&self, core: &Core, f: impl FnOnce(&mut Waiting)) {
+        let mut waiting = core.waiting[self.station].lock();
+        if waiting.call > Some(self.call) {
+            return;
         }
-        if waiting {
-            return core.handler_waits(self.station, self.generation);
+        if waiting.call < Some(self.call) {
+            self.noted.store(true, Ordering::Relaxed);
+            *waiting = Waiting { call: Some(self.call), ..Waiting::default() };
         }
-        core.handler_goes_on(self.station, self.generation);
-        false
+        f(&mut waiting);
+    }
+
+    /// The handler has ended.
+    fn clear(&self) {
+        if self.noted.load(Ordering::Relaxed)
+            && let Some(core) = self.core.upgrade().filter(|core| core.is_here())
+        {
+            self.note(&core, |waiting| *waiting = Waiting { call: waiting.call, ..Waiting::default() });
+        }
     }
 }
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        self.set(false);
+        self.clear();
     }
 }
 
@@ -388,54 +437,90 @@ pub(crate) fn describe_handler() -> Option<String> {
     // Who holds it at this moment panics while it comes or goes, and not in the handler.
     let mark = HANDLER.try_with(|handler| handler.try_borrow().ok()?.clone()).ok().flatten()?;
     let core = mark.core.upgrade()?;
-    let Mark { station, generation, .. } = *mark;
+    let Mark { station, call: (generation, _), .. } = *mark;
     Some(format!("{}: the service, called by worker {station} (generation {generation}),", core.name))
 }
 
-/// While it lives, the handler on this thread counts as waiting.
-#[derive(Debug)]
-pub(crate) struct NestedWait(Option<Arc<Mark>>);
+/// The handler of this pool that this thread runs.
+fn current(core: &Core) -> Option<Arc<Mark>> {
+    core.service()?;
+    let mark = HANDLER.try_with(|handler| handler.borrow().clone()).ok().flatten()?;
+    std::ptr::eq(mark.core.as_ptr(), core).then_some(mark)
+}
+
+/// While it lives, a handler counts as waiting.
+#[derive(Debug, Default)]
+pub(crate) struct NestedWait(Option<(Arc<Mark>, Option<usize>)>);
 
 impl Drop for NestedWait {
     fn drop(&mut self) {
-        if let Some(mark) = &self.0 {
-            mark.set(false);
-        }
+        let Some((mark, only_at)) = self.0.take() else { return };
+        let Some(core) = mark.core.upgrade().filter(|core| core.is_here()) else { return };
+        mark.note(&core, |waiting| match only_at {
+            Some(_) => waiting.only_at = None,
+            None => waiting.anywhere = waiting.anywhere.saturating_sub(1),
+        });
     }
 }
 
-/// To be called before a thread sleeps for a result. If this thread runs a handler of the same pool, it counts, and if
-/// with it every worker waits for a handler that waits, what it waits for ends with an error.
+/// To be called before a thread sleeps for a result, or a future that is polled is pending. If this thread runs a handler
+/// of the same pool, it counts as waiting, and if nobody is left to bring what it waits for, that ends with an error.
 pub(crate) fn nested_wait(core: &Core, awaited: &impl Awaited) -> NestedWait {
-    nested_wait_or(core, |error| awaited.call_off(core, &error))
+    nested_wait_at(core, awaited.only_at(), |error| awaited.call_off(core, &error))
 }
 
 /// As [`nested_wait`], for what is called off by `call_off`.
 pub(crate) fn nested_wait_or(core: &Core, call_off: impl FnOnce(TaskError)) -> NestedWait {
-    NestedWait(note_wait(core, call_off))
+    nested_wait_at(core, None, call_off)
 }
 
-/// As [`nested_wait`], until the handler is polled again.
-pub(crate) fn nested_poll(core: &Core, awaited: &impl Awaited) {
-    nested_poll_or(core, |error| awaited.call_off(core, &error));
+fn nested_wait_at(core: &Core, only_at: Option<usize>, call_off: impl FnOnce(TaskError)) -> NestedWait {
+    let Some(mark) = current(core) else { return NestedWait(None) };
+    mark.note(core, |waiting| match only_at {
+        Some(_) => waiting.only_at = only_at,
+        None => waiting.anywhere += 1,
+    });
+    core.check_circle(&mark, call_off);
+    NestedWait(Some((mark, only_at)))
 }
 
-/// As [`nested_poll`], for what is called off by `call_off`.
-pub(crate) fn nested_poll_or(core: &Core, call_off: impl FnOnce(TaskError)) {
-    note_wait(core, call_off);
-}
-
-fn note_wait(core: &Core, call_off: impl FnOnce(TaskError)) -> Option<Arc<Mark>> {
-    let mark = HANDLER.try_with(|handler| handler.borrow().clone()).ok().flatten()?;
-    if !std::ptr::eq(mark.core.as_ptr(), core) {
-        return None;
+/// As [`nested_wait`], for a task that was polled, until it is over.
+pub(crate) fn nested_poll(core: &Core, job: &'static Job) {
+    if let Some(mark) = current(core) {
+        let name = (std::ptr::from_ref(job).addr(), job.generation());
+        mark.note(core, |waiting| waiting.polled.extend([(name, job)]));
+        core.check_circle(&mark, |error| job.call_off(core, &error));
     }
-    if mark.set(true) {
+}
+
+impl Core {
+    /// Calls off what this handler waits for, if every worker that could bring it waits in a call for a handler that waits
+    /// itself.
+    fn check_circle(&self, mark: &Mark, call_off: impl FnOnce(TaskError)) {
+        // Whoever of several is the last to note that he waits sees all of them. A worker that has died has a successor.
+        let mut stuck: Vec<_> = (0..self.stations.len()).map(|station| self.helper_of(station)).collect();
+        let is_helped = |stuck: &[Option<Helper>], station: usize| match stuck[station] {
+            Some(Helper::Any) => stuck.iter().any(Option::is_none),
+            Some(Helper::Only(station)) => stuck.get(station).is_none_or(Option::is_none),
+            None => false,
+        };
+        loop {
+            if stuck[mark.station].is_none() || is_helped(&stuck, mark.station) {
+                return;
+            }
+            let Some(helped) = (0..stuck.len()).find(|&station| is_helped(&stuck, station)) else { break };
+            stuck[helped] = None;
+        }
         let failure = PoolFailure::new(
-            "deadlock: every worker waits in a service call for a handler that waits for a task of this pool; use \
-             another pool in the handler",
+            "deadlock: every worker that could run it waits in a service call for a handler that waits for a task of \
+             this pool; use another pool in the handler",
         );
         call_off(TaskError::PoolFailed(failure));
     }
-    Some(mark)
+
+    fn helper_of(&self, station: usize) -> Option<Helper> {
+        let mut waiting = self.waiting[station].lock();
+        let (generation, _) = waiting.call?;
+        (generation == self.generation_of(station)).then(|| waiting.helper())?
+    }
 }

@@ -84,6 +84,10 @@ pub(crate) trait Awaited {
     /// The job at [`station`](Self::station) without which there is nothing to wake up for, likewise. `None`: it may be anything, from
     /// any station.
     fn needs(&self) -> Option<&'static Job>;
+    /// The only station whose worker can bring it, if there is but one.
+    fn only_at(&self) -> Option<usize> {
+        None
+    }
     /// Wants `waker` called when it is done. `Ready`: it is.
     fn register(&self, waker: &Waker) -> Poll<()>;
     /// Nobody is to be woken any more.
@@ -108,6 +112,10 @@ impl Awaited for &'static Job {
 
     fn needs(&self) -> Option<&'static Job> {
         self.job()
+    }
+
+    fn only_at(&self) -> Option<usize> {
+        self.is_pinned().then(|| Job::station(self))
     }
 
     fn register(&self, waker: &Waker) -> Poll<()> {

@@ -15,7 +15,7 @@ use super::results::{Item, Outbox};
 use super::stop::{Control, Stopper};
 use crate::context::{self, Named, Worker};
 use crate::error::TaskError;
-use crate::life::service::nested_poll;
+use crate::life::service::{NestedWait, nested_wait};
 use crate::life::terms::Terms;
 use crate::life::wait::Awaited;
 use crate::limits::check_granularity;
@@ -87,6 +87,7 @@ impl<T, R, P> fmt::Debug for MapStream<T, R, P> {
 struct Sleeper {
     handle: Handle,
     counted: bool,
+    nested: NestedWait,
 }
 
 impl Sleeper {
@@ -99,6 +100,7 @@ impl Sleeper {
 
     fn wake(&mut self) {
         if std::mem::take(&mut self.counted) {
+            self.nested = NestedWait::default();
             self.handle.core().remove_sleeper();
         }
     }
@@ -156,7 +158,7 @@ impl<E, S, W> Pool<E, S, W> {
         let feed = Feed {
             source: Some(Box::pin(items)),
             control: Arc::new(Control::new(self.handle().core().clone())),
-            sleeper: Sleeper { handle: self.handle().clone(), counted: false },
+            sleeper: Sleeper { handle: self.handle().clone(), counted: false, nested: NestedWait::default() },
             named,
             terms: None,
             granularity: self.granularity(),
@@ -375,7 +377,7 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
                     if engine.register(context.waker()).is_pending() {
                         // In this order: what comes in between rings the driver, which wakes.
                         sleeper.sleep();
-                        nested_poll(sleeper.handle.core(), engine);
+                        sleeper.nested = nested_wait(sleeper.handle.core(), engine);
                         return Poll::Pending;
                     }
                 }

@@ -9,12 +9,16 @@ use forkring::{
     BoxFuture, Granularity, Pool, Service, ServiceErrorKind, Task, TaskError, View, WaitPolicy, Worker,
 };
 use futures::channel::oneshot;
+use futures::executor::block_on;
+use futures::future::join_all;
+use futures::stream::{self, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 
 use crate::crashes::at_full_strength;
 use crate::payloads::Odd;
 use crate::support::{
-    BOUND, both, builder, cell, children, counter, eventually, gate, gone, scenario, signal,
+    BOUND, both, builder, cell, children, counter, eventually, gate, gone, outcome, scenario, signal,
 };
 
 /// A worker of a pool whose service answers a `Q` with an `A`.
@@ -111,7 +115,7 @@ fn a_result_from_before_a_call_does_not_wait_for_its_answer() {
             for n in 1..=if policy == WaitPolicy::Spin { 20 } else { 200 } {
                 let quick = pool.submit(|n: u32| n, &n);
                 let asking = asks(&pool, n);
-                let answer = if n % 2 == 0 { quick.wait() } else { futures::executor::block_on(quick) };
+                let answer = if n % 2 == 0 { quick.wait() } else { block_on(quick) };
                 assert_eq!(answer.unwrap(), n);
                 counter(round).bump();
                 assert_eq!(asking.wait().unwrap().unwrap(), n);
@@ -217,7 +221,7 @@ fn nesting(way: u32) -> u32 {
     let pool = NUMBERS.get().unwrap();
     let outcome = match way {
         0 => pool.submit(|n: u32| n, &7).wait(),
-        1 => futures::executor::block_on(pool.submit(|n: u32| n, &7)),
+        1 => block_on(pool.submit(|n: u32| n, &7)),
         2 => pool.submit(|n: u32| n, &7).wait_timeout(BOUND * 2).unwrap(),
         3 => pool.map([7_u32], |n: u32| n).next().unwrap(),
         4 => {
@@ -311,6 +315,152 @@ fn l_03_there_is_no_deadlock_while_another_worker_is_free() {
             }
         }
         pool.close().wait();
+    });
+}
+
+fn ends_in_deadlock<T: std::fmt::Debug>(outcome: Result<T, TaskError>) {
+    let error = outcome.unwrap_err();
+    assert!(error.to_string().contains("deadlock"), "{error}");
+}
+
+/// Blocks on its own pool's futures time and again.
+fn polling(way: u32) -> u32 {
+    let pool = NUMBERS.get().unwrap();
+    for _ in 0..3 {
+        match way {
+            0 => ends_in_deadlock(block_on(pool.submit(|n: u32| n, &7))),
+            1 => {
+                let tasks = (0..3).map(|n| pool.submit(|n: u32| n, &n));
+                block_on(join_all(tasks)).into_iter().for_each(ends_in_deadlock);
+            }
+            2 => ends_in_deadlock(block_on(pool.submit(|n: u32| n, &7).archived())),
+            3 => {
+                let stream = pool.map_stream(stream::iter(0..50_u32), |n: u32| n).window(2);
+                let outcomes: Vec<_> = block_on(stream.collect());
+                assert_eq!(outcomes.len(), 50);
+                outcomes.into_iter().for_each(ends_in_deadlock);
+            }
+            _ => {
+                // One after another is refused what it waits for, each in its own way.
+                ends_in_deadlock(block_on(pool.submit(|n: u32| n, &7)));
+                ends_in_deadlock(pool.submit(|n: u32| n, &7).wait());
+                ends_in_deadlock(pool.map([7_u32], |n: u32| n).next().unwrap());
+            }
+        }
+    }
+    500
+}
+
+#[test]
+fn l_03_a_handler_that_blocks_on_its_own_pool_time_and_again_gets_an_error_each_time() {
+    both(|| {
+        let pool = builder().workers(1).service(polling).build().unwrap();
+        assert!(NUMBERS.set(pool.clone()).is_ok());
+        for way in 0..5 {
+            assert_eq!(outcome(asks(&pool, way)).unwrap(), Ok(500), "way {way}");
+            assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
+        }
+        pool.close().wait();
+    });
+}
+
+#[test]
+fn l_03_an_async_handler_that_polls_its_own_pool_time_and_again_gets_an_error_each_time() {
+    both(|| {
+        let handler = |_: u32| async {
+            for _ in 0..3 {
+                let pool = NUMBERS.get().unwrap();
+                let tasks: FuturesUnordered<_> = (0..3).map(|n| pool.submit(|n: u32| n, &n)).collect();
+                tasks.for_each(async |outcome| ends_in_deadlock(outcome)).await;
+                let stream = pool.map_stream(stream::iter(0..50_u32), |n: u32| n).window(2);
+                stream.for_each(async |outcome| ends_in_deadlock(outcome)).await;
+            }
+            500
+        };
+        let pool = builder().workers(1).service_async(handler).build().unwrap();
+        assert!(NUMBERS.set(pool.clone()).is_ok());
+        for _ in 0..5 {
+            assert_eq!(outcome(asks(&pool, 1)).unwrap(), Ok(500));
+        }
+        pool.close().wait();
+    });
+}
+
+fn held_here(n: u32) -> u32 {
+    gate(n as usize).wait();
+    n
+}
+
+#[test]
+fn l_03_a_handler_that_has_what_it_polled_for_does_not_count_as_waiting() {
+    both(|| {
+        let handler = |n: u32| {
+            let pool = NUMBERS.get().unwrap();
+            if n < 10 {
+                // Each is polled while its task runs, by the other worker.
+                let polled = || counter(30 + n as usize).bump();
+                if n == 2 {
+                    let mut stream = pool.map_stream(stream::iter([n]), held_here);
+                    assert!(stream.next().now_or_never().is_none());
+                    polled();
+                    assert_eq!(block_on(stream.next()).unwrap().unwrap(), n);
+                } else {
+                    let mut task = pool.submit(held_here, &n);
+                    assert!((&mut task).now_or_never().is_none());
+                    polled();
+                    let outcome = if n == 0 { block_on(task) } else { task.wait_timeout(BOUND).unwrap() };
+                    assert_eq!(outcome.unwrap(), n);
+                }
+                counter(20 + n as usize).bump();
+                gate(20 + n as usize).wait();
+                return n;
+            }
+            counter(n as usize).bump();
+            pool.submit(|n: u32| n, &n).wait().unwrap_or(500)
+        };
+        let pool = builder().workers(2).service(handler).build().unwrap();
+        assert!(NUMBERS.set(pool.clone()).is_ok());
+        for n in 0..3 {
+            let first = asks(&pool, n);
+            counter(30 + n as usize).wait_for(1);
+            gate(n as usize).open();
+            counter(20 + n as usize).wait_for(1);
+            // The first handler works; this one waits for what its worker does then.
+            let second = asks(&pool, 10 + n);
+            counter(10 + n as usize).wait_for(1);
+            gate(20 + n as usize).open();
+            assert_eq!(outcome(first).unwrap(), Ok(n));
+            assert_eq!(outcome(second).unwrap(), Ok(10 + n));
+        }
+        pool.close().wait();
+    });
+}
+
+#[test]
+fn l_03_a_broadcast_in_a_handler_names_the_deadlock_where_its_caller_would_have_to_run_it() {
+    both(|| {
+        for workers in [1, 2, 3] {
+            static POOL: Mutex<Option<Numbers>> = Mutex::new(None);
+            let handler = |_: u32| {
+                let pool = POOL.lock().unwrap().clone().unwrap();
+                let outcomes = pool.broadcast(|w: &Asking<u32, u32>| w.id());
+                let (lost, brought): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_err);
+                lost.into_iter().for_each(ends_in_deadlock);
+                brought.len() as u32
+            };
+            let pool = builder().workers(workers).service(handler).build().unwrap();
+            *POOL.lock().unwrap() = Some(pool.clone());
+            for _ in 0..10 {
+                assert_eq!(outcome(asks(&pool, 1)).unwrap(), Ok(workers as u32 - 1));
+            }
+            // Handlers that wait for each other's callers.
+            let tasks: Vec<_> = (0..20).map(|n| asks(&pool, n)).collect();
+            for task in tasks {
+                assert!(outcome(task).unwrap().unwrap() < workers as u32);
+            }
+            *POOL.lock().unwrap() = None;
+            pool.close().wait();
+        }
     });
 }
 

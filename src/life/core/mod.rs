@@ -19,7 +19,7 @@ use super::gate::Gate;
 use super::job::JobRef;
 use super::journal::Journal;
 use super::meter::Meter;
-use super::service::{Host, Request};
+use super::service::{Host, Request, Waiting};
 use super::station::Station;
 use super::terms::Policy;
 use super::timers::Timers;
@@ -59,8 +59,8 @@ pub(crate) struct Core {
     handles: CachePadded<AtomicUsize>,
     /// Bounds the tasks that are accepted, if there is a limit.
     pub(crate) gate: Option<Gate>,
-    /// For each station, the generation of the worker whose handler waits for a task of this pool, plus one.
-    waiting: Box<[AtomicU64]>,
+    /// For each station, what the handler of its worker's call waits for.
+    pub(super) waiting: Box<[Mutex<Waiting>]>,
     /// For each station, the generation of its present worker.
     generations: Box<[AtomicU64]>,
     service: Option<Host>,
@@ -115,7 +115,7 @@ impl Core {
             rounds: AtomicBool::new(false),
             handles: CachePadded::new(AtomicUsize::new(1)),
             gate: None,
-            waiting: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            waiting: (0..count).map(|_| Mutex::default()).collect(),
             generations: (0..count).map(|_| AtomicU64::new(0)).collect(),
             service,
             crashers: None,
@@ -212,17 +212,9 @@ impl Core {
         self.generations[station].store(generation, Ordering::SeqCst);
     }
 
-    /// The handler of this worker's call waits for a task of this pool. `true`: so do those of all other workers, and
-    /// nobody is left to run it.
-    pub(crate) fn handler_waits(&self, station: usize, generation: u64) -> bool {
-        self.waiting[station].store(generation + 1, Ordering::SeqCst);
-        let mut stations = self.waiting.iter().zip(&self.generations);
-        stations.all(|(waiting, now)| waiting.load(Ordering::SeqCst) == now.load(Ordering::SeqCst) + 1)
-    }
-
-    pub(crate) fn handler_goes_on(&self, station: usize, generation: u64) {
-        let waits = generation + 1;
-        let _ = self.waiting[station].compare_exchange(waits, 0, Ordering::SeqCst, Ordering::SeqCst);
+    /// The generation of a station's present worker.
+    pub(super) fn generation_of(&self, station: usize) -> u64 {
+        self.generations[station].load(Ordering::SeqCst)
     }
 
     /// Passes a service call on. Must not be called while a station is owned.

@@ -198,7 +198,7 @@ impl JobRef {
     }
 
     pub(crate) fn is_pinned(&self) -> bool {
-        self.0.state.load(Ordering::Relaxed) & PINNED != 0
+        self.0.is_pinned()
     }
 
     /// Whether the job is not to start: nobody wants it, and it was not detached.

@@ -256,6 +256,10 @@ impl Job {
         self.state.load(Ordering::Relaxed) & KILL != 0
     }
 
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & PINNED != 0
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.state.load(Ordering::Acquire) >> GENERATION_SHIFT
     }
