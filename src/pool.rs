@@ -13,10 +13,10 @@ use crate::caller::Caller;
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
 use crate::life::core::{Core, Phase};
-use crate::life::driver;
 use crate::life::gate::Pass;
 use crate::life::job::{Job, JobRef};
 use crate::life::terms::Terms;
+use crate::life::{driver, service};
 use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, INLINE_MAX, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Parcel, SmallRequest};
@@ -596,12 +596,13 @@ pub struct Close {
 }
 
 impl Close {
-    /// Blocks until all tasks have ended and nothing of the pool is left. A waker or the log hook, where the pool calls them on
-    /// its own thread, does not wait, since that thread does the closing.
+    /// Blocks until all tasks have ended and nothing of the pool is left.
+    ///
+    /// A handler of the pool's own service, whose caller is one of those tasks, would wait for itself: there this returns
+    /// at once, and awaiting it is ready at once. So does this in a waker or the log hook that the pool calls on its own thread, since that
+    /// thread does the closing.
     pub fn wait(self) {
-        if self.handle.core.is_here() {
-            self.handle.core.wait_for(Phase::Ended, None);
-        }
+        wait_ended(&self.handle.core);
     }
 }
 
@@ -631,13 +632,11 @@ pub struct CloseOutcome {
 }
 
 impl CloseWithin {
-    /// Blocks until nothing of the pool is left; not in wakers and the log hook, as [`Close::wait`] has it: then the outcome
-    /// is what is known so far.
+    /// Blocks until nothing of the pool is left. In a handler of the pool's own service that takes until the limit; in wakers and the
+    /// log hook no time, as [`Close::wait`] has it: then the outcome is what is known so far.
     pub fn wait(self) -> CloseOutcome {
         let Self { close } = self;
-        if close.handle.core.is_here() {
-            close.handle.core.wait_for(Phase::Ended, None);
-        }
+        wait_ended(&close.handle.core);
         CloseOutcome::of(&close.handle.core)
     }
 }
@@ -669,11 +668,10 @@ pub struct Closed {
 }
 
 impl Closed {
-    /// Blocks until the pool has closed; not in wakers and the log hook, as [`Close::wait`] has it.
+    /// Blocks until the pool has closed; in a handler of its own service until it begins to; not in wakers and the log hook, as
+    /// [`Close::wait`] has it.
     pub fn wait(self) {
-        if self.core.is_here() {
-            self.core.wait_for(Phase::Ended, None);
-        }
+        wait_ended(&self.core);
     }
 }
 
@@ -685,6 +683,25 @@ impl Future for Closed {
     }
 }
 
+/// Blocks until the pool has ended, unless it would wait for this thread.
+fn wait_ended(core: &Core) {
+    if !core.is_here() || driver::is_this_thread() {
+        return;
+    }
+    if service::is_handler_of(core) {
+        core.wait_for(Phase::Closing, None);
+    }
+    if !closes_after_this_handler(core) {
+        core.wait_for(Phase::Ended, None);
+    }
+}
+
 fn poll_ended(core: &Core, context: &Context<'_>) -> Poll<()> {
-    if !core.is_here() || core.poll_ended(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+    let is_over = !core.is_here() || core.poll_ended(context.waker()) || closes_after_this_handler(core);
+    if is_over { Poll::Ready(()) } else { Poll::Pending }
+}
+
+/// Whether the pool is closing and waits for the task that has called the handler that this thread runs, however long.
+fn closes_after_this_handler(core: &Core) -> bool {
+    core.phase() == Phase::Closing && core.close_deadline().is_none() && service::is_handler_of(core)
 }

@@ -441,6 +441,11 @@ pub(crate) fn describe_handler() -> Option<String> {
     Some(format!("{}: the service, called by worker {station} (generation {generation}),", core.name))
 }
 
+/// Whether this thread runs a handler of this pool.
+pub(crate) fn is_handler_of(core: &Core) -> bool {
+    current(core).is_some()
+}
+
 /// The handler of this pool that this thread runs.
 fn current(core: &Core) -> Option<Arc<Mark>> {
     core.service()?;

@@ -574,6 +574,76 @@ fn l_04_a_handler_may_end_the_pool_that_it_serves() {
     });
 }
 
+/// Waits for the end of the pool that it serves in one of many ways.
+fn closing(way: u32) -> u32 {
+    let pool = NUMBERS.get().unwrap();
+    match way {
+        0 => pool.close().wait(),
+        1 => block_on(pool.close()),
+        2 | 3 => {
+            let closed = pool.closed();
+            thread::spawn(move || {
+                // As the handler waits, or before.
+                NUMBERS.get().unwrap().close();
+            });
+            if way == 2 { closed.wait() } else { block_on(closed) }
+        }
+        _ => assert!(pool.close_within(std::time::Duration::from_millis(1)).wait().forced),
+    }
+    way
+}
+
+fn closes(way: u32) {
+    let pool = builder().workers(2).service(closing).build().unwrap();
+    assert!(NUMBERS.set(pool.clone()).is_ok());
+    let asking = asks(&pool, way);
+    match way {
+        0..4 => assert_eq!(outcome(asking).unwrap(), Ok(way)),
+        _ => assert!(outcome(asking).unwrap_err().is_terminated()),
+    }
+    pool.closed().wait();
+    assert!(children().is_empty());
+}
+
+#[test]
+fn l_04_a_handler_that_waits_until_its_own_pool_has_closed_is_not_waited_for() {
+    both(|| closes(0));
+}
+
+#[test]
+fn l_04_a_handler_that_blocks_on_the_close_of_its_own_pool_is_not_waited_for() {
+    both(|| closes(1));
+}
+
+#[test]
+fn l_04_a_handler_that_waits_for_the_end_of_its_own_pool_goes_on_when_that_closes() {
+    both(|| closes(2));
+}
+
+#[test]
+fn l_04_a_handler_that_blocks_on_the_end_of_its_own_pool_goes_on_when_that_closes() {
+    both(|| closes(3));
+}
+
+#[test]
+fn l_04_a_handler_that_closes_its_own_pool_within_a_limit_waits_for_it() {
+    both(|| closes(4));
+}
+
+#[test]
+fn l_04_an_async_handler_that_closes_its_own_pool_is_not_waited_for() {
+    both(|| {
+        let handler = |n: u32| async move {
+            NUMBERS.get().unwrap().close().await;
+            n
+        };
+        let pool = builder().workers(1).service_async(handler).build().unwrap();
+        assert!(NUMBERS.set(pool.clone()).is_ok());
+        assert_eq!(outcome(asks(&pool, 5)).unwrap(), Ok(5));
+        pool.closed().wait();
+    });
+}
+
 #[test]
 fn l_04_a_task_that_is_dropped_in_a_call_leaves_the_worker_usable() {
     both(|| {

@@ -77,7 +77,8 @@ impl Core {
         }
         self.phase.store(phase as u8, Ordering::Release);
         let mut wakers = match phase {
-            Phase::Ended => std::mem::take(&mut life.wakers),
+            // A handler of the service waits for no more than the first.
+            Phase::Closing | Phase::Ended => std::mem::take(&mut life.wakers),
             _ => Vec::new(),
         };
         drop(life);
