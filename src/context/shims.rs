@@ -102,14 +102,8 @@ where
     call.run::<I, R>(|core, bytes| {
         // The item before in its batch may have used it.
         core.state_used.set(false);
-        with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
+        codec::with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
     });
-}
-
-/// Views the input in place; items of size zero and inline ones are aligned already.
-#[inline]
-fn with_view<I: Input + ?Sized, R>(bytes: &[u8], f: impl FnOnce(&View<I>) -> R) -> Result<R, CodecError> {
-    Ok(f(codec::view::<I>(bytes)?))
 }
 
 /// `Fn(I) -> R` that the pool was made around.
@@ -159,7 +153,7 @@ where
     call.run::<I, R>(|core, bytes| {
         // The item before in its batch may have used it.
         core.state_used.set(false);
-        with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
+        codec::with_view::<I, R>(bytes, |view| f(&Worker { core, _types: PhantomData }, view))
     });
 }
 

@@ -612,6 +612,31 @@ fn types_with_large_alignment_travel() {
     });
 }
 
+#[test]
+fn what_a_pointer_leads_to_is_aligned_wherever_its_item_lies_in_a_batch() {
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let aligned = |n: u8| Aligned { one: n, two: 1 << 60 };
+        // Of odd lengths too, so that nothing is aligned by chance.
+        let items: Vec<(Vec<Aligned>, String)> =
+            (0..50).map(|n| (vec![aligned(n); usize::from(n % 4)], "x".repeat(usize::from(n % 7)))).collect();
+        let place = |_: &Worker, i: &View<(Vec<Aligned>, String)>| {
+            assert!(i.0.iter().all(|aligned| std::ptr::from_ref(aligned).addr().is_multiple_of(32)));
+            i.0.len()
+        };
+        for g in [1, 2, 3, 50].map(Granularity::Fixed) {
+            let stream = pool.map_ref(&items, |i: (Vec<Aligned>, String)| i).granularity(g);
+            assert!(stream.map(Result::unwrap).eq(items.iter().cloned()), "{g:?}");
+            let stream = pool.map_with(items.iter().cloned(), place).granularity(g);
+            assert!(stream.map(Result::unwrap).eq(items.iter().map(|i| i.0.len())), "{g:?}");
+            let stream = pool.map(0..50_u8, |n: u8| vec![Aligned { one: n, two: 4 }; usize::from(n % 3)]);
+            let lens = stream.granularity(g).map(|row| row.unwrap().len());
+            assert!(lens.eq((0..50).map(|n| n % 3)), "{g:?}");
+        }
+        assert_eq!(generations(&pool), [0, 0]);
+    });
+}
+
 #[derive(Payload, Debug)]
 struct Link {
     value: u32,

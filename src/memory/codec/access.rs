@@ -11,6 +11,7 @@ use rkyv::de::Pool;
 use rkyv::rancor::{Fallible, Source, Strategy};
 use rkyv::{Archive, ArchiveUnsized, Deserialize as _, Place, Portable, Serialize, SerializeUnsized};
 
+use super::bytes::AlignedBytes;
 use super::check::Checker;
 use super::payload::{Encoder, Fault, Input, Payload, View};
 use super::plain;
@@ -60,8 +61,32 @@ pub(crate) fn decode<R: Payload>(bytes: &[u8]) -> Result<R, CodecError> {
     if let Some(value) = plain::decode_scalar(bytes) {
         return value;
     }
-    let view = view::<R>(bytes)?;
-    from_view(view)
+    with_view::<R, _>(bytes, from_view)?
+}
+
+/// As [`view`], for `f`, wherever in a buffer an archive lies. What a pointer in it leads to may be aligned to more than
+/// its root, which no type says: then `f` sees a copy.
+#[inline]
+pub(crate) fn with_view<I: Input + ?Sized, T>(
+    bytes: &[u8],
+    f: impl FnOnce(&View<I>) -> T,
+) -> Result<T, CodecError> {
+    let copy;
+    let view = match view::<I>(bytes) {
+        Ok(view) => view,
+        Err(error) => {
+            copy = realigned(bytes, view_align::<I>()).ok_or(error)?;
+            view::<I>(&copy)?
+        }
+    };
+    Ok(f(view))
+}
+
+/// A copy of an archive at an address where everything in it is aligned, if its own is none but does for its root.
+#[cold]
+fn realigned(bytes: &[u8], align: usize) -> Option<AlignedBytes> {
+    let is_at = |align: usize| bytes.as_ptr().addr().is_multiple_of(align);
+    (is_at(align) && !is_at(AlignedBytes::ALIGN)).then(|| AlignedBytes::from(bytes))
 }
 
 /// Makes a value of a validated view.

@@ -30,6 +30,8 @@ pub(crate) struct AlignedBytes {
 }
 
 impl AlignedBytes {
+    pub(super) const ALIGN: usize = ALIGN;
+
     /// An empty buffer, without memory yet.
     #[inline]
     pub(crate) fn new() -> Self {

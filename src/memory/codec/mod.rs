@@ -34,7 +34,7 @@ mod tests;
 pub use archive::OwnedArchive;
 pub use payload::{Input, Payload, View};
 
-pub(crate) use access::{decode, from_view, view, view_align, view_size};
+pub(crate) use access::{decode, from_view, view, view_align, view_size, with_view};
 pub(crate) use bytes::{AlignedBytes, Filler};
 pub(crate) use elements::{Elements, ElementsRef, element_size, elements};
 pub(crate) use encode::{encode, encode_into};
