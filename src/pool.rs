@@ -570,8 +570,8 @@ fn hand_over_by<R>(
 }
 
 fn start_at<R>(core: &Arc<Core>, named: Named, station: usize, input: Encoded) -> Task<R> {
-    if !core.is_here() {
-        return Task::failed(core, TaskError::NotInThisProcess);
+    if let Err(error) = begin(core, None) {
+        return Task::failed(core, error);
     }
     let code = CodeId::of(named.code, named.types, &core.objects);
     let (mut held, job) = Job::allocate(core);

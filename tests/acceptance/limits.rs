@@ -409,6 +409,11 @@ fn e_14_no_time_at_all_ends_a_task_before_it_runs() {
         let pool = builder().workers(1).task_timeout(Duration::ZERO).build().unwrap();
         let run = |_: ()| counter(0).bump();
         assert!(pool.submit(run, &()).wait().unwrap_err().is_timed_out());
+        let runs = |_: &Worker| counter(0).bump();
+        let runs_with = |_: &Worker, _: &View<u32>| counter(0).bump();
+        for outcome in [pool.broadcast(runs), pool.broadcast_with(runs_with, &1_u32)].into_iter().flatten() {
+            assert!(outcome.unwrap_err().is_timed_out());
+        }
         let pool = new_pool(1).unwrap();
         assert!(pool.with_timeout(Duration::ZERO).submit(run, &()).wait().unwrap_err().is_timed_out());
         let late = pool.options().deadline(Duration::ZERO);
