@@ -134,7 +134,8 @@ impl<R> Task<R> {
         TaskHandle { job: self.job.map(|job| (job, job.generation(), job.core().clone())) }
     }
 
-    /// The task's name.
+    /// The task's name. It goes with the outcome: once that was taken, by [`wait_timeout`](Self::wait_timeout) or by a poll,
+    /// this is [`TaskId::default`].
     pub fn id(&self) -> TaskId {
         self.job.map_or(TaskId::default(), TaskId::of)
     }
