@@ -477,7 +477,7 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
         self.set(|plan| plan.crashers = Some(dir.into()))
     }
 
-    /// A name for messages and threads. Default: `forkring`.
+    /// A name for messages and threads. Default: `forkring`. A zero byte in it is an error.
     pub fn name(self, name: impl Into<String>) -> Self {
         self.set(|plan| plan.name = name.into())
     }

@@ -121,6 +121,8 @@ impl Default for Plan {
 /// The master's ends of what it shares with its workers and the zygote.
 struct Ends {
     nursery: Nursery,
+    /// The master's copy of what the zygote has.
+    seed: Option<Seed>,
     driver_bell: Arc<Doorbell>,
     stations: Box<[Station]>,
     handler: Option<Handler>,
@@ -157,6 +159,7 @@ pub(crate) fn launch(
     let cores = cores::usable_cores();
     let workers = plan.workers.unwrap_or(cores);
     limits::check_workers(workers)?;
+    limits::check_name(&plan.name)?;
     limits::check_max_payload(plan.policy.max_payload)?;
     limits::check_recycling(&plan.recycling)?;
     if plan.in_process {
@@ -209,7 +212,7 @@ pub(crate) fn launch(
             assemble_crew(seed, handler, workers, muster, plan.record)
         }
     };
-    let Ends { nursery, driver_bell, stations, handler, record } = ends.map_err(failed)?;
+    let Ends { nursery, seed, driver_bell, stations, handler, record } = ends.map_err(failed)?;
     let host = handler.map(Host::new);
     let core = Core::new(name.clone(), objects, spin, policy, stations, host, driver_bell.clone());
     let mut core = core.with_queue_limit(queue_limit).with_crashers(saver);
@@ -238,6 +241,8 @@ pub(crate) fn launch(
         return Err(Error::caused(format!("the pool {name:?} could not start its thread"), error));
     }
     let handle = Handle::first(core.clone());
+    // User code, on this thread, with nothing held. If it panics, the handle takes the pool down.
+    drop(seed);
     core.wait_for(Phase::Open, None);
     if core.phase() == Phase::Open {
         return Ok(handle);
@@ -248,7 +253,7 @@ pub(crate) fn launch(
     Err(Error::new(format!("the pool {name:?} could not be built: {cause}")))
 }
 
-/// Makes what is shared, forks the zygote, and drops the master's copy of the seed.
+/// Makes what is shared, and forks the zygote.
 fn fork_zygote(
     seed: Seed,
     handler: Option<Handler>,
@@ -282,10 +287,8 @@ fn fork_zygote(
     let Launch { seed, socket: theirs, driver_ringer, master, foreign: _ } = launch;
     drop((theirs, driver_ringer, master));
     drop(registry);
-    // User code, on this thread, with nothing held.
-    drop(seed);
     let nursery = Nursery::Zygote { socket, process: opened? };
-    Ok(Ends { nursery, driver_bell: Arc::new(driver_bell), stations, handler, record })
+    Ok(Ends { nursery, seed: Some(seed), driver_bell: Arc::new(driver_bell), stations, handler, record })
 }
 
 /// What takes the zygote's place where workers are threads. Nothing in it has a descriptor but the recording.
@@ -313,7 +316,7 @@ fn assemble_crew(
         }
     };
     let stations = (0..workers).map(Station::new).collect();
-    Ok(Ends { nursery: Nursery::Crew(crew), driver_bell, stations, handler, record })
+    Ok(Ends { nursery: Nursery::Crew(crew), seed: None, driver_bell, stations, handler, record })
 }
 
 /// What the master and the zygote are to share.

@@ -28,6 +28,15 @@ pub(crate) fn check_workers(workers: usize) -> Result<(), Error> {
     }
 }
 
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    if name.contains('\0') {
+        return Err(Error::new(format!(
+            "the name {name:?} has a zero byte, which no thread's name may have"
+        )));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_max_payload(bytes: usize) -> Result<(), Error> {
     if bytes > MAX_PAYLOAD_MAX {
         return Err(Error::new(format!("max_payload is {bytes} bytes; the limit is {MAX_PAYLOAD_MAX}")));

@@ -685,7 +685,7 @@ impl Future for Closed {
 
 /// Blocks until the pool has ended, unless it would wait for this thread.
 fn wait_ended(core: &Core) {
-    if !core.is_here() || driver::is_this_thread() {
+    if !core.is_here() {
         return;
     }
     if service::is_handler_of(core) {

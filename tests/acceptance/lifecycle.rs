@@ -29,6 +29,44 @@ fn a_01_no_workers_and_absurdly_many_are_errors() {
 }
 
 #[test]
+fn a_name_that_no_thread_can_have_is_an_error() {
+    both(|| {
+        let fds = count_fds();
+        let error = builder().workers(1).name("a\0b").build().unwrap_err().to_string();
+        assert!(error.contains("name") && error.contains("zero byte"), "{error}");
+        nothing_left(fds);
+    });
+}
+
+/// Panics where it is dropped, unless that is a worker.
+struct Bomb(u32);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::process::id() != self.0, "the environment is dropped");
+    }
+}
+
+#[test]
+fn an_environment_that_panics_when_it_is_dropped_leaves_nothing() {
+    scenario(|| {
+        std::panic::set_hook(Box::new(|_| ()));
+        let first = new_pool(1).unwrap();
+        let (fds, running) = (count_fds(), children().len());
+        for _ in 0..3 {
+            let built =
+                std::panic::catch_unwind(|| Pool::builder().workers(2).env(Bomb(std::process::id())).build());
+            let panic = built.unwrap_err();
+            assert_eq!(*panic.downcast_ref::<&str>().unwrap(), "the environment is dropped");
+            assert_eq!(count_fds(), fds);
+            assert_eq!(children().len(), running, "{:?}", children());
+        }
+        assert_eq!(outcome(first.submit(|n: u32| n, &1)).unwrap(), 1);
+        assert_eq!(outcome(new_pool(1).unwrap().submit(|n: u32| n, &2)).unwrap(), 2);
+    });
+}
+
+#[test]
 fn a_02_there_are_as_many_workers_as_asked_for() {
     scenario(|| {
         let pool = Pool::new(3).unwrap();
