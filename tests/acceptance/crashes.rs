@@ -39,7 +39,6 @@ pub(crate) fn die(crash: Crash) -> ! {
                 // SAFETY: none: nothing is ever mapped there, and the process is meant to die of it.
                 unsafe { nowhere.write_volatile(1) };
             }
-            // Std's handler gives up at the first one and lets the second one through.
             Crash::Bus => raise(Signal::SIGBUS).unwrap(),
             Crash::Ill => raise(Signal::SIGILL).unwrap(),
             Crash::Abort => std::process::abort(),
@@ -218,6 +217,38 @@ fn d_02_each_deadly_signal_is_named() {
             }
         }
         at_full_strength(&pool);
+    });
+}
+
+/// Workers keep std's handlers of SIGSEGV and SIGBUS, which are made for faults.
+#[test]
+fn d_02_a_deadly_signal_has_to_be_sent_once() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let signals = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGABRT];
+        for deadly in signals {
+            let raised = pool.submit(|n: i32| raise(Signal::try_from(n).unwrap()).unwrap(), &(deadly as i32));
+            assert_eq!(lost(raised.wait()).signal(), Some(deadly as i32));
+        }
+        for (n, deadly) in signals.into_iter().enumerate() {
+            let busy = pool.submit(
+                |n: usize| {
+                    cell(n).store(std::process::id().into(), SeqCst);
+                    counter(n).bump();
+                    gate(9).wait();
+                },
+                &n,
+            );
+            counter(n).wait_for(1);
+            signal(u32::try_from(cell(n).load(SeqCst)).unwrap(), deadly);
+            assert_eq!(lost(busy.wait()).signal(), Some(deadly as i32));
+            at_full_strength(&pool);
+            // D-06.
+            let idle = pool.worker_pids()[0];
+            signal(idle, deadly);
+            gone(idle);
+            at_full_strength(&pool);
+        }
     });
 }
 

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -19,16 +20,17 @@ use super::{Call, Result, retry_interrupted};
 /// program could still run in the child and, say, write into a pipe that the parent reads.
 ///
 /// * Handlers of the program go back to the default, and so do ignored signals, SIGCHLD among them.
-/// * Kept: handlers for SIGSEGV and SIGBUS (std reports stack overflows with them); SIGPIPE ignored (std's I/O
-///   relies on the error); and terminal signals that somebody ignored, since that is how `nohup` and a shell's
-///   `&` protect whole jobs.
+/// * Kept: handlers for SIGSEGV and SIGBUS, [for faults only](faults_only) (std reports stack overflows with them);
+///   SIGPIPE ignored (std's I/O relies on the error); and terminal signals that somebody ignored, since that is how
+///   `nohup` and a shell's `&` protect whole jobs.
 /// * SIGINT gets a handler that does nothing: Ctrl-C is the master's business. Ignoring it instead would outlive
 ///   `execve` in the task's own children (execve(2)).
 /// * In the end no signal is blocked.
 pub(crate) fn reset_in_child() {
     for signal in 1..=libc::SIGRTMAX() {
         // SIGKILL and SIGSTOP, and the numbers that libc keeps for itself, answer EINVAL: nothing to do there.
-        let Some(handler) = disposition(signal) else { continue };
+        let Some(action) = action(signal) else { continue };
+        let handler = action.sa_sigaction;
         let keep = match signal {
             libc::SIGSEGV | libc::SIGBUS => handler != libc::SIG_IGN,
             libc::SIGPIPE | libc::SIGHUP | libc::SIGQUIT | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => {
@@ -42,6 +44,9 @@ pub(crate) fn reset_in_child() {
         } else if handler != libc::SIG_DFL && !keep {
             set_disposition(signal, libc::SIG_DFL);
         }
+        if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && handler != libc::SIG_DFL && keep {
+            restrict_to_faults(signal, action);
+        }
     }
     // Cannot fail: "how" is valid (pthread_sigmask(3)).
     let _ = SigSet::empty().thread_set_mask();
@@ -49,13 +54,61 @@ pub(crate) fn reset_in_child() {
 
 extern "C" fn ignore(_: libc::c_int) {}
 
-/// The handler of a signal, or `None` for a number that has none.
-fn disposition(signal: libc::c_int) -> Option<libc::sighandler_t> {
+/// What the handlers of SIGSEGV and SIGBUS were before [`faults_only`] took their places; 0: it has not.
+static HANDLERS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+fn former_handler(signal: libc::c_int) -> &'static AtomicUsize {
+    &HANDLERS[usize::from(signal == libc::SIGBUS)]
+}
+
+/// Has the handler called for faults only. Std's returns when the address is not that of a guard page, for the
+/// instruction to fault once more: whoever *sent* the signal would have to do so twice.
+///
+/// Once in a line of processes: a handler that was installed on top of [`faults_only`] may well call it, and must not
+/// be what it calls. A handler that is not told where its signal comes from stays what it is.
+fn restrict_to_faults(signal: libc::c_int, mut action: libc::sigaction) {
+    let former = former_handler(signal);
+    if action.sa_flags & libc::SA_SIGINFO == 0 || former.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    // Relaxed: the process has one thread, which is also the one that a signal would interrupt.
+    former.store(action.sa_sigaction, Ordering::Relaxed);
+    let handler: SigactionHandler = faults_only;
+    action.sa_sigaction = handler as libc::sighandler_t;
+    // SAFETY: all but the handler is as the kernel gave it, the flags that it relies on included, and what `faults_only`
+    // does by itself is async-signal-safe.
+    let _ = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+}
+
+type SigactionHandler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// A signal that was sent does what it does by default; a fault is left to the handler that was there before.
+extern "C" fn faults_only(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a valid siginfo to a handler with SA_SIGINFO, and so does who calls it in a chain.
+    let code = unsafe { (*info).si_code };
+    let former = former_handler(signal).load(Ordering::Relaxed);
+    // Above zero, the kernel generated it (sigaction(2)).
+    if code <= 0 {
+        set_disposition(signal, libc::SIG_DFL);
+        // It comes when the handler returns, if it is blocked until then.
+        // SAFETY: `raise` takes any number, and is async-signal-safe.
+        let _ = unsafe { libc::raise(signal) };
+        return;
+    }
+    let former = ptr::with_exposed_provenance::<()>(former);
+    // SAFETY: `restrict_to_faults` stored what the kernel gave as a handler, neither SIG_DFL nor SIG_IGN, that takes
+    // these arguments, before it put this one in its place.
+    let former = unsafe { mem::transmute::<*const (), SigactionHandler>(former) };
+    former(signal, info, context);
+}
+
+/// What a signal does, or `None` for a number that has none.
+fn action(signal: libc::c_int) -> Option<libc::sigaction> {
     // SAFETY: all zeros is a valid `sigaction`: default, no flags, empty mask.
     let mut old: libc::sigaction = unsafe { mem::zeroed() };
     // SAFETY: a null "new" only asks; `old` is ours to write.
     let result = unsafe { libc::sigaction(signal, ptr::null(), &raw mut old) };
-    (result == 0).then_some(old.sa_sigaction)
+    (result == 0).then_some(old)
 }
 
 /// Sets SIG_DFL, or a function that is async-signal-safe. Private, so that no other handler can be set.
@@ -205,8 +258,9 @@ mod tests {
             }
             set_disposition(libc::SIGUSR2, libc::SIG_IGN);
             set_disposition(libc::SIGQUIT, libc::SIG_IGN);
-            let segv = disposition(libc::SIGSEGV);
-            assert_ne!(segv, Some(libc::SIG_DFL), "std's own handler");
+            let disposition = |signal| action(signal).map(|action| action.sa_sigaction);
+            let segv = disposition(libc::SIGSEGV).unwrap();
+            assert_ne!(segv, libc::SIG_DFL, "std's own handler");
             let mask = block_all();
             let code = exit_code_of_child(|| {
                 reset_in_child();
@@ -216,7 +270,7 @@ mod tests {
                     .all(|s| disposition(s).is_none_or(|handler| handler == libc::SIG_DFL));
                 let ignored = disposition(libc::SIGPIPE) == Some(libc::SIG_IGN)
                     && disposition(libc::SIGQUIT) == Some(libc::SIG_IGN);
-                let kept = disposition(libc::SIGSEGV) == segv;
+                let kept = former_handler(libc::SIGSEGV).load(Ordering::Relaxed) == segv;
                 let unblocked = SigSet::thread_get_mask().unwrap() == SigSet::empty();
                 raise(Signal::SIGINT).unwrap();
                 [reset, ignored, kept, unblocked].iter().fold(1, |code, ok| code * 2 + i32::from(*ok))
