@@ -33,7 +33,8 @@ const PULLS_MAX: usize = 1024;
 /// As [`Map`](super::Map), of which it has the options, but nothing blocks. Results of earlier items come while the
 /// source is pending; what has been pulled of a message is sent then, whatever the granularity. The source is polled
 /// only while the window has room, so a consumer that is slow slows the source down. It is dropped as soon as it has
-/// ended.
+/// ended. When the pool takes no more tasks, and all other results have gone out, it is polled once more: an item that is ready
+/// then ends with the error that says so; if the source is pending, the stream just ends.
 ///
 /// Cancellation-safe: a future of the next result that is abandoned loses nothing. The task that polled last is woken.
 /// Dropping the stream calls off what has not started; what is running can see that it is cancelled
@@ -291,8 +292,12 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
         let room = engine.room(waiting);
         while let Some(items) = source {
             if engine.is_over() {
-                *source = None;
                 engine.flush(out);
+                if engine.is_stopped() {
+                    *source = None;
+                } else if engine.is_empty() && out.is_empty() {
+                    Self::give_up(engine, source, out, context);
+                }
                 break;
             }
             if !engine.wants_items(room) {
@@ -321,6 +326,19 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
         if engine.has_news() || !out.is_empty() { Pulled::News } else { Pulled::Nothing }
     }
 
+    /// The pool takes nothing more, and all else has gone out: the next item tells, if the source has it ready.
+    fn give_up(
+        engine: &mut Engine<R>,
+        source: &mut Option<Pin<Box<T>>>,
+        out: &mut Outbox<R>,
+        context: &mut Context<'_>,
+    ) {
+        let next = source.take().map(|mut source| source.as_mut().poll_next(context));
+        if let Some(Poll::Ready(Some(_))) = next {
+            engine.refuse_item(out);
+        }
+    }
+
     fn poll_result(&mut self, context: &mut Context<'_>) -> Poll<Option<(u64, Item<R>)>> {
         if self.out.is_low() {
             if self.engine.is_none() {
@@ -339,8 +357,8 @@ impl<T: Stream<Item: Payload>, R: Payload> Feed<T, R> {
     fn fetch(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Self { engine: Some(engine), source, out, sleeper, .. } = self else { return Poll::Ready(()) };
         if !engine.is_here() {
-            *source = None;
             engine.disown(out);
+            Self::give_up(engine, source, out, context);
             return Poll::Ready(());
         }
         sleeper.wake();

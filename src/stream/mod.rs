@@ -68,6 +68,7 @@ pub struct StreamSummary {
     pub batches: u64,
     /// From the first pull to the last result.
     pub elapsed: Duration,
-    /// Whether the stream was stopped, or did not pull all of its source because the pool closed, ended or failed.
+    /// Whether the stream was stopped, or its source had more items when the pool closed, ended or failed, of which the first one
+    /// counts as failed.
     pub stopped: bool,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::engine::Engine;
-use super::map::{Map, length, pull_into};
+use super::map::{Map, length, pull_into, skip};
 use super::progress::{Metered, Progress, Watch};
 use super::results::{Item, Outbox};
 use super::stop::{Flow, Stopper};
@@ -24,7 +24,8 @@ use crate::task_fn::TaskFn;
 /// `Result<Result<R, TaskError>, X>`, where `X` is the source's error.
 ///
 /// An error of the source comes in its place; of [`unordered`](Self::unordered) results, as soon as it is pulled. It
-/// ends nothing: the stream goes on for as long as the source does. Otherwise as [`Map`]. See [`Pool::try_map`].
+/// ends nothing: the stream goes on for as long as the source does. Otherwise as [`Map`]; the item that tells that the pool takes
+/// no more tasks may be an error of the source. See [`Pool::try_map`].
 #[must_use = "a TryMap is lazy: iterate over it, or call .run(g)"]
 pub struct TryMap<T, R, X, P = ()> {
     map: Map<Fallible<T, X>, R, P>,
@@ -107,7 +108,8 @@ impl<E, S, W> Pool<E, S, W> {
         let errors = Arc::new(Errors(Mutex::default()));
         let source = Fallible { source: items.into_iter(), errors: errors.clone() };
         let length = |source: &Fallible<T::IntoIter, X>| length(&source.source);
-        TryMap { map: Map::new(self, source, named, pull::<_, R, I, X>, length), errors }
+        let skip = |source: &mut Fallible<T::IntoIter, X>| skip(&mut source.source);
+        TryMap { map: Map::new(self, source, named, pull::<_, R, I, X>, length, skip), errors }
     }
 }
 

@@ -560,6 +560,39 @@ fn a_stream_ends_with_its_pool_though_its_source_is_pending() {
 }
 
 #[test]
+fn a_stream_that_is_cut_short_has_an_error_if_its_source_is_ready() {
+    both(|| {
+        for g in [1, 10] {
+            for ordered in [true, false] {
+                cell(PULLED).store(0, SeqCst);
+                let pool = new_pool(2).unwrap();
+                let (items, source) = unbounded();
+                let begin = |source| {
+                    let results = pool.map_stream(source, |n: u32| n).granularity(fixed(g));
+                    if ordered { results } else { results.unordered() }
+                };
+                let mut results = begin(source.boxed());
+                let hand = Hand::new();
+                items.unbounded_send(0).unwrap();
+                assert_eq!(hand.next(&mut results).unwrap().unwrap(), 0);
+                assert!(hand.poll(&mut results).is_pending());
+                (1..5).for_each(|n| items.unbounded_send(n).unwrap());
+                pool.close().wait();
+                assert!(hand.next(&mut results).unwrap().unwrap_err().is_closed());
+                assert!(hand.next(&mut results).is_none() && results.is_terminated());
+                // Streams that begin then: one that has items, one that has none for the moment, and an empty one.
+                let mut fresh = begin(stream::iter(counted()).boxed()).indexed();
+                assert!(matches!(hand.next(&mut fresh), Some((0, Err(TaskError::Closed)))));
+                assert!(hand.next(&mut fresh).is_none());
+                assert_eq!(pulled(), 1);
+                assert!(hand.next(&mut begin(stream::pending().boxed())).is_none());
+                assert!(hand.next(&mut begin(stream::empty().boxed())).is_none());
+            }
+        }
+    });
+}
+
+#[test]
 fn m_02_a_stream_that_a_fork_inherits_ends_there_and_goes_on_here() {
     scenario(|| {
         let pool = Pool::new(2).unwrap();
@@ -588,7 +621,9 @@ fn m_02_a_stream_that_a_fork_inherits_ends_there_and_goes_on_here() {
                 }
                 drop(results);
                 let mut fresh = pool.map_stream(stream::iter(counted()), |n: u32| n);
-                i32::from(!(well && matches!(hand.poll(&mut fresh), Poll::Ready(None))))
+                let told =
+                    matches!(hand.poll(&mut fresh), Poll::Ready(Some(Err(TaskError::NotInThisProcess))));
+                i32::from(!(well && told && matches!(hand.poll(&mut fresh), Poll::Ready(None))))
             });
             assert_eq!(exit_code_of(child), 0);
             let mut results = inherited.unwrap();

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 
-use forkring::{Map, Pool, Stopper, TaskError, View, Worker};
+use forkring::{Granularity, Map, Pool, Stopper, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 use nix::unistd::gettid;
 
@@ -618,7 +618,7 @@ fn items_that_cannot_be_sent_do_not_make_a_stream_run_away() {
 
 // ---- pools that end under a stream
 
-/// A stream over an infinite source ends when its pool does; then nothing more is pulled.
+/// A stream over an infinite source ends when its pool does, with the error of one item more; then nothing more is pulled.
 fn ends_with_its_pool(g: usize, end: impl FnOnce(&Pool), expected: impl Fn(&TaskError) -> bool) {
     cell(PULLED).store(0, SeqCst);
     let pool = new_pool(2).unwrap();
@@ -647,16 +647,91 @@ fn ends_with_its_pool(g: usize, end: impl FnOnce(&Pool), expected: impl Fn(&Task
     let judge = |stream: Map<_, u32>| {
         let rest: Vec<_> = stream.collect();
         assert!(rest.iter().all(|r| r.as_ref().map_or_else(&expected, |_| true)), "{rest:?}");
+        assert!(rest.last().unwrap().is_err(), "{rest:?}");
         rest.len() as u64
     };
     let rest = judge(ordered) + judge(unordered);
-    assert_eq!(rest + 100, before);
-    assert_eq!(judge(untouched), 0);
-    assert_eq!(pulled(), before + summary.items, "nothing is pulled after the end");
+    assert_eq!(rest + 100, before + 2);
+    assert_eq!(judge(untouched), 1);
+    assert_eq!(pulled(), before + summary.items + 3, "nothing else is pulled after the end");
     // Streams that begin then.
-    let summary = pool.iter_stream(counted(), |n: u32| n, |_| panic!("a result")).unwrap();
-    assert_eq!((summary.items, summary.stopped), (0, true));
-    assert_eq!(pool.try_map(faulty(|_| true), |n: u32| n).count(), 0);
+    cut_short(&pool, expected);
+    let (stopped, before) = (pool.map(counted(), |n: u32| n), pulled());
+    stopped.stopper().stop();
+    assert_eq!((stopped.count(), pulled()), (0, before));
+}
+
+/// Streams on a pool that takes nothing more, or of another process, pull one item: it ends as a task would.
+fn cut_short(pool: &Pool, expected: impl Fn(&TaskError) -> bool) {
+    assert!(pool.submit(|n: u32| n, &1).wait().is_err_and(|error| expected(&error)));
+    let f = |n: u32| n;
+    for g in [Granularity::Auto, fixed(1), fixed(10)] {
+        let before = pulled();
+        let all: Result<Vec<u32>, TaskError> = pool.map(counted(), f).granularity(g).collect();
+        assert!(expected(&all.unwrap_err()));
+        assert!(pool.map_ref(&[1, 2], f).granularity(g).all(|r| expected(&r.unwrap_err())));
+        let texts = ["a", "b"].map(str::to_owned);
+        let mut texts = pool.map(texts, |text: String| text).granularity(g).unordered().indexed();
+        assert!(texts.next().is_some_and(|(i, r)| i == 0 && expected(&r.unwrap_err())));
+        assert!(texts.next().is_none() && texts.next().is_none());
+        // What the source has there makes no difference.
+        let mut tried = pool.try_map(faulty(|_| true), f).granularity(g);
+        assert!(tried.next().is_some_and(|r| expected(&r.unwrap().unwrap_err())));
+        assert!(tried.next().is_none());
+        let (stream, mut results) = (pool.map(counted(), f).granularity(g).unordered(), 0);
+        let summary = stream.run(|r| results += u32::from(expected(&r.unwrap_err()))).unwrap();
+        assert_eq!((results, summary.items, summary.failed, summary.stopped), (1, 1, 1, true));
+        assert_eq!(pulled(), before + 3);
+        // There is nothing to lose.
+        let summary = pool.map(0..0, f).granularity(g).run(|_| panic!("a result")).unwrap();
+        assert_eq!((summary.items, summary.stopped), (0, false));
+    }
+}
+
+#[test]
+fn a_stream_that_is_cut_short_has_an_error() {
+    both(|| {
+        for g in [Granularity::Auto, fixed(1), fixed(10), fixed(1000)] {
+            for ordered in [true, false] {
+                let pool = new_pool(2).unwrap();
+                // The source itself closes the pool, and so nothing is pulled afterwards but the item that tells.
+                let closing = pool.clone();
+                let source = counted().inspect(move |n| {
+                    if *n == 50 {
+                        drop(closing.close());
+                    }
+                });
+                cell(PULLED).store(0, SeqCst);
+                let stream = pool.map(source, |n: u32| n).granularity(g);
+                let stream = if ordered { stream } else { stream.unordered() };
+                let (results, last): (Vec<_>, Vec<_>) = stream.indexed().partition(|(i, _)| *i < 51);
+                assert!(
+                    results
+                        .iter()
+                        .all(|(i, r)| r.as_ref().map_or_else(TaskError::is_closed, |n| u64::from(*n) == *i))
+                );
+                assert!(matches!(last[..], [(51, Err(TaskError::Closed))]), "{last:?}");
+                assert_eq!((results.len(), pulled()), (51, 52));
+            }
+        }
+        let bound = builder().workers(1).bind(|n: u32| n).unwrap();
+        bound.close().wait();
+        assert!(bound.map(0..5).collect::<Result<Vec<u32>, _>>().unwrap_err().is_closed());
+    });
+}
+
+#[test]
+fn m_02_a_stream_on_an_inherited_pool_has_an_error() {
+    scenario(|| {
+        let inherited = Pool::new(1).unwrap();
+        let pool = Pool::builder().workers(1).env(inherited.clone()).build().unwrap();
+        let task = pool.submit_with(
+            |w: &Worker<Pool>, _: &View<()>| cut_short(w.env(), TaskError::is_not_in_this_process),
+            &(),
+        );
+        task.wait().unwrap();
+        assert_eq!(inherited.map(0..5, |n: u32| n).map(Result::unwrap).sum::<u32>(), 10);
+    });
 }
 
 #[test]
@@ -740,8 +815,8 @@ fn m_02_a_stream_that_a_fork_inherits_ends_there_and_goes_on_here() {
                 let mut stream = inherited.take().unwrap();
                 let well = stream.by_ref().take(10_000).all(expected) && stream.next().is_none();
                 drop(stream);
-                let fresh = pool.iter_stream(0.., |n: u32| n, |_| panic!("a result")).unwrap();
-                i32::from(!(well && fresh.stopped))
+                let fresh = pool.iter_stream(0.., |n: u32| n, |r| assert!(expected(r))).unwrap();
+                i32::from(!(well && fresh.stopped && (fresh.items, fresh.failed) == (1, 1)))
             });
             assert_eq!(exit_code_of(child), 0);
             assert!(inherited.unwrap().map(Result::unwrap).eq(20..500));

@@ -144,6 +144,16 @@ impl Core {
         false
     }
 
+    /// How a task ends that is submitted to a pool that takes no more, or in another process.
+    pub(crate) fn refusal(&self) -> TaskError {
+        if !self.is_here() {
+            return TaskError::NotInThisProcess;
+        }
+        let told = self.stations.first().and_then(|station| station.own(self).refusal.clone());
+        // Whoever ends the pool has not come to the station yet.
+        told.or_else(|| self.failure().map(TaskError::PoolFailed)).unwrap_or(TaskError::Terminated)
+    }
+
     /// Takes no more tasks; those that were taken finish.
     pub(crate) fn close(&self) {
         if self.phase() >= Phase::Closing {

@@ -266,6 +266,11 @@ impl<R: Payload> Engine<R> {
         self.control.is_over()
     }
 
+    /// Whether somebody stopped the stream.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.control.is_stopped()
+    }
+
     /// Whether this is the process of the pool.
     pub(super) fn is_here(&self) -> bool {
         self.handle.core().is_here()
@@ -280,6 +285,13 @@ impl<R: Payload> Engine<R> {
                 self.fail_rest(at, &TaskError::NotInThisProcess, out);
             }
         }
+    }
+
+    /// The pool takes nothing more, and nothing is on its way: the next item of the source tells of it.
+    #[cold]
+    pub(super) fn refuse_item(&mut self, out: &mut Outbox<R>) {
+        out.one(self.pulled, Err(self.handle.core().refusal()));
+        self.pulled += 1;
     }
 
     /// A stopper wants to know the jobs.

@@ -90,8 +90,8 @@ impl<T, R: Payload> Feed<T, R> {
         let Some(engine) = &mut self.engine else { return false };
         let here = engine.is_here();
         if !here {
-            self.cut_short |= self.source.take().is_some();
             engine.disown(out);
+            self.give_up(out);
         }
         here
     }
@@ -115,12 +115,24 @@ impl<T, R: Payload> Feed<T, R> {
     /// Pulls items while the results in `out` wait to be asked for, or gives the source up if the stream is over.
     fn refill(&mut self, out: &mut Outbox<R>) {
         let Some(engine) = self.engine.as_mut().filter(|_| self.source.is_some()) else { return };
-        if engine.is_over() {
+        if !engine.is_over() {
+            return (self.pull)(engine, &mut self.source, out);
+        }
+        engine.flush(out);
+        if engine.is_stopped() {
             self.cut_short = true;
             self.source = None;
-            engine.flush(out);
-        } else {
-            (self.pull)(engine, &mut self.source, out);
+        } else if engine.is_empty() && out.is_empty() {
+            self.give_up(out);
+        }
+    }
+
+    /// The pool takes nothing more, and all else has gone out, since the source may block: the next item tells, if there is one.
+    fn give_up(&mut self, out: &mut Outbox<R>) {
+        let Some((engine, mut source)) = self.engine.as_mut().zip(self.source.take()) else { return };
+        self.cut_short = (self.skip)(&mut source);
+        if self.cut_short {
+            engine.refuse_item(out);
         }
     }
 

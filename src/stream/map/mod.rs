@@ -10,8 +10,8 @@ mod run;
 use std::fmt;
 use std::sync::Arc;
 
-use self::pull::{Length, Pull, pull};
-pub(super) use self::pull::{length, pull_into};
+use self::pull::{Length, Pull, Skip, pull};
+pub(super) use self::pull::{length, pull_into, skip};
 pub use self::run::Indexed;
 use super::engine::Engine;
 use super::progress::{Metered, Progress, Watch};
@@ -32,7 +32,9 @@ use crate::task_fn::TaskFn;
 /// has not started.
 ///
 /// It ends when its source does, when it is [stopped](Self::stopper), or when the pool takes no more tasks because it was
-/// closed, was terminated or failed: every item that was pulled has an outcome then, and the source is not pulled again.
+/// closed, was terminated or failed, or belongs to another process. Every item that was pulled has an outcome then. In the last
+/// case one more item is pulled, if the source has one, after all other results have gone out: its outcome, in its place, is the
+/// error with which a task would end, so that nobody takes the results for complete.
 ///
 /// ```
 /// let pool = forkring::Pool::new(2)?;
@@ -71,6 +73,7 @@ struct Feed<T, R> {
     out: Outbox<R>,
     pull: Pull<T, R>,
     length: Length<T>,
+    skip: Skip<T>,
 }
 
 impl<T, R, P> fmt::Debug for Map<T, R, P> {
@@ -175,7 +178,7 @@ impl<E, S, W> Pool<E, S, W> {
         items: T,
         named: Named,
     ) -> Map<T::IntoIter, R> {
-        Map::new(self, items.into_iter(), named, pull::<_, R, I, I>, length)
+        Map::new(self, items.into_iter(), named, pull::<_, R, I, I>, length, skip)
     }
 
     pub(crate) fn map_ref_named<'a, I: Payload, R: Payload, T: IntoIterator<Item = &'a I>>(
@@ -183,7 +186,7 @@ impl<E, S, W> Pool<E, S, W> {
         items: T,
         named: Named,
     ) -> Map<T::IntoIter, R> {
-        Map::new(self, items.into_iter(), named, pull::<_, R, I, &I>, length)
+        Map::new(self, items.into_iter(), named, pull::<_, R, I, &I>, length, skip)
     }
 }
 
@@ -194,6 +197,7 @@ impl<T, R: Payload> Map<T, R> {
         named: Named,
         pull: Pull<T, R>,
         length: Length<T>,
+        skip: Skip<T>,
     ) -> Self {
         let feed = Feed {
             control: Arc::new(Control::new(pool.handle().core().clone())),
@@ -210,6 +214,7 @@ impl<T, R: Payload> Map<T, R> {
             out: Outbox::default(),
             pull,
             length,
+            skip,
         };
         Self { feed, watch: () }
     }

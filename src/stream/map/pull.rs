@@ -14,6 +14,13 @@ pub(in crate::stream) fn length<T: Iterator>(source: &T) -> Option<u64> {
     most.filter(|&most| most == least).map(|most| most as u64)
 }
 
+/// Takes an item out of the source, if it has one.
+pub(super) type Skip<T> = fn(&mut T) -> bool;
+
+pub(in crate::stream) fn skip<T: Iterator>(source: &mut T) -> bool {
+    source.next().is_some()
+}
+
 /// Pulls items from the source into the engine until the window is full, results have come, or the source ends, which
 /// is then let go. A pointer, so that `Map` has no type parameter for the item; the loop is inside of it, since a call for
 /// each item would cost as much as the item. Results that need no worker go behind those that wait to be asked for.
