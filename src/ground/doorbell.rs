@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{pipe2, read, write};
-use parking_lot::{Condvar, Mutex};
 
+use super::monitor::{Condvar, Mutex};
 use super::sys::futex;
 use super::sys::poll::wait_readable;
 use super::sys::{Call, Result, retry_interrupted};

@@ -6,6 +6,7 @@
 pub(crate) mod barrier;
 pub(crate) mod claim;
 pub(crate) mod doorbell;
+pub(crate) mod monitor;
 pub(crate) mod ownership;
 pub(crate) mod prefetch;
 pub(crate) mod ring;

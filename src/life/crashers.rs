@@ -14,12 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::end::{End, describe};
 use super::registry;
 use super::threads;
 use crate::error::{Error, TaskError, signal_name};
+use crate::ground::monitor::{Condvar, Mutex};
 use crate::ground::sys::process::ExitStatus;
 use crate::hooks;
 use crate::memory::codec::Encoded;

@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::messages::{Report, Who};
 use super::seed::SharedSeed;
 use super::worker;
 use crate::ground::doorbell::Doorbell;
+use crate::ground::monitor::{Condvar, Mutex};
 use crate::ground::sys::process::{self, ExitStatus};
 use crate::ground::sys::signals::Mask;
 use crate::ground::sys::{Call, SysError, fork_generation};

@@ -15,12 +15,12 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::core::Core;
 use super::messages::Who;
 use super::threads;
 use super::trace::Trace;
+use crate::ground::monitor::{Condvar, Mutex, MutexGuard};
 use crate::ground::sys::{SysError, clock};
 use crate::panics;
 use crate::protocol::lane::Run;

@@ -22,13 +22,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::core::{Core, Phase};
 use super::events;
 use super::job::Job;
 use super::wait::Awaited;
 use crate::error::{PoolFailure, TaskError};
+use crate::ground::monitor::{Condvar, Mutex};
 use crate::memory::codec::AlignedBytes;
 use crate::panics::{self, Caught};
 use crate::protocol::wire::AnswerKind;

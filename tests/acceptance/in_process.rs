@@ -446,3 +446,32 @@ fn prints_in_a_task() {
     outcome(pool.submit(|()| println!("printed by a task"), &())).unwrap();
     assert_ne!(std::env::var(FAILS).as_deref(), Ok("1"));
 }
+
+/// M-13: threads of the program that sleep at the moment of the fork are no threads of the worker, whose new ones are given
+/// their stacks.
+#[test]
+fn m_13_a_pool_of_threads_in_a_task_beside_one_in_the_program() {
+    scenario(|| {
+        let service = |n: u32| n + 1;
+        let outer = threads().workers(3).service(service).build().unwrap();
+        let call = |w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()).unwrap();
+        assert_eq!(outcome(outer.submit_with(call, &1_u32)).unwrap(), 2);
+        let body = |n: u32| {
+            let service = |n: u32| n + 2;
+            let inner = threads().workers(3).service(service).build().unwrap();
+            let call = |w: &Worker<(), Service<u32, u32>>, n: &View<u32>| w.call(&n.to_native()).unwrap();
+            let sum = inner.map_with(0..n, call).map(Result::unwrap).sum::<u32>();
+            inner.close().wait();
+            sum
+        };
+        for _ in 0..5 {
+            let pool = Pool::new(2).unwrap();
+            let tasks: Vec<_> = (0..4).map(|_| pool.submit(body, &100)).collect();
+            for task in tasks {
+                assert_eq!(outcome(task).unwrap(), 4950 + 200);
+            }
+            pool.close().wait();
+        }
+        assert_eq!(outcome(outer.submit_with(call, &1_u32)).unwrap(), 2);
+    });
+}

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crossbeam_utils::CachePadded;
-use parking_lot::{Condvar, Mutex};
 
 use self::phase::Life;
 pub(crate) use self::phase::Phase;
@@ -24,6 +23,7 @@ use super::station::Station;
 use super::terms::Policy;
 use super::timers::Timers;
 use crate::ground::doorbell::Doorbell;
+use crate::ground::monitor::{Condvar, Mutex};
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::objects::Objects;
 use crate::ground::sys::{clock, fork_generation};
