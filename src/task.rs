@@ -28,6 +28,10 @@ use crate::protocol::wire::{RESPONSE_INLINE_BYTES, Status};
 /// Awaiting is cancellation-safe: a `Task` that is polled through a reference (`&mut task`) and abandoned in between
 /// loses nothing.
 ///
+/// Wakers are called by whichever thread finds the result, most often the pool's own. As a [log hook](crate::hooks), one must not block:
+/// time limits, deaths and other futures would wait for it. Those of executors do not; a [`Wake`](std::task::Wake) of one's own should
+/// send what takes time to another thread.
+///
 /// ```
 /// use forkring::Pool;
 ///
