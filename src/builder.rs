@@ -627,7 +627,16 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// # Errors
     ///
     /// As [`build`](Self::build).
-    pub fn bind<I, R, F>(self, f: F) -> Result<Bound<I, R>, Error>
+    pub fn bind<I, R>(self, f: impl Fn(I) -> R + Given<M> + 'static) -> Result<Bound<I, R>, Error>
+    where
+        I: Payload,
+        R: Payload,
+    {
+        self.bind_to(f)
+    }
+
+    /// As [`bind`](Self::bind), of a closure whose type has a name.
+    fn bind_to<I, R, F>(self, f: F) -> Result<Bound<I, R>, Error>
     where
         I: Payload,
         R: Payload,

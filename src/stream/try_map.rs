@@ -170,12 +170,7 @@ impl<T, R: Payload, X, P: Watch> TryMap<T, R, X, P> {
         self,
         mut g: impl FnMut(Result<Result<R, TaskError>, X>) -> F,
     ) -> Result<StreamSummary, Error> {
-        let Self { map, errors } = self;
-        map.run_judged(move |index, item| {
-            let result = errors.at(index, item);
-            let failed = !matches!(result, Ok(Ok(_)));
-            (failed, g(result))
-        })
+        self.indexed().run(move |(_, result)| g(result))
     }
 
     fn advance(&mut self) -> Option<(u64, Result<Item<R>, X>)> {
@@ -200,6 +195,25 @@ impl<T, R: Payload, X, P: Watch> FusedIterator for TryMap<T, R, X, P> {}
 #[derive(Debug)]
 #[must_use = "it is lazy: iterate over it"]
 pub struct TryIndexed<T, R, X, P = ()>(TryMap<T, R, X, P>);
+
+impl<T, R: Payload, X, P: Watch> TryIndexed<T, R, X, P> {
+    /// As [`TryMap::run`]: `g` gets each result with the position of its item.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    pub fn run<F: Flow>(
+        self,
+        mut g: impl FnMut((u64, Result<Result<R, TaskError>, X>)) -> F,
+    ) -> Result<StreamSummary, Error> {
+        let TryMap { map, errors } = self.0;
+        map.run_judged(move |index, item| {
+            let result = errors.at(index, item);
+            let failed = !matches!(result, Ok(Ok(_)));
+            (failed, g((index, result)))
+        })
+    }
+}
 
 impl<T, R: Payload, X, P: Watch> Iterator for TryIndexed<T, R, X, P> {
     type Item = (u64, Result<Result<R, TaskError>, X>);

@@ -23,7 +23,7 @@ fn adding(pool: crate::support::EitherBuilder, offset: u64) -> Bound<u64, u64> {
         }
         n + offset
     };
-    pool.bind(add).unwrap()
+    pool.bind::<u64, u64>(add).unwrap()
 }
 
 #[test]

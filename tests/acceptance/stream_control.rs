@@ -527,6 +527,14 @@ fn f_12_an_error_of_the_source_comes_in_its_place() {
                 }
                 assert_eq!(seen, [true; 100], "{context}");
 
+                let (stream, mut next) = (pool.try_map(source(), f).granularity(fixed(g)).indexed(), 0);
+                let summary = stream.run(|(i, result)| {
+                    assert_eq!(i, next, "{context}");
+                    next += 1;
+                    judge(i as u32, result);
+                });
+                assert_eq!((summary.unwrap().items, next), (100, 100), "{context}");
+
                 let mut n = 0;
                 let summary = pool.try_map(source(), f).granularity(fixed(g)).run(|result| {
                     judge(n, result);

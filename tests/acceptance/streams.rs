@@ -217,6 +217,12 @@ fn f_05_results_are_the_same_at_every_granularity() {
             }
             let ordered = pool.map(0..n, |n: u64| n).granularity(g).indexed();
             assert!(ordered.map(|(i, result)| (i, result.unwrap())).eq((0..n).map(|n| (n, n))), "{g:?}");
+            let (stream, mut next) = (pool.map(0..n, |n: u64| n).granularity(g).indexed(), 0);
+            let summary = stream.run(|(i, result)| {
+                assert_eq!((i, result.unwrap()), (next, next), "indexed, run, {g:?}");
+                next += 1;
+            });
+            assert_eq!((summary.unwrap().ok, next), (n, n));
         }
     });
 }

@@ -141,6 +141,24 @@ impl<T, R: Payload, P: Watch> FusedIterator for Map<T, R, P> {}
 #[must_use = "it is lazy: iterate over it"]
 pub struct Indexed<T, R, P = ()>(Map<T, R, P>);
 
+impl<T, R: Payload, P: Watch> Indexed<T, R, P> {
+    /// As [`Map::run`]: `g` gets each result with the position of its item.
+    ///
+    /// # Errors
+    ///
+    /// A granularity out of range.
+    #[inline]
+    pub fn run<F: Flow>(
+        self,
+        mut g: impl FnMut((u64, Result<R, TaskError>)) -> F,
+    ) -> Result<StreamSummary, Error> {
+        self.0.run_judged(move |index, item| {
+            let failed = item.is_err();
+            (failed, g((index, item)))
+        })
+    }
+}
+
 impl<T, R: Payload, P: Watch> Iterator for Indexed<T, R, P> {
     type Item = (u64, Result<R, TaskError>);
 
