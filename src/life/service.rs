@@ -262,6 +262,7 @@ impl Drop for Handling {
         if let Some(call) = self.call.take()
             && self.core.is_here()
         {
+            self.mark.clear();
             self.core.refuse_call(&call, "the handler's future was dropped");
         }
     }
