@@ -773,6 +773,15 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// | [`nice`](Self::nice), [`affinity`](Self::affinity) | of the process | of the thread |
     /// | signals | the worker's own | may come to a worker's thread, as to the one that built the pool |
     ///
+    /// Such a pool runs under [Miri](https://github.com/rust-lang/miri), which knows nothing of the kernel's barriers, signals and forks:
+    ///
+    /// ```sh
+    /// MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-tree-borrows" cargo +nightly miri test
+    /// ```
+    ///
+    /// Cells of tasks are never given back, which Miri takes for leaks, and rkyv follows relative pointers in a way that only tree
+    /// borrows allow. A round trip takes some tenths of a second.
+    ///
     /// Workers are named `<pool>-w<id>`, have stacks of 8 MiB, and run until the pool ends, as processes do; nothing of them
     /// is left then, apart from threads that were given up.
     pub fn in_process(self) -> Builder<E, S, W, Shared>

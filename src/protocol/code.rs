@@ -116,7 +116,8 @@ impl CodeId {
     /// Names `code` for workers that have `objects`.
     #[inline]
     pub(crate) fn of(code: &'static TaskCode, types: u64, objects: &Objects) -> Self {
-        let place = match objects.locate(std::ptr::from_ref(code).addr(), size_of::<TaskCode>()) {
+        let place = match objects.locate(std::ptr::from_ref(code).expose_provenance(), size_of::<TaskCode>())
+        {
             Some((object, offset)) if offset >> OFFSET_BITS == 0 => object << OFFSET_BITS | offset,
             _ => Self::NOWHERE,
         };
@@ -142,7 +143,7 @@ impl CodeId {
         let object = self.place >> OFFSET_BITS;
         let offset = self.place & ((1 << OFFSET_BITS) - 1);
         let address = objects.resolve(object, offset, size_of::<TaskCode>(), align_of::<TaskCode>())?;
-        let magic = NonNull::new(address as *mut u64)?;
+        let magic = NonNull::new(std::ptr::with_exposed_provenance_mut::<u64>(address))?;
         // SAFETY: `resolve` vouches for aligned, readable memory of that size that nobody writes.
         if unsafe { magic.read() } != MAGIC {
             return None;

@@ -71,6 +71,10 @@ pub(crate) fn install_hooks(hooks: &'static Hooks) -> Result<()> {
 type Handler = Option<unsafe extern "C" fn()>;
 
 fn register(prepare: Handler, parent: Handler, child: Handler) -> Result<()> {
+    if cfg!(miri) {
+        // Which forks no processes.
+        return Ok(());
+    }
     // SAFETY: the handlers are functions of this object, take no arguments and do not unwind. If it is unloaded,
     // libc drops them with it (they are registered under its __dso_handle).
     match unsafe { libc::pthread_atfork(prepare, parent, child) } {

@@ -154,8 +154,8 @@ pub(crate) struct SavedMask {
 /// A thread inherits the mask of the one that starts it (pthread_create(3)), so around `spawn` this makes threads
 /// on which no handler of the program ever runs.
 pub(crate) fn block_all() -> SavedMask {
-    // Fails only for an invalid "how" (pthread_sigmask(3)).
-    let mask = asynchronous().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
+    // Fails only for an invalid "how" (pthread_sigmask(3)). Miri has no signals.
+    let mask = (!cfg!(miri)).then(|| asynchronous().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()).flatten();
     SavedMask { mask, on_this_thread: PhantomData }
 }
 
@@ -178,20 +178,21 @@ impl Drop for SavedMask {
     }
 }
 
-/// Which signals a thread blocks.
+/// Which signals a thread blocks. Under Miri there are none.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mask(SigSet);
+pub(crate) struct Mask(Option<SigSet>);
 
 impl Mask {
     /// This thread's.
     pub(crate) fn current() -> Result<Self> {
-        SigSet::thread_get_mask().call("pthread_sigmask").map(Self)
+        let mask = (!cfg!(miri)).then(SigSet::thread_get_mask).transpose();
+        mask.call("pthread_sigmask").map(Self)
     }
 
     /// Makes it this thread's.
     pub(crate) fn set(self) {
         // Cannot fail, as above.
-        let _ = self.0.thread_set_mask();
+        let _ = self.0.map(|mask| mask.thread_set_mask());
     }
 }
 
