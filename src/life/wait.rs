@@ -157,6 +157,15 @@ enum Looked {
     Owing,
 }
 
+/// Leaves this CPU to the service's thread, which may be waiting for it, and will look for what follows its answer. Whether the
+/// job is done then.
+fn steps_back(job: &impl Awaited) -> bool {
+    (0..YIELDS).any(|_| {
+        std::thread::yield_now();
+        job.is_done()
+    })
+}
+
 impl Core {
     /// Waits for a job that is the caller's to take, or for whatever else comes from a worker. `false`: the time was over first.
     pub(crate) fn wait(&self, job: &impl Awaited, deadline: Option<Instant>) -> bool {
@@ -168,6 +177,7 @@ impl Core {
             match self.look(station, job, deadline) {
                 Looked::Done => return true,
                 Looked::Again => {}
+                Looked::Owing if steps_back(job) => return true,
                 Looked::Nothing | Looked::Owing => {
                     if deadline.is_some_and(|deadline| left(deadline).is_none()) {
                         return job.is_done();
@@ -239,15 +249,6 @@ impl Core {
             }
         });
         owned.note_spin(found.is_some());
-        if let Some(Looked::Owing) = found {
-            drop(owned);
-            // The service's thread may be waiting for this very CPU, and will look for what follows its answer.
-            let done = (0..YIELDS).any(|_| {
-                std::thread::yield_now();
-                job.is_done()
-            });
-            return if done { Looked::Done } else { Looked::Nothing };
-        }
         found.unwrap_or_else(|| {
             owned.lose_patience();
             Looked::Nothing

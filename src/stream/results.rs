@@ -139,9 +139,12 @@ impl<R: Payload> Outbox<R> {
     /// portions, which takes longer than all the rest. And it counts nothing but where it is, for the same reason.
     #[inline]
     pub(super) fn pop_value(&mut self) -> Option<R> {
-        if self.at >= self.quick_end {
-            return None;
-        }
+        if self.at < self.quick_end { self.take_value() } else { None }
+    }
+
+    /// The next value of the run that is going out.
+    #[inline]
+    fn take_value(&mut self) -> Option<R> {
         let bytes = self.bytes.get(self.at..)?.get(..record_stride::<R>()?)?;
         self.at += value_bytes::<R>()?;
         codec::plain_value(bytes)
@@ -153,9 +156,7 @@ impl<R: Payload> Outbox<R> {
             return Some(one);
         }
         let index = self.run_behind - self.run_left() as u64;
-        let bytes = self.bytes.get(self.at..)?.get(..record_stride::<R>()?)?;
-        self.at += value_bytes::<R>()?;
-        Some((index, Ok(codec::plain_value(bytes)?)))
+        Some((index, Ok(self.take_value()?)))
     }
 
     /// The next result, or all of a run's that are left.

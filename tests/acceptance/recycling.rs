@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use forkring::{Granularity, OnWorkerLoss, Pool, View, Worker, hooks};
+use forkring::{Granularity, OnWorkerLoss, Pool, View, Worker, WorkerInfo, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
@@ -172,6 +172,14 @@ fn a_12_what_a_leaving_worker_has_not_started_runs_elsewhere_at_once() {
     });
 }
 
+/// The first worker says that it is to leave, and waits.
+fn first_one_stays(info: &WorkerInfo) {
+    if info.generation() == 0 {
+        counter(0).bump();
+        gate(0).wait();
+    }
+}
+
 /// What it takes to leave is user code, and may hang: it must not cost the pool a worker.
 #[test]
 fn a_12_a_worker_that_does_not_leave_is_replaced() {
@@ -184,12 +192,7 @@ fn a_12_a_worker_that_does_not_leave_is_replaced() {
             .max_tasks_per_worker(1)
             .init_timeout(limit)
             .on_worker_loss(OnWorkerLoss::FailAll)
-            .on_exit(|info| {
-                if info.generation() == 0 {
-                    counter(0).bump();
-                    gate(0).wait();
-                }
-            })
+            .on_exit(first_one_stays)
             .build()
             .unwrap();
         let life = |w: &Worker, _: &View<()>| w.generation();
@@ -345,17 +348,8 @@ fn a_15_a_leaving_worker_runs_on_exit_once() {
 fn a_15_a_worker_that_is_killed_while_it_leaves_costs_no_task() {
     scenario(|| {
         hooks::set_log_error(|_| ());
-        let pool = Pool::builder()
-            .workers(1)
-            .max_tasks_per_worker(1)
-            .on_exit(|info| {
-                if info.generation() == 0 {
-                    counter(0).bump();
-                    gate(0).wait();
-                }
-            })
-            .build()
-            .unwrap();
+        let pool =
+            Pool::builder().workers(1).max_tasks_per_worker(1).on_exit(first_one_stays).build().unwrap();
         let tasks: Vec<_> = (0..5).map(|n| pool.submit(|n: u32| n, &n)).collect();
         counter(0).wait_for(1);
         signal(pool.worker_pids()[0], Signal::SIGKILL);

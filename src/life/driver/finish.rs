@@ -121,7 +121,6 @@ impl Driver {
             drop(owned);
             release_pidfd(process);
             if let Some(bell) = response {
-                bell.0.ring();
                 release_bell(bell);
             }
         }
@@ -188,8 +187,9 @@ impl Driver {
     }
 }
 
-/// A station does without its doorbell; who sleeps there has it for as long as that takes.
+/// A station does without its doorbell; who sleeps there is woken, and has it for as long as that takes.
 pub(super) fn release_bell(bell: Arc<Bell>) {
+    bell.0.ring();
     let mut registry = registry::lock();
     bell.0.fds().for_each(|fd| registry.remove(fd));
     drop(bell);

@@ -193,8 +193,6 @@ impl Driver {
             owned.response_bell.replace(Arc::new(Bell(bell)))
         };
         if let Some(former) = former {
-            // Somebody may sleep there.
-            former.0.ring();
             release_bell(former);
         }
     }

@@ -7,7 +7,6 @@ use super::Map;
 use crate::error::{Error, TaskError};
 use crate::memory::codec::Payload;
 use crate::stream::StreamSummary;
-
 use crate::stream::progress::Watch;
 use crate::stream::results::{Item, Part};
 use crate::stream::stop::Flow;
