@@ -122,6 +122,13 @@ impl Ownership {
         std::ptr::from_ref(self).addr()
     }
 
+    /// Whether it is free, or this thread's to keep.
+    #[inline]
+    pub(crate) fn is_at_hand(&self, me: ThreadNumber) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        word == 0 || word == me.kept()
+    }
+
     /// Owns it if nobody does. Waits for a keeper only, and only while that is inside.
     #[inline]
     pub(crate) fn try_own(&self, me: ThreadNumber) -> Option<Grip> {

@@ -4,6 +4,10 @@
 //! holds tasks that it has not started, some of those move: a station that becomes idle adds itself to the idle set and
 //! then looks for surplus; one that gets a surplus adds itself to that set and then looks for idle stations. Both do
 //! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
+//!
+//! A station that gets one small task stays in the idle set: it may be idle again before anybody looks, and a thread that submits and
+//! waits in turns then changes no word that others use. So whoever takes a station for idle looks, as its owner, whether it
+//! is, and has it leave the set if not; and so does whoever waits for that task.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,6 +33,8 @@ const RUN: u32 = 16;
 thread_local! {
     /// How many tasks this thread has handed out, not counting the first.
     static TASKS: Cell<Option<u32>> = const { Cell::new(None) };
+    /// The idle station that this thread found last. Its worker is awake for longest, and nobody else may have been there.
+    static FOUND: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Whose turn it is for the next task of this thread: a number that grows by one after each run.
@@ -53,33 +59,86 @@ impl Core {
     /// Hands a job to a station.
     #[inline]
     pub(crate) fn submit(&self, job: JobRef, parcel: Parcel) {
-        self.submit_at(self.choose(), job, parcel);
+        match self.own_idle() {
+            Some(mut owned) => {
+                self.note_submitted(&job);
+                owned.accept(job, parcel);
+            }
+            None => self.submit_at(self.next_in_turn(), job, parcel),
+        }
     }
 
     /// Hands a fresh job whose input fits a slot to a station.
     #[inline]
     pub(crate) fn submit_small(&self, job: JobRef, request: &SmallRequest) {
-        // One that was idle has left the idle set for this task, and gets it.
-        let idle = if self.stations.len() > 1 { self.idle.take() } else { None };
-        let mut station = idle.unwrap_or_else(|| self.next_in_turn());
-        let mut owned = self.stations[station].try_own(self);
-        if owned.is_none() && idle.is_none() && self.stations.len() > 1 {
-            end_turn();
-            station = self.next_in_turn();
-            owned = self.stations[station].try_own(self);
-        }
+        let idle = self.idle_at_hand();
+        let mut owned = self.stations[idle.unwrap_or_else(|| self.next_in_turn())].try_own(self);
         // By reference: a move would load flags as one word that have just been stored as bytes.
         match &mut owned {
+            Some(owned) if idle.is_none() || owned.has_nothing_to_do() => owned.accept_small(job, request),
+            _ => {
+                drop(owned);
+                self.submit_small_elsewhere(job, request);
+            }
+        }
+    }
+
+    /// The station that was tried first is somebody else's, or not idle after all.
+    #[inline(never)]
+    fn submit_small_elsewhere(&self, job: JobRef, request: &SmallRequest) {
+        if let Some(mut owned) = self.own_idle() {
+            return owned.accept_small(job, request);
+        }
+        if self.stations.len() > 1 {
+            end_turn();
+        }
+        let station = self.next_in_turn();
+        match &mut self.stations[station].try_own(self) {
             Some(owned) => owned.accept_small(job, request),
             None => self.submit_at(station, job, request.into()),
         }
     }
 
+    /// A station that is said to be idle, and that this thread can have for the asking.
     #[inline]
-    fn choose(&self) -> usize {
-        match self.stations.len() {
-            1 => 0,
-            _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
+    fn idle_at_hand(&self) -> Option<usize> {
+        if self.stations.len() == 1 || !self.idle.any() {
+            return None;
+        }
+        let found = FOUND.get();
+        match self.idle.contains(found) && self.stations[found].is_at_hand() {
+            true => Some(found),
+            false => self.find_idle(found),
+        }
+    }
+
+    #[inline(never)]
+    fn find_idle(&self, first: usize) -> Option<usize> {
+        let found = self.idle.find(first, |station| self.stations[station].is_at_hand())?;
+        FOUND.set(found);
+        Some(found)
+    }
+
+    /// Owns a station that is idle. It is in the set still if it was at hand.
+    fn own_idle(&self) -> Option<Owned<'_>> {
+        if self.stations.len() == 1 {
+            return None;
+        }
+        loop {
+            let owned = match self.idle_at_hand() {
+                Some(station) => self.stations[station].try_own(self),
+                None => {
+                    let mut owned = self.stations[self.idle.take()?].own(self);
+                    owned.leave_idle();
+                    Some(owned)
+                }
+            };
+            if let Some(mut owned) = owned {
+                if owned.has_nothing_to_do() {
+                    return Some(owned);
+                }
+                owned.leave_idle();
+            }
         }
     }
 
@@ -99,12 +158,19 @@ impl Core {
         code: CodeId,
         elements: &ElementsRef<'_>,
     ) -> Result<(), (JobRef, usize)> {
-        let station = self.choose();
         self.note_submitted(&job);
-        match self.stations[station].try_own(self) {
-            Some(mut owned) => owned.send_elements(job, code, elements).map_err(|job| (job, station)),
-            None => Err((job, station)),
-        }
+        let mut owned = match self.own_idle() {
+            Some(owned) => owned,
+            None => {
+                let station = self.next_in_turn();
+                match self.stations[station].try_own(self) {
+                    Some(owned) => owned,
+                    None => return Err((job, station)),
+                }
+            }
+        };
+        let station = owned.station.id;
+        owned.send_elements(job, code, elements).map_err(|job| (job, station))
     }
 
     /// Hands a stream's message to the station that had the one before, unless that has more than enough; the station. A
@@ -142,7 +208,11 @@ impl Core {
     pub(crate) fn submit_item_along(&self, station: usize, job: JobRef, request: &SmallRequest) -> usize {
         let station = self.choose_along(station);
         match self.stations[station].try_own(self) {
-            Some(mut owned) => owned.accept_small(job, request),
+            Some(mut owned) => {
+                // Streams look for their items at stations that are not idle.
+                owned.leave_idle();
+                owned.accept_small(job, request);
+            }
             None => self.submit_at(station, job, request.into()),
         }
         station
@@ -236,7 +306,7 @@ impl Core {
                 self.catch_up(rich);
                 continue;
             }
-            let Some(poor) = self.idle.take() else {
+            let Some(mut poor) = self.take_idle() else {
                 let mut owned = self.stations[rich].own(self);
                 owned.keep_quiet();
                 owned.tally.moved_in += jobs.len() as u64;
@@ -245,15 +315,24 @@ impl Core {
                 // The second look of edge BALANCE: somebody may have become idle while this station looked poor.
                 continue;
             };
-            let mut poor = self.stations[poor].own(self);
-            poor.keep_quiet();
-            poor.leave_idle();
             poor.tally.moved_in += jobs.len() as u64;
             for (job, parcel) in jobs {
                 poor.accept_moved(job, parcel);
             }
             drop(poor);
             self.catch_up(rich);
+        }
+    }
+
+    /// Takes an idle station out of the set, for a move.
+    fn take_idle(&self) -> Option<Owned<'_>> {
+        loop {
+            let mut owned = self.stations[self.idle.take()?].own(self);
+            owned.keep_quiet();
+            owned.leave_idle();
+            if owned.has_nothing_to_do() {
+                return Some(owned);
+            }
         }
     }
 

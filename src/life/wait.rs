@@ -197,8 +197,13 @@ impl Core {
     #[inline]
     fn look(&self, station: &Station, job: &impl Awaited, deadline: Option<Instant>) -> Looked {
         let mut looks = 0_u32;
+        let mut owned = station.try_own(self);
+        if let Some(owned) = &mut owned {
+            // Among those that are busy it is to be counted too.
+            owned.leave_idle();
+        }
         let spin = self.spin.beside(self.busy());
-        let Some(mut owned) = station.try_own(self) else {
+        let Some(mut owned) = owned else {
             // Whoever owns it will deliver; a moment's patience saves a sleep.
             let found = spin.spin(|| {
                 looks += 1;
@@ -259,6 +264,7 @@ impl Core {
     /// other tasks may as well wait for 2, for a worker that is awake and has nothing else before it.
     pub(crate) fn glance(&self, job: &'static Job) -> bool {
         let Some(mut owned) = self.stations[job.station()].try_own(self) else { return job.is_done() };
+        owned.leave_idle();
         if owned.in_flight() != 1 || owned.is_asleep() {
             return job.is_done();
         }

@@ -15,8 +15,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, raise};
 
 use crate::support::{
-    Finished, cell, children, counter, eventually, gate, gone, in_process, meet, outcome, process, scenario,
-    scenario_output, signal, zygote,
+    Finished, cell, children, counter, eventually, fixed, gate, gone, in_process, meet, outcome, process,
+    scenario, scenario_output, signal, zygote,
 };
 
 /// Ways for a process to end.
@@ -705,6 +705,57 @@ fn no_short_task_waits_behind_a_long_one_while_another_worker_idles() {
             assert!(!held.is_finished());
             gate(round as usize).open();
             assert_eq!(held.wait().unwrap(), round);
+        }
+    });
+}
+
+#[test]
+fn work_of_each_kind_passes_a_long_task_that_nobody_waits_for() {
+    scenario(|| {
+        let pool = Pool::new(2).unwrap();
+        let long = |n: u32| {
+            counter(0).bump();
+            gate(n as usize).wait();
+        };
+        let shorts: [&dyn Fn(&Pool); 7] = [
+            &|pool| assert_eq!(pool.submit(|n: u32| n + 1, &1).wait().unwrap(), 2),
+            &|pool| {
+                let both = [1, 2].map(|n| pool.submit(|n: u32| n, &n));
+                assert_eq!(both.map(|task| task.wait().unwrap()), [1, 2]);
+            },
+            &|pool| assert_eq!(pool.submit(|s: String| s.len(), &"four".to_owned()).wait().unwrap(), 4),
+            &|pool| assert_eq!(pool.submit(|v: Vec<u64>| v.len(), &vec![7; 100]).wait().unwrap(), 100),
+            &|pool| {
+                assert_eq!(
+                    pool.map(0..100, |n: u32| n).granularity(fixed(1)).map(Result::unwrap).sum::<u32>(),
+                    4950
+                );
+            },
+            &|pool| {
+                assert_eq!(
+                    pool.map(0..100, |n: u32| n).granularity(fixed(10)).map(Result::unwrap).sum::<u32>(),
+                    4950
+                );
+            },
+            &|pool| {
+                let task = pool.submit(|n: u32| n, &3);
+                assert_eq!(futures::executor::block_on(task).unwrap(), 3);
+            },
+        ];
+        let mut round = 0;
+        for short in shorts {
+            // Right behind it, and when it has been running for a while; also with a worker that has to wake up.
+            for waits in [false, true] {
+                let held = pool.submit(long, &round);
+                if waits {
+                    counter(0).wait_for(round + 1);
+                }
+                short(&pool);
+                assert!(!held.is_finished());
+                gate(round as usize).open();
+                held.wait().unwrap();
+                round += 1;
+            }
         }
     });
 }

@@ -58,8 +58,11 @@ impl StationSet {
         }
     }
 
+    #[inline]
     pub(crate) fn contains(&self, station: usize) -> bool {
-        self.words[station / 64].load(Ordering::SeqCst) & 1 << (station % 64) != 0
+        self.words
+            .get(station / 64)
+            .is_some_and(|word| word.load(Ordering::SeqCst) & 1 << (station % 64) != 0)
     }
 
     #[inline]
@@ -73,6 +76,23 @@ impl StationSet {
             let word = word.load(Ordering::SeqCst);
             (word != 0).then(|| i * 64 + word.trailing_zeros() as usize)
         })
+    }
+
+    /// A member that `suits`: this one if it is one, else one of those behind it.
+    pub(crate) fn find(&self, first: usize, suits: impl Fn(usize) -> bool) -> Option<usize> {
+        let (before, behind) = self.words.split_at((first / 64).min(self.words.len()));
+        for (base, word) in (before.len()..).zip(behind).chain((0..).zip(before)) {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let turned = bits.rotate_right(first as u32 % 64);
+                let at = (first + turned.trailing_zeros() as usize) % 64;
+                if suits(base * 64 + at) {
+                    return Some(base * 64 + at);
+                }
+                bits &= !(1 << at);
+            }
+        }
+        None
     }
 
     /// How many members there are.

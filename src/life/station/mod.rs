@@ -156,6 +156,7 @@ pub(crate) struct Inner {
     pub(crate) seen: Option<Seen>,
     pub(crate) look_every: Option<Duration>,
     wake: Wake,
+    /// Whether it is in the pool's set of idle stations, unless somebody has taken it out who is about to own it.
     is_idle: bool,
     has_surplus: bool,
     /// Whether something was added since it was last found that nothing here can move.
@@ -252,7 +253,14 @@ impl Inner {
         self.lane.as_ref().is_some_and(Lane::is_asleep)
     }
 
+    /// Whether the worker is ready for a task, and has none.
+    #[inline]
+    pub(crate) fn has_nothing_to_do(&self) -> bool {
+        self.is_empty() && self.can_send()
+    }
+
     /// Whether the station holds no task.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.in_flight() == 0
     }

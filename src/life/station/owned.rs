@@ -35,6 +35,12 @@ impl Station {
         self.ownership.try_own(me).map(|grip| Owned::new(self, core, me, grip))
     }
 
+    /// Whether this thread can own the station without taking it from another one.
+    #[inline]
+    pub(crate) fn is_at_hand(&self) -> bool {
+        self.ownership.is_at_hand(ThreadNumber::current())
+    }
+
     /// Waits until the station can be owned.
     pub(crate) fn own<'a>(&'a self, core: &'a Core) -> Owned<'a> {
         let me = ThreadNumber::current();

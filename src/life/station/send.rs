@@ -76,8 +76,6 @@ impl Owned<'_> {
     #[inline]
     pub(crate) fn accept_small(&mut self, job: JobRef, request: &SmallRequest) {
         if self.refusal.is_some() {
-            // `settle` puts it back among the idle ones.
-            self.leave_idle();
             return self.accept(job, request.into());
         }
         let sent = match self.queue.is_empty() && self.can_send() {
@@ -102,9 +100,12 @@ impl Owned<'_> {
         let shared = job.job();
         let index = lane.push_small(job, request)?;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
+        let is_first = lane.in_flight() == 1;
         lane.ring_if_asleep();
         inner.may_spare = true;
-        self.leave_idle();
+        if !is_first {
+            self.leave_idle();
+        }
         Ok(())
     }
 

@@ -107,8 +107,8 @@ impl Owned<'_> {
         let (id, core) = (self.station.id, self.core);
         let inner = &mut **self;
         let in_flight = inner.in_flight();
-        if in_flight == 1 && inner.queue.is_empty() && !inner.is_idle && !inner.has_surplus {
-            // The one that runs is no surplus.
+        if in_flight == 1 && inner.queue.is_empty() && !inner.has_surplus {
+            // The one that runs is no surplus. If it is a small task, the station may be in the idle set still.
             return false;
         }
         let kept = inner.kept(core.spin);
@@ -118,7 +118,7 @@ impl Owned<'_> {
         let surplus = inner.may_spare && (!inner.queue.is_empty() || in_flight > kept);
         // A pool that is closing still moves what it has.
         let over = inner.refusal.as_ref().is_some_and(|refusal| !refusal.is_closed());
-        let idle = in_flight == 0 && inner.queue.is_empty() && inner.can_send() && !over;
+        let idle = inner.has_nothing_to_do() && !over;
         let mut rebalance = false;
         if surplus != inner.has_surplus {
             inner.has_surplus = surplus;
