@@ -83,6 +83,11 @@ impl SpinBudget {
         }
     }
 
+    /// Whether it is a short one at most.
+    pub(crate) fn is_brief(self) -> bool {
+        self.limit.is_some_and(|limit| limit <= CROWDED_SPIN)
+    }
+
     /// Whether it never spins.
     pub(crate) fn is_none(self) -> bool {
         self.limit == Some(Duration::ZERO)

@@ -148,6 +148,79 @@ fn a_worker_that_falls_asleep_is_rung_for_every_request() {
     });
 }
 
+/// Edge TOLD: `Port::foretell_nap`, `Port::ring` and `Port::sleep_until`; `Lane::ring_if_asleep` behind a request, and in `Lane::poll`
+/// behind a response. The second request comes at any time, from before the nap to after the first response. The worker has no fence
+/// behind the flag; a second nap is as any other.
+#[test]
+fn a_worker_that_tells_of_its_nap_is_rung_for_what_is_in_flight() {
+    model_with_preemptions(4, || {
+        let words = [AtomicU64::new(0), AtomicU64::new(0)];
+        let shared = Arc::new((slots::<2>(), slots::<2>(), words, [Bell::new(), Bell::new()]));
+        let worker = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let (requests, responses, [sleeping, wake], [bell, master]) = &*shared;
+                while requests[0].poll(0).is_none() {
+                    thread::yield_now();
+                }
+                let tells = wake.load(Ordering::Relaxed) != 0 && requests[1].poll(1).is_none();
+                if tells {
+                    sleeping.store(1, Ordering::Relaxed);
+                }
+                responses[0].publish(0, HEAD);
+                // It was armed before the request, so there is no need of a fence (see below).
+                let mut rung = wake.load(Ordering::Relaxed);
+                master.notify();
+                if tells && requests[1].poll(1).is_none() {
+                    bell.wait();
+                }
+                sleeping.store(2, Ordering::Relaxed);
+                // It may have been rung for the first request once more.
+                for nap in 2.. {
+                    if requests[1].poll(1).is_some() {
+                        break;
+                    }
+                    sleeping.store(2 * nap - 1, Ordering::Relaxed);
+                    barrier::heavy();
+                    if requests[1].poll(1).is_none() {
+                        bell.wait();
+                    }
+                    sleeping.store(2 * nap, Ordering::Relaxed);
+                }
+                responses[1].publish(1, HEAD);
+                notify(wake, &mut rung, master);
+            }
+        });
+        let (requests, responses, [sleeping, wake], [bell, master]) = &*shared;
+        let mut rung_nap = 0;
+        let mut ring_if_asleep = || {
+            barrier::light();
+            let nap = sleeping.load(Ordering::Relaxed);
+            if nap % 2 == 1 && std::mem::replace(&mut rung_nap, nap) != nap {
+                bell.notify();
+            }
+        };
+        wake.store(Wake::Waiter.word(1, 0), Ordering::Release);
+        requests[0].publish(0, HEAD);
+        ring_if_asleep();
+        requests[1].publish(1, HEAD);
+        ring_if_asleep();
+        while responses[0].poll(0).is_none() {
+            master.wait();
+        }
+        ring_if_asleep();
+        for epoch in 2.. {
+            wake.store(Wake::Waiter.word(epoch, 0), Ordering::Release);
+            barrier::heavy();
+            if responses[1].poll(1).is_some() {
+                break;
+            }
+            master.wait();
+        }
+        worker.join().expect("the worker ends");
+    });
+}
+
 /// The worker's side of edge SLEEP: `Port::notify`.
 fn notify(wake: &AtomicU64, rung: &mut u64, bell: &Bell) {
     barrier::light();

@@ -185,3 +185,59 @@ fn a_result_is_there_although_the_task_behind_it_takes_long() {
         }
     });
 }
+
+/// Between two tasks of a slow rhythm, a worker sleeps without a barrier behind its response (edge TOLD). The second request comes before
+/// it, at that very moment, and after it.
+#[test]
+fn a_request_that_meets_a_worker_about_to_sleep_again_is_not_left() {
+    both(|| {
+        let pool = builder().workers(1).build().unwrap();
+        // Longer than a short nap: the worker takes it for a slow rhythm.
+        let pause = || spin_for(Duration::from_micros(150));
+        let long = Duration::from_secs(30);
+        for round in 0..1500_u32 {
+            pause();
+            let mut first = pool.submit(|n: u32| n + 1, &round);
+            (0..round % 300 * 8).for_each(|_| std::hint::spin_loop());
+            let mut second = pool.submit(|n: u32| n + 2, &round);
+            match round % 3 {
+                0 => {
+                    assert_eq!(second.wait_timeout(long).expect("in time").unwrap(), round + 2);
+                    assert_eq!(first.wait_timeout(long).expect("in time").unwrap(), round + 1);
+                }
+                1 => {
+                    let both = futures::future::join(first, second);
+                    let (first, second) = futures::executor::block_on(both);
+                    assert_eq!((first.unwrap(), second.unwrap()), (round + 1, round + 2));
+                }
+                _ => {
+                    // Asleep in the seat when the response comes.
+                    let held = std::thread::scope(|scope| {
+                        let waiter = scope.spawn(|| first.wait_timeout(long).expect("in time").unwrap());
+                        let held = second.wait_timeout(long).expect("in time").unwrap();
+                        assert_eq!(waiter.join().unwrap(), round + 1);
+                        held
+                    });
+                    assert_eq!(held, round + 2);
+                }
+            }
+        }
+        // Nor is the order to leave.
+        for round in 0..50_u32 {
+            let pool = builder().workers(1).build().unwrap();
+            pause();
+            let task = pool.submit(|n: u32| n, &round);
+            (0..round * 20).for_each(|_| std::hint::spin_loop());
+            assert!(!pool.close_within(long).wait().forced);
+            assert_eq!(outcome(task).unwrap(), round);
+        }
+    });
+}
+
+/// Keeps its CPU, so that the worker sleeps for this long and not until this thread has woken up.
+fn spin_for(time: Duration) {
+    let since = Instant::now();
+    while since.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}

@@ -25,6 +25,7 @@ use crate::protocol::wire::{Place, Status};
 
 pub(super) const CLAIM: usize = offset_of!(SideB, claim);
 pub(super) const ANSWER_RECEIVED: usize = offset_of!(SideB, answer_received);
+pub(super) const SLEEPING: usize = offset_of!(SideB, sleeping);
 const STATE: usize = offset_of!(SideB, state);
 pub(super) const IN_RECEIVED: usize = offset_of!(SideB, in_received);
 pub(super) const OUT: usize = offset_of!(SideB, out);
@@ -42,7 +43,7 @@ pub(super) const CALL_SENT: usize = CALL + offset_of!(Transfer, sent);
 /// Every word of the header.
 const HEADER: [usize; 15] = [
     CLAIM,
-    offset_of!(SideB, sleeping),
+    SLEEPING,
     STATE + offset_of!(StateWords, state),
     STATE + offset_of!(StateWords, text_bytes),
     IN_RECEIVED,

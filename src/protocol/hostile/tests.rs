@@ -1,8 +1,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::target::OUT_ELEMENT;
+use super::target::{OUT_ELEMENT, SLEEPING};
 use super::*;
-use crate::protocol::wire::{FLOW_MIN_BYTES, PART_BYTES, Place};
+use crate::protocol::wire::{FLOW_MIN_BYTES, Order, PART_BYTES, Place};
 
 /// A seed that is different each time, or the one that is asked for by `FORKRING_SEED`.
 fn seed() -> u64 {
@@ -96,6 +96,53 @@ fn claimed(bytes: usize) -> (Lane<u64>, Peer, Log) {
     let peer = Peer::new(&fds);
     peer.target().store(CLAIM, 1);
     (lane, peer, log)
+}
+
+/// Edge TOLD: the worker's flag was not to be seen when the request was published, and is when the response before it is taken.
+#[test]
+fn a_worker_that_fell_asleep_with_a_response_is_rung_for_what_it_has_not_seen() {
+    let (mut lane, peer, mut log) = claimed(8);
+    let rings = || peer.master().bell.0.rings();
+    let mut seen = rings();
+    let respond = |index| {
+        peer.target().store(SLEEPING, 2 * index + 1);
+        peer.target().answer(index, Status::Value);
+    };
+    let push = |lane: &mut Lane<u64>, log: &mut Log, token| {
+        log.sent.push(Sent {
+            input: Vec::new(),
+            batch: None,
+            out: false,
+            records: Vec::new(),
+            in_records: false,
+        });
+        let input = Encoded::Heap(AlignedBytes::from(&*vec![0; 8]));
+        lane.push(token, Parcel { code: code(0), batch: None, input }).unwrap();
+    };
+    push(&mut lane, &mut log, 1);
+    assert_eq!(rings(), seen);
+    respond(0);
+    assert_eq!(lane.poll(&mut log, true).unwrap(), 1);
+    seen += 1;
+    assert_eq!(rings(), seen, "for the second request");
+    assert_eq!(lane.poll(&mut log, true).unwrap(), 0);
+    assert_eq!(rings(), seen, "once for each nap");
+    peer.target().store(CLAIM, 2);
+    respond(1);
+    assert_eq!(lane.poll(&mut log, true).unwrap(), 1);
+    assert_eq!(rings(), seen, "there is nothing more");
+    // The flag cannot be missed any more.
+    push(&mut lane, &mut log, 2);
+    lane.ring_if_asleep();
+    seen += 1;
+    assert_eq!(rings(), seen);
+    peer.target().store(SLEEPING, 4);
+    lane.order(Order::Exit);
+    assert_eq!(rings(), seen);
+    peer.target().store(CLAIM, 3);
+    respond(2);
+    assert_eq!(lane.poll(&mut log, true).unwrap(), 1);
+    assert_eq!(rings(), seen + 1, "to see the order");
 }
 
 #[test]

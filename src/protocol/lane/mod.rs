@@ -115,6 +115,8 @@ pub(crate) struct Lane<T> {
     wake_epoch: u64,
     /// The worker's nap that it was last rung for.
     rung_nap: u64,
+    /// Whether the worker has an order that it has to see, whatever it sleeps for.
+    is_ordered: bool,
     max_payload: usize,
     outgoing: Option<Outgoing>,
     incoming: Option<Incoming>,
@@ -146,6 +148,7 @@ impl<T> Lane<T> {
             out_tail: 0,
             wake_epoch: 0,
             rung_nap: 0,
+            is_ordered: false,
             max_payload,
             outgoing: None,
             incoming: None,

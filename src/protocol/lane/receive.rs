@@ -67,6 +67,10 @@ impl<T> Lane<T> {
             }
             replies += 1;
         }
+        if replies > 0 && (self.sent != self.answered || self.is_ordered) {
+            // Edge TOLD: the worker may have fallen asleep with one of these responses.
+            self.ring_if_asleep();
+        }
         if streams {
             self.move_streams(sink)?;
         }

@@ -105,6 +105,7 @@ impl<T> Lane<T> {
 
     /// Gives the standing order and makes sure that the worker looks at it.
     pub(crate) fn order(&mut self, order: Order) {
+        self.is_ordered = true;
         self.region.a().order.0.store(order as u64, Ordering::Release);
         self.ring_if_asleep();
     }

@@ -25,9 +25,12 @@ impl Port {
 
     /// Makes a response visible. All go through here.
     #[inline]
-    pub(super) fn publish(&self, index: u64, head: Head) {
+    pub(super) fn publish(&mut self, index: u64, head: Head) {
         if self.stamps {
             self.stamp_answer(index);
+        }
+        if self.is_first {
+            self.foretell_nap();
         }
         self.region.response(index).publish(index, head);
     }

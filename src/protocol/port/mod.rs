@@ -54,6 +54,8 @@ pub(crate) struct Port {
     tail: u64,
     /// How often it has gone to sleep.
     naps: u64,
+    /// The bell's rings before the nap that was told with the last response.
+    told_nap: Option<u32>,
     /// The wake word that was last obeyed.
     rung: u64,
     /// The word whose waiter leaves some responses, and how many are left to come.
@@ -61,6 +63,8 @@ pub(crate) struct Port {
     leave: u8,
     /// Whether it has slept since it last rang.
     has_woken: bool,
+    /// Whether its next response is the first one since it has slept.
+    is_first: bool,
     /// Whether the master was asked to look at the claim word since the last request.
     complained: bool,
     /// Bytes of the calls made so far, and of the answers received.
@@ -99,10 +103,12 @@ impl Port {
             head: 0,
             tail: 0,
             naps: 0,
+            told_nap: None,
             rung: 0,
             late: 0,
             leave: 0,
             has_woken: false,
+            is_first: false,
             complained: false,
             calls: 0,
             call_sent: 0,

@@ -26,6 +26,9 @@ impl Port {
         match self.look(request) {
             Some(Look::Start) => {
                 self.run = self.run.saturating_add(1);
+                if self.told_nap.is_some() {
+                    self.end_nap();
+                }
                 true
             }
             Some(Look::Leave) => false,
@@ -49,7 +52,7 @@ impl Port {
         self.run = 0;
         loop {
             let spin = self.patience;
-            if spin.spin(|| self.has_news().then_some(())).is_some() {
+            if self.told_nap.is_none() && spin.spin(|| self.has_news().then_some(())).is_some() {
                 if spin.is_endless() {
                     self.stamp();
                 }

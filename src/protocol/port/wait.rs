@@ -56,6 +56,9 @@ impl Port {
             // He may be about to look for himself, which spares two wake-ups. Edge SLEEP holds for this later look too.
             std::thread::yield_now();
             wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        } else if Wake::of(wake) == Wake::Nobody && self.told_nap.is_some() {
+            // He is awake, and what he sends next may come at once.
+            self.end_nap();
         }
         self.rung = wake;
         match Wake::of(wake) {
@@ -68,8 +71,9 @@ impl Port {
                 point(Point::RingingWaiter);
                 be_heard(&self.bells.response);
                 // Most schedulers have run him at once, and he has been here since. A yield after that would be at the expense of
-                // this worker's next wake-up.
-                if has_woken && self.region.a().wake.0.load(Ordering::Relaxed) == wake {
+                // this worker's next wake-up; and one that sleeps at once gives its CPU away in doing so.
+                let yields = has_woken && self.told_nap.is_none();
+                if yields && self.region.a().wake.0.load(Ordering::Relaxed) == wake {
                     std::thread::yield_now();
                 }
             }
@@ -128,16 +132,47 @@ impl Port {
         }
     }
 
-    /// One sleep on the doorbell, unless `look` finds something first. May return early with nothing.
-    pub(super) fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
-        // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
+    /// A response is about to be published, the first one since this worker has slept. If that took long, and whoever gets the
+    /// response is to be rung, another nap follows at once; the response tells of it.
+    ///
+    /// Edge TOLD: the flag, then the response; the master takes the response, then looks at the flag if there is anything else
+    /// for this worker. So neither side needs a fence.
+    #[cold]
+    pub(super) fn foretell_nap(&mut self) {
+        self.is_first = false;
+        let wake = self.region.a().wake.0.load(Ordering::Relaxed);
+        let rings_at_once = wake != self.rung && Wake::of(wake) != Wake::Nobody && Wake::leave_of(wake) == 0;
+        if rings_at_once
+            && self.patience.is_brief()
+            && self.region.request(self.next).poll(self.next).is_none()
+        {
+            self.told_nap = Some(self.begin_nap());
+        }
+    }
+
+    /// Sets the flag. The bell's rings before this nap.
+    fn begin_nap(&mut self) -> u32 {
         self.naps += 1;
         // A ring for this nap cannot come before the flag.
         let rings = self.region.a().bell.0.rings();
-        let sleeping = &self.region.b().sleeping.0;
-        sleeping.store(2 * self.naps - 1, Ordering::Relaxed);
+        self.region.b().sleeping.0.store(2 * self.naps - 1, Ordering::Relaxed);
         point(Point::SleepStored);
-        let fenced = barrier::heavy();
+        rings
+    }
+
+    /// Takes the flag back.
+    pub(super) fn end_nap(&mut self) {
+        self.told_nap = None;
+        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
+    }
+
+    /// One sleep on the doorbell, unless `look` finds something first. May return early with nothing.
+    pub(super) fn sleep_until<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        let (rings, fenced) = match self.told_nap {
+            Some(rings) => (rings, true),
+            // Edge BELL: the flag, a fence, a second look; the master publishes, fences, and looks at the flag.
+            None => (self.begin_nap(), barrier::heavy()),
+        };
         let found = look(self);
         if found.is_none() {
             point(Point::Drowsy);
@@ -147,10 +182,10 @@ impl Port {
             let asleep_since = Instant::now();
             self.region.a().bell.0.wait(rings, (!fenced).then_some(UNFENCED_SLEEP));
             self.patience = self.spin.after_sleep(asleep_since.elapsed());
-            self.has_woken = true;
+            (self.has_woken, self.is_first) = (true, true);
             point(Point::Woken);
         }
-        self.region.b().sleeping.0.store(2 * self.naps, Ordering::Relaxed);
+        self.end_nap();
         found
     }
 }
