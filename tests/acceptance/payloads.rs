@@ -4,6 +4,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use forkring::rkyv::rancor::{Fallible, Source, fail};
 use forkring::rkyv::rend::u32_le;
@@ -12,8 +13,8 @@ use forkring::{Granularity, Payload, Pool, TaskError, View, Worker};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    both, builder, cell, children, counter, eventually, gate, in_process, new_pool, private_kib, process,
-    return_freed_memory, rss_kib, scenario, signal, status_of,
+    BOUND, both, builder, cell, children, counter, eventually, gate, in_process, new_pool, private_kib,
+    process, return_freed_memory, rss_kib, scenario, signal, status_of,
 };
 
 /// The arena of a worker, beyond which payloads are streamed.
@@ -242,6 +243,45 @@ fn k_05_many_large_results_and_a_slow_reader() {
         assert!(stream.next().is_none());
         // Four in the window, one in hand, copies on their way, and both workers' arenas.
         assert!(highest[4] < 200 << 10, "{highest:?} KiB");
+    });
+}
+
+/// Inputs above the arena wait for their turn in front of a task whose input lies in it. They are called off, and taken back by a worker that
+/// has nothing else to do.
+#[test]
+fn c_04_large_inputs_that_are_called_off_leave_the_input_of_the_task_that_runs_alone() {
+    /// Waits for the gate that the first byte names.
+    fn is_whole(_: &Worker, input: &View<[u8]>) -> bool {
+        counter(0).bump();
+        gate(input[0].into()).wait();
+        input.len() == 1 << 20 && input[1..].iter().all(|&byte| byte == 7)
+    }
+    both(|| {
+        let pool = new_pool(2).unwrap();
+        let nines = vec![9_u8; 8 << 20];
+        for round in 0..4_u8 {
+            let mut held = [2 * round, 2 * round + 1].map(|n| {
+                let mut sevens = vec![7; 1 << 20];
+                sevens[0] = n;
+                pool.submit_with(is_whole, &sevens[..])
+            });
+            counter(0).wait_for(2 * u32::from(round) + 2);
+            for _ in 0..20 {
+                drop(pool.submit_with(|_: &Worker, v: &View<[u8]>| v.len(), &nines[..]));
+            }
+            gate((2 * round + 1).into()).open();
+            assert!(held[1].wait_timeout(BOUND).unwrap().unwrap());
+            // That worker has nothing to do. Each look at the other one would send a part of what waits for it.
+            for _ in 0..20 {
+                assert!(held[0].wait_timeout(Duration::from_millis(1)).is_none());
+            }
+            gate((2 * round).into()).open();
+            assert!(held[0].wait_timeout(BOUND).unwrap().unwrap(), "its input has changed");
+        }
+        assert_eq!(
+            pool.submit_with(|_: &Worker, v: &View<[u8]>| v.len(), &nines[..]).wait().unwrap(),
+            8 << 20
+        );
     });
 }
 

@@ -200,6 +200,8 @@ impl<T> Lane<T> {
         }
         let token = self.entries[slot_of(index)].as_mut()?.token.take()?;
         self.emptied += 1;
+        // Nobody reads it any more.
+        self.outgoing.take_if(|outgoing| outgoing.index == index);
         Some(token)
     }
 }

@@ -85,6 +85,7 @@ impl<T> Lane<T> {
             let unsent = sent - outgoing.start < outgoing.bytes.len() as u64;
             if unsent
                 && sent.saturating_sub(received) < ARENA_BYTES as u64
+                && self.is_oldest(outgoing.index)
                 && self.region.b().claim.0.load().count > outgoing.index
             {
                 return true;
