@@ -157,7 +157,7 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     }
 
     /// How long a worker may take until it is ready, and how long to leave once it has nothing more to run, if it is to be
-    /// replaced. Default: 60 s.
+    /// replaced. Default: 60 s. `Duration::MAX` is no limit, and zero an error of `build`.
     pub fn init_timeout(self, limit: Duration) -> Self {
         self.set(|plan| plan.init_timeout = limit)
     }

@@ -161,6 +161,7 @@ pub(crate) fn launch(
     limits::check_workers(workers)?;
     limits::check_name(&plan.name)?;
     limits::check_max_payload(plan.policy.max_payload)?;
+    limits::check_init_timeout(plan.init_timeout)?;
     limits::check_recycling(&plan.recycling)?;
     if plan.in_process {
         limits::check_in_process(&plan)?;
@@ -169,9 +170,7 @@ pub(crate) fn launch(
     let setup = plan.setup.check()?;
     let saver = plan.crashers.as_deref().map(|dir| Saver::new(dir, &plan.name)).transpose()?;
     faults::prepare();
-    registry::install().map_err(|error| Error::caused("a pool could not be built", error))?;
-    barrier::install();
-    panics::install(crate::life::service::describe_handler);
+    install().map_err(|error| Error::caused("a pool could not be built", error))?;
     if !plan.in_process {
         warn_of_threads(&plan.name);
     }
@@ -251,6 +250,15 @@ pub(crate) fn launch(
     core.wait_for(Phase::Ended, None);
     let cause = core.failure().map_or_else(|| "it ended".to_owned(), |failure| failure.to_string());
     Err(Error::new(format!("the pool {name:?} could not be built: {cause}")))
+}
+
+/// What this process needs once. Under the lock that a zygote is forked under: no other pool's zygote inherits half of it.
+fn install() -> Result<(), SysError> {
+    let _registry = registry::lock();
+    registry::install()?;
+    barrier::install();
+    panics::install(crate::life::service::describe_handler);
+    Ok(())
 }
 
 /// Makes what is shared, and forks the zygote.

@@ -44,6 +44,15 @@ pub(crate) fn check_max_payload(bytes: usize) -> Result<(), Error> {
     Ok(())
 }
 
+pub(crate) fn check_init_timeout(limit: Duration) -> Result<(), Error> {
+    if limit.is_zero() {
+        return Err(Error::new(
+            "an init_timeout of 0 leaves a worker no time to start; Duration::MAX is no limit",
+        ));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_recycling(recycling: &Recycling) -> Result<(), Error> {
     if recycling.max_tasks == Some(0) {
         return Err(Error::new("max_tasks_per_worker of 0 leaves no worker to run anything; use 1 or more"));

@@ -4,11 +4,13 @@
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 thread_local! {
+    /// Whether the hook has noted a panic since [`forget`].
+    static NOTED: Cell<bool> = const { Cell::new(false) };
     /// The location of the last panic on this thread.
     static LOCATION: RefCell<String> = const { RefCell::new(String::new()) };
     /// Its message, for whoever unwinds without seeing the payload.
@@ -19,21 +21,36 @@ thread_local! {
 
 type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send>;
 
-/// Puts a hook in front of the program's that notes the location of each panic. Once a process: it is inherited by
+/// Whether a hook of ours is in place, or kept by the program.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Owned by the hook. The program may set another one.
+struct Installed;
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        INSTALLED.store(false, Ordering::Release);
+    }
+}
+
+/// Puts a hook in front of the program's that notes the location of each panic, unless there is one: it is inherited by
 /// workers, and changes nothing for the program. It is set in the master, before the fork, because the hook's lock
-/// may be held by another thread at the moment of a fork.
+/// may be held by another thread at the moment of a fork; so nobody forks meanwhile.
 ///
 /// In workers and in handlers of services it stands for std's: see [`tell`]. A hook that the program has set is called there
 /// as everywhere. `handler` says whose handler the thread runs that calls it, if any.
 pub(crate) fn install(handler: fn() -> Option<String>) {
-    static INSTALLED: AtomicBool = AtomicBool::new(false);
-    if INSTALLED.swap(true, Ordering::AcqRel) || std::thread::panicking() {
+    // A thread that panics cannot set a hook.
+    if std::thread::panicking() || INSTALLED.swap(true, Ordering::AcqRel) {
         return;
     }
+    let installed = Installed;
     let program = take_hook();
     // Taking the program's hook has put std's in its place.
     let is_std = is_same(&program, &take_hook());
     set_hook(Box::new(move |info| {
+        let _ = &installed;
+        let _ = NOTED.try_with(|noted| noted.set(true));
         if let Some(location) = info.location() {
             // Fails only in a thread that is being destroyed.
             let _ = LOCATION.try_with(|last| *last.borrow_mut() = location.to_string());
@@ -79,8 +96,23 @@ pub(crate) fn take_location() -> String {
     LOCATION.try_with(RefCell::take).unwrap_or_default()
 }
 
+/// Before code that may panic: what is noted is about an earlier panic, which somebody has caught, here or in the process that this one
+/// was forked from. A panic that is raised again without the hook (`resume_unwind`) is not to be taken for it.
+#[inline]
+fn forget() {
+    // While this thread unwinds, whoever catches that panic wants its location.
+    if NOTED.try_with(Cell::get) == Ok(true) && !std::thread::panicking() {
+        NOTED.set(false);
+        take_location();
+        take_message();
+    }
+}
+
 /// Makes this thread note the messages of its panics.
 pub(crate) fn want_messages(on: bool) {
+    if on {
+        forget();
+    }
     WANT_MESSAGE.set(on);
 }
 
@@ -89,11 +121,21 @@ pub(crate) fn take_message() -> String {
     MESSAGE.try_with(RefCell::take).unwrap_or_default()
 }
 
-/// A caught panic as text and location.
+/// A caught panic as text and location, which is empty where it is not known.
 #[derive(Debug)]
 pub(crate) struct Caught {
     pub(crate) message: String,
     pub(crate) location: String,
+}
+
+impl fmt::Display for Caught {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if !self.location.is_empty() {
+            write!(f, " (at {})", self.location)?;
+        }
+        Ok(())
+    }
 }
 
 impl Caught {
@@ -113,6 +155,8 @@ impl Caught {
 }
 
 /// Runs `f`; a panic becomes a value.
+#[inline]
 pub(crate) fn guard<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    forget();
     catch_unwind(AssertUnwindSafe(f)).map_err(Caught::new)
 }

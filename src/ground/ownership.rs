@@ -171,11 +171,8 @@ impl Ownership {
     #[cold]
     fn revoke(&self, word: usize) -> Option<Grip> {
         self.word.compare_exchange(word, OWNED, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        // Edge KEEP. Without a barrier (a system call filter that came after the pool) time has to do: no store stays in a
-        // store buffer for so long.
-        if !barrier::heavy() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        // Edge KEEP.
+        barrier::heavy_or_wait();
         let inside = ThreadNumber(word / NODE_ALIGN).inside();
         let backoff = Backoff::new();
         while inside.load(Ordering::Acquire) == self.address() {

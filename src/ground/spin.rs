@@ -24,7 +24,7 @@ const ROOMY_SPIN: Duration = Duration::from_micros(40);
 /// With more processes than cores, whoever spins keeps somebody from working.
 const CROWDED_SPIN: Duration = Duration::from_micros(2);
 /// Looks between two readings of the clock (24 ns each).
-const LOOKS_PER_READING: u32 = 32;
+pub(crate) const LOOKS_PER_READING: u32 = 32;
 /// So many looks come close one after the other: a tenth of a microsecond, in which a peer answers that is at it.
 const CLOSE_LOOKS: u32 = 12;
 

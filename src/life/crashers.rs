@@ -216,9 +216,13 @@ impl Saver {
         fs::create_dir_all(&self.dir)?;
         let bytes = found.file(&self.pool);
         self.check_room(bytes.len() as u64)?;
-        let (mut file, path) = self.create(&found.name(&self.pool))?;
-        // Another pool that is built meanwhile closes it in its processes.
-        registry::lock().add(file.as_fd());
+        let (mut file, path) = {
+            // Another pool that is built meanwhile closes it in its processes.
+            let mut registry = registry::lock();
+            let (file, path) = self.create(&found.name(&self.pool))?;
+            registry.add(file.as_fd());
+            (file, path)
+        };
         let written = file.write_all(&bytes);
         let mut registry = registry::lock();
         registry.remove(file.as_fd());

@@ -19,6 +19,7 @@
 //!
 //! Wakers are user code: they are cloned, called and dropped outside of the lock.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -32,6 +33,7 @@ use super::driver;
 use super::service::{self, NestedWait};
 use super::wait::Parker;
 use crate::error::{TaskError, TrySubmitError};
+use crate::ground::spin::LOOKS_PER_READING;
 use crate::panics;
 
 const WAITING: usize = 1;
@@ -298,29 +300,40 @@ impl Admission {
         if let Some(pass) = self.join(&Waker::from(parker.clone())) {
             return Ok(pass);
         }
-        // Looks for results itself, since each of them makes room.
         let core = self.core.clone();
+        let error = Cell::new(None);
+        let note = || service::nested_wait_or(&core, |deadlock| error.set(Some(deadlock)));
+        // Who spins for ever does not come to where others sleep.
+        let spinning = core.spin.is_endless().then(note);
+        if let Some(deadlock) = error.take() {
+            return self.leave().ok_or(deadlock);
+        }
+        // Looks for results itself, since each of them makes room.
         let mut stations = core.stations.iter().cycle();
+        let mut looks = 0_u32;
+        let is_late = || due.is_some_and(|due| due <= Instant::now());
         let looked = core.spin.spin(|| {
             if let Some(mut owned) = stations.next().and_then(|station| station.try_own(&core)) {
                 owned.peek();
             }
-            self.is_decided().then_some(())
+            looks = looks.wrapping_add(1);
+            (self.is_decided() || looks.is_multiple_of(LOOKS_PER_READING) && is_late()).then_some(())
         });
         if looked.is_some() {
             return self.leave().ok_or(TaskError::Terminated);
         }
-        let mut error = None;
-        let _nested = service::nested_wait_or(&core, |deadlock| error = Some(deadlock));
+        let _nested = spinning.unwrap_or_else(note);
         self.sleep();
         // Whatever was run for others meanwhile may have used up a wake-up of this thread's. But the verdict comes before
         // the wake-up, so none is missed.
-        while error.is_none() && !self.is_decided() {
+        let mut deadlock = error.take();
+        while deadlock.is_none() && !self.is_decided() {
             if !parker.park(due) {
                 break;
             }
         }
-        self.leave().ok_or(error.unwrap_or(TaskError::Terminated))
+        // `Terminated` when the time is over: see `no_place`.
+        self.leave().ok_or(deadlock.take().unwrap_or(TaskError::Terminated))
     }
 
     /// As [`Core::take_place`], for a future. To be called in the pool's own process only.

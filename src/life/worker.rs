@@ -298,7 +298,7 @@ impl WorkerCore {
                 Ok(())
             }
             Ok(Err(error)) => Err(format!("state failed: {error}")),
-            Err(Caught { message, location }) => Err(format!("state panicked: {message} (at {location})")),
+            Err(caught) => Err(format!("state panicked: {caught}")),
         }
     }
 
@@ -391,13 +391,17 @@ impl Drop for InitGuard {
             return;
         }
         // A destructor cannot see the payload, so the message comes from the hook's notes.
-        let (message, location) = (panics::take_message(), panics::take_location());
+        let (mut message, location) = (panics::take_message(), panics::take_location());
+        if message.is_empty() {
+            message
+                .push_str("what it said went to a panic hook that the program has set since its first pool");
+        }
         self.0.fail(&describe_init_panic(&Caught { message, location }));
     }
 }
 
-fn describe_init_panic(Caught { message, location }: &Caught) -> String {
-    format!("init panicked: {message} (at {location})")
+fn describe_init_panic(caught: &Caught) -> String {
+    format!("init panicked: {caught}")
 }
 
 /// What `StartWorker::catch` leaves on the stack.

@@ -33,6 +33,30 @@ fn without_membarrier() -> bool {
     true
 }
 
+/// A program that builds its pool and gives up system calls afterwards, as one should.
+#[test]
+fn a_master_that_refuses_the_call_once_it_has_its_pool_is_woken_too() {
+    both(|| {
+        let pools = [WaitPolicy::Park, WaitPolicy::Adaptive]
+            .map(|policy| builder().workers(2).wait_policy(policy).service(|n: u64| n + 1).build().unwrap());
+        if !without_membarrier() {
+            return;
+        }
+        for pool in pools {
+            for n in 0..300_u64 {
+                assert_eq!(outcome(pool.submit(|n: u64| n * 2, &n)).unwrap(), n * 2);
+                assert_eq!(block_on(pool.submit(|n: u64| n * 3, &n)).unwrap(), n * 3);
+            }
+            let ask = |w: &Worker<(), Service<u64, u64>>, n: &View<u64>| w.call(&n.to_native()).unwrap();
+            for n in 0..50_u64 {
+                assert_eq!(outcome(pool.submit_with(ask, &n)).unwrap(), n + 1);
+            }
+            let doubled = pool.map(0..10_000_u64, |n: u64| n * 2).map(Result::unwrap);
+            assert!(doubled.eq((0..10_000).map(|n| n * 2)));
+        }
+    });
+}
+
 #[test]
 fn whoever_sleeps_is_woken() {
     both(|| {

@@ -949,3 +949,14 @@ fn settings_that_contradict_each_other_are_errors() {
         nothing_left(fds);
     });
 }
+
+#[test]
+fn a_07_an_init_timeout_may_be_without_limit_but_not_nothing() {
+    both(|| {
+        let pool = builder().workers(1).init_timeout(Duration::MAX).build().unwrap();
+        assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
+        pool.close().wait();
+        let error = builder().workers(1).init_timeout(Duration::ZERO).build().unwrap_err().to_string();
+        assert!(error.contains("init_timeout of 0"), "{error}");
+    });
+}

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 use forkring::rkyv::rancor::{Fallible, Source};
 use forkring::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use forkring::rkyv::{self, Archive, Place};
-use forkring::{CodecError, Payload, Pool, Task, TaskError, View, Worker, hooks};
+use forkring::{CodecError, Payload, Pool, Service, Task, TaskError, View, Worker, hooks};
 
 use crate::support::{
-    both, both_output, builder, cell, counter, gate, in_process, new_pool, outcome, rss_kib, scenario,
-    scenario_output,
+    both, both_output, builder, cell, counter, gate, in_process, new_pool, outcome, quietly, rss_kib,
+    scenario, scenario_output,
 };
 
 /// The panic that a task ended with.
@@ -595,6 +595,98 @@ fn closures_of_one_shape_in_one_function_each_run_themselves() {
         for n in 0..100 {
             let both = (pool.submit(plus, &n), pool.submit(times, &n));
             assert_eq!((outcome(both.0).unwrap(), outcome(both.1).unwrap()), (n + 10, n * 10));
+        }
+    });
+}
+
+/// Raised again without the hook, as rayon does with a panic in another thread.
+fn raise_again(message: &str) -> u32 {
+    std::panic::resume_unwind(Box::new(message.to_owned()))
+}
+
+#[test]
+fn c_02_a_place_is_that_of_the_panic_and_not_of_one_that_somebody_has_caught() {
+    both(|| {
+        quietly();
+        let _ = std::panic::catch_unwind(|| panic!("in the program, before the fork"));
+        let pool = builder().workers(1).service(|n: u32| raise_again(&n.to_string())).build().unwrap();
+        let place_of = |task| match outcome(task) {
+            Err(TaskError::Panicked(panic)) => (panic.message().to_owned(), panic.location().to_owned()),
+            other => panic!("{other:?}"),
+        };
+        let again = |n: u32| raise_again(&n.to_string());
+        assert_eq!(place_of(pool.submit(again, &1)), ("1".to_owned(), String::new()));
+        let catches = |n: u32| _ = std::panic::catch_unwind(|| panic!("caught {n}"));
+        outcome(pool.submit(catches, &0)).unwrap();
+        assert_eq!(place_of(pool.submit(again, &2)), ("2".to_owned(), String::new()));
+        let (message, place) = place_of(pool.submit(|n: u32| -> u32 { panic!("its own {n}") }, &3));
+        assert_eq!(message, "its own 3");
+        assert!(place.contains("results.rs"), "{place}");
+        // A destructor that guards something itself, while the panic is on its way.
+        let (message, place) = place_of(pool.submit(
+            |n: u32| -> u32 {
+                struct Cleans;
+                impl Drop for Cleans {
+                    fn drop(&mut self) {
+                        let _ = std::panic::catch_unwind(|| ());
+                    }
+                }
+                let _cleans = Cleans;
+                panic!("on its way {n}")
+            },
+            &4,
+        ));
+        assert_eq!(message, "on its way 4");
+        assert!(place.contains("results.rs"), "{place}");
+        // In a handler.
+        let _ = std::panic::catch_unwind(|| panic!("in the program"));
+        let ask = |w: &Worker<(), Service<u32, u32>>, n: &View<u32>| {
+            w.call(&n.to_native()).unwrap_err().to_string()
+        };
+        let text = outcome(pool.submit_with(ask, &5_u32)).unwrap();
+        assert!(text.contains('5') && !text.contains("results.rs"), "{text}");
+    });
+}
+
+#[test]
+fn a_06_a_panic_in_init_is_told_whatever_hook_the_program_has_set_since_its_first_pool() {
+    scenario(|| {
+        Pool::new(1).unwrap().close().wait();
+        std::panic::set_hook(Box::new(|_| ()));
+        let build =
+            || Pool::builder().workers(1).init(|_| panic!("no licence")).build().unwrap_err().to_string();
+        let error = build();
+        assert!(error.contains("init panicked: no licence (at ") && error.contains("results.rs"), "{error}");
+        // A hook that is taken away and comes back.
+        let hook = std::panic::take_hook();
+        let error = build();
+        assert!(error.contains("init panicked: ") && !error.contains("(at )"), "{error}");
+        std::panic::set_hook(hook);
+        let error = build();
+        assert!(error.contains("no licence"), "{error}");
+    });
+}
+
+/// Builds a pool while its thread unwinds.
+struct Builds;
+
+impl Drop for Builds {
+    fn drop(&mut self) {
+        Pool::new(1).unwrap().close().wait();
+    }
+}
+
+#[test]
+fn a_pool_that_is_built_while_its_thread_unwinds_leaves_the_next_one_its_places() {
+    scenario(|| {
+        let _ = std::panic::catch_unwind(|| {
+            let _builds = Builds;
+            panic!("first");
+        });
+        let pool = Pool::new(1).unwrap();
+        match outcome(pool.submit(|_: u32| -> u32 { panic!("boom") }, &1)) {
+            Err(TaskError::Panicked(panic)) => assert!(panic.location().contains("results.rs")),
+            other => panic!("{other:?}"),
         }
     });
 }

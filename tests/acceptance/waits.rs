@@ -4,11 +4,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::{Duration, Instant};
 
-use forkring::{Granularity, Service, TaskHandle, View, WaitPolicy, Worker};
+use forkring::{Granularity, Pool, Service, TaskError, TaskHandle, View, WaitPolicy, Worker};
 
 use crate::support::{BOUND, both, builder, eventually, gate, new_pool, outcome};
 
@@ -25,6 +26,36 @@ fn l_01_a_task_that_a_spinning_thread_waits_for_may_ask_the_service() {
         for n in 0..10_u64 {
             assert_eq!(outcome(pool.submit_with(ask, &n)).unwrap(), 2 * n);
         }
+    });
+}
+
+#[test]
+fn l_10_a_spinning_handler_that_waits_for_its_own_pool_gets_an_error() {
+    static POOL: OnceLock<Pool<(), Service<u64, String>>> = OnceLock::new();
+    both(|| {
+        let handler = |n: u64| match POOL.get().unwrap().submit(|n: u64| n, &n).wait() {
+            Ok(n) => n.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let pool = POOL.get_or_init(|| spinning().service(handler).build().unwrap());
+        let ask = |w: &Worker<(), Service<u64, String>>, n: &View<u64>| w.call(&n.to_native()).unwrap();
+        let answer = outcome(pool.submit_with(ask, &1_u64)).unwrap();
+        assert!(answer.contains("deadlock"), "{answer}");
+        pool.terminate();
+    });
+}
+
+#[test]
+fn g_06_a_spinning_thread_waits_for_room_no_longer_than_its_deadline() {
+    both(|| {
+        let pool = spinning().queue_limit(0).build().unwrap();
+        let held = pool.submit(|(): ()| gate(0).wait(), &());
+        let (limit, start) = (Duration::from_millis(50), Instant::now());
+        let late = pool.options().deadline(limit).submit(|n: u64| n, &1);
+        assert!(start.elapsed() >= limit);
+        assert!(matches!(outcome(late), Err(TaskError::TimedOut { .. })));
+        gate(0).open();
+        outcome(held).unwrap();
     });
 }
 

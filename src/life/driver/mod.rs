@@ -32,6 +32,7 @@ use crate::ground::sys::SysError;
 use crate::ground::sys::poll::{Epoll, EpollEvent};
 use crate::ground::sys::process::{ExitStatus, PidFd};
 use crate::ground::sys::socket::Socket;
+use crate::panics;
 
 thread_local! {
     /// Whose driver this thread is.
@@ -85,7 +86,8 @@ pub(crate) struct Driver {
     /// Stations that want a worker, and from when on.
     vacant: VecDeque<(usize, Instant)>,
     /// Workers that are not ready yet, and until when they have to be.
-    starting: Vec<(Who, Instant)>,
+    /// Until when they may take.
+    starting: Vec<(Who, Option<Instant>)>,
     /// Failures to start workers in a row; those before `paused_until` are one with the last.
     failed_starts: u32,
     paused_until: Instant,
@@ -166,6 +168,14 @@ impl Driver {
     /// Runs until the pool has ended.
     pub(crate) fn run(mut self) {
         DRIVEN.set(Arc::as_ptr(&self.core));
+        // Without a driver everybody would wait for ever.
+        if let Err(caught) = panics::guard(|| self.drive()) {
+            self.fail(format!("its driver panicked, which is a defect of forkring: {caught}"));
+        }
+        self.finish();
+    }
+
+    fn drive(&mut self) {
         loop {
             self.start_workers();
             if self.core.phase() >= Phase::Closing && self.wind_down() {
@@ -204,7 +214,6 @@ impl Driver {
             }
             self.expire();
         }
-        self.finish();
     }
 
     fn next_event(&self) -> Option<Instant> {
@@ -215,7 +224,7 @@ impl Driver {
             Phase::Ending | Phase::Ended => false,
         };
         let vacant = self.vacant.iter().map(|&(_, at)| at).min().filter(wanted);
-        let starting = self.starting.iter().map(|&(_, until)| until).min();
+        let starting = self.starting.iter().filter_map(|&(_, until)| until).min();
         let look = self.look_at.filter(|_| self.core.timed.any());
         [vacant, starting, look, self.core.timers.next(), self.core.close_deadline()]
             .into_iter()
@@ -257,7 +266,7 @@ impl Driver {
                     self.core.kill(job, generation, &TaskError::TimedOut { limit }, Why::Overtime);
                 }
                 // A panic in somebody's waker is that runtime's affair.
-                Timer::Wake(waker) => drop(crate::panics::guard(|| waker.wake())),
+                Timer::Wake(waker) => drop(panics::guard(|| waker.wake())),
                 Timer::Kill(who) => {
                     self.core.stations[who.station].own(&self.core).kill_at_last(who.generation)
                 }

@@ -89,8 +89,9 @@ impl Driver {
 
     pub(super) fn check_starts(&mut self) {
         let now = Instant::now();
+        let is_late = |until: Option<Instant>| until.is_some_and(|until| until <= now);
         let late: Vec<Who> =
-            self.starting.iter().filter(|(_, until)| *until <= now).map(|(who, _)| *who).collect();
+            self.starting.iter().filter(|(_, until)| is_late(*until)).map(|(who, _)| *who).collect();
         for who in late {
             if self.check_start(who) {
                 self.starting.retain(|(other, _)| *other != who);
@@ -206,7 +207,7 @@ impl Driver {
         owned.process = process;
         owned.reset(asked_ns);
         drop(owned);
-        self.starting.push((who, Instant::now() + self.init_timeout));
+        self.starting.push((who, Instant::now().checked_add(self.init_timeout)));
     }
 
     fn start_thread(&mut self, who: Who, asked_ns: u64) -> Result<(), SysError> {

@@ -120,7 +120,7 @@ impl<T> Lane<T> {
                 entry.stopped = true;
                 self.mark_cancelled(index);
                 // Edge CUT: the mark, a barrier, then a look at the records.
-                let _ = barrier::heavy();
+                barrier::heavy_or_wait();
             }
             return;
         }
@@ -182,7 +182,7 @@ impl<T> Lane<T> {
         let parcel = self.parcel(index);
         self.mark(index, SHORTENED);
         // Edge CUT: the mark, a barrier, then a look at the records.
-        let _ = barrier::heavy();
+        barrier::heavy_or_wait();
         Some(parcel)
     }
 
