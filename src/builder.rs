@@ -377,6 +377,8 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// A signal that a worker gets before SIGKILL when its task is killed or runs out of time, and how long it may take to
     /// act on it: SIGTERM to clean up, SIGABRT for a core dump. Default: SIGKILL at once.
     ///
+    /// A task that returns within that time has its result, be it late; its worker is replaced all the same.
+    ///
     /// What a killed task has printed of an unfinished line is in its worker's memory and goes with it. A thread of the worker
     /// that waits for the signal saves it, since `exit` flushes:
     ///

@@ -197,7 +197,7 @@ impl<E, S, W> Pool<E, S, W> {
     /// static KEPT: std::sync::Mutex<Option<&'static str>> = std::sync::Mutex::new(None);
     /// let _ = pool.submit_with(|_: &Worker, text: &View<str>| *KEPT.lock().unwrap() = Some(text), "x");
     /// ```
-    // C-14: the view's lifetime is what keeps the second example from compiling (E0521).
+    // The view's lifetime is what keeps the second example from compiling (E0521).
     #[inline]
     pub fn submit_with<I, R>(
         &self,
@@ -662,6 +662,7 @@ impl CloseOutcome {
 }
 
 /// A future that ends when the pool has closed. See [`Pool::closed`]. Not a handle: it keeps no pool alive.
+#[must_use = "a future does nothing until it is polled"]
 #[derive(Clone, Debug)]
 pub struct Closed {
     core: Arc<Core>,

@@ -32,6 +32,8 @@ use crate::protocol::wire::{RESPONSE_INLINE_BYTES, Status};
 /// time limits, deaths and other futures would wait for it. Those of executors do not; a [`Wake`](std::task::Wake) of one's own should
 /// send what takes time to another thread.
 ///
+/// Polling it again after it has ended is an error of the caller's, and panics, as with other futures.
+///
 /// ```
 /// use forkring::Pool;
 ///

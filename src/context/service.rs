@@ -24,7 +24,7 @@ impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
     ///
     /// # Errors
     ///
-    /// [`ServiceError`] if the handler panicked, the pool is ending, or one of the values could not be encoded.
+    /// [`ServiceError`] if the handler panicked, the pool is ending, or one of the values could not be encoded or decoded.
     pub fn call(&self, request: &Q) -> Result<A, ServiceError> {
         let bytes = codec::encode(request, self.core.seed.max_payload).map_err(ServiceError::codec)?;
         let (kind, answer) = match self.core.port.try_borrow_mut() {
@@ -86,7 +86,7 @@ impl fmt::Display for ServiceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.kind {
             ServiceErrorKind::Panicked => "the service's handler panicked",
-            ServiceErrorKind::Codec => "the service call could not be encoded",
+            ServiceErrorKind::Codec => "the service call could not be encoded or decoded",
             ServiceErrorKind::Refused => "the service call was refused",
         };
         write!(f, "{what}: {}", self.message)

@@ -1,4 +1,4 @@
-//! A doorbell says "look", nothing more: not how often, not why (traps 13).
+//! A doorbell says "look", nothing more: not how often, not why.
 //!
 //! It is the slow half of a hand-shake. The sleeper's flag and the fences around it decide whether to ring; they
 //! belong to whoever owns the memory, and are unknown here. Rings that come before the sleeper looks count as one,
@@ -21,7 +21,7 @@ use super::sys::{Call, Result, retry_interrupted};
 
 /// Something that one process sleeps on and others ring; or, if it is [local](Doorbell::local), threads of the same process.
 ///
-/// A pipe. Every descriptor is non-blocking: a write to a full pipe would otherwise hang the ringer (traps 21). That flag belongs to
+/// A pipe. Every descriptor is non-blocking: a write to a full pipe would otherwise hang the ringer. That flag belongs to
 /// the open file description (open(2)), which whoever inherits or is sent a descriptor shares and may change. So the
 /// sleeper has one of its own, every peer is given a [`Ringer`] of its own, and no peer has the reading end. The sleeper holds both ends:
 /// a ringer's write can never fail with EPIPE, nor raise SIGPIPE in a program that did not ignore it.

@@ -189,7 +189,6 @@ mod tests {
         (0..messages).map(|_| one(auto)).collect()
     }
 
-    /// F-24, F-25.
     #[test]
     fn it_begins_with_one_and_at_most_doubles() {
         let mut auto = Auto::new(2, None);

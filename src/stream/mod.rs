@@ -30,7 +30,7 @@ pub use try_map::{TryIndexed, TryMap};
 ///
 /// Whatever it is, every item has its own outcome: a panic fails one item, and the death of a worker fails the item
 /// that was running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Granularity {
     /// This many. 0 is an error.
@@ -50,6 +50,7 @@ pub enum Granularity {
     /// If an item of a message turns out to be slow while another worker has nothing to do, the items behind it are
     /// taken back, after 2 to 4 ms, and run there. The caller does that when it waits for results or polls; a caller
     /// that is busy elsewhere does so when it comes back.
+    #[default]
     Auto,
 }
 

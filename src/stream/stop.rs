@@ -34,6 +34,10 @@ pub struct Stopper {
     control: Arc<Control>,
 }
 
+// As a pool: no code of the user's runs under its locks.
+impl std::panic::UnwindSafe for Control {}
+impl std::panic::RefUnwindSafe for Control {}
+
 impl Stopper {
     pub(super) fn new(control: Arc<Control>) -> Self {
         Self { control }

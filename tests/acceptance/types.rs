@@ -598,3 +598,27 @@ mod with_serde {
         assert_eq!(value.into_inner(), [1, 2, 3]);
     }
 }
+
+#[test]
+fn handles_pass_through_catch_unwind() {
+    use std::panic::{RefUnwindSafe, UnwindSafe};
+    fn whole<T: UnwindSafe + RefUnwindSafe>() {}
+    whole::<Pool>();
+    whole::<forkring::Task<String>>();
+    whole::<forkring::TaskHandle>();
+    whole::<forkring::Submitter>();
+    whole::<forkring::Stopper>();
+    whole::<forkring::Close>();
+    whole::<forkring::Closed>();
+    whole::<forkring::TaskError>();
+    whole::<forkring::Permit>();
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let caught = std::panic::catch_unwind(|| {
+            let _task = pool.submit(|n: u32| n, &1);
+            panic!("of the caller's");
+        });
+        assert!(caught.is_err());
+        assert_eq!(pool.submit(|n: u32| n, &2).wait().unwrap(), 2);
+    });
+}

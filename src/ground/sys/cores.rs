@@ -1,7 +1,7 @@
 //! How many cores this process may really use, and on which one it runs.
 //!
 //! In a container with a quota of two cores on a machine of 64, 64 workers would be throttled together, and whoever
-//! spins burns the quota of the one it waits for (traps 6). std's `available_parallelism` looks at the same places,
+//! spins burns the quota of the one it waits for. std's `available_parallelism` looks at the same places,
 //! but rounds a quota of 1.5 cores down.
 
 use std::fs;
@@ -108,7 +108,7 @@ fn parse_cfs(quota: &str, period: &str) -> Option<usize> {
     usize::try_from(quota.div_ceil(period)).ok().map(|cores| cores.max(1))
 }
 
-/// L-12, from the text that the kernel shows to the number of workers.
+/// From the text that the kernel shows to the number of workers.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,7 @@ pub(crate) struct Memfd {
 impl Memfd {
     /// Creates a file of `size` zero bytes. `name` only shows in `/proc/<pid>/maps`.
     ///
-    /// Pages are not reserved yet: see [`Memfd::reserve`] and [`Mapping::populate_write`].
+    /// Pages are not reserved yet: see [`Mapping::populate_write`].
     pub(crate) fn create(name: &CStr, size: usize) -> Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         // Not executable where the kernel knows the flag (6.3): with vm.memfd_noexec=2 nothing else is allowed,
@@ -56,7 +56,7 @@ impl Memfd {
     }
 
     /// Fixes the size for good, and the seals themselves: nobody can make an access here raise SIGBUS by
-    /// shrinking the file (traps 4).
+    /// shrinking the file.
     ///
     /// One `fcntl`, because a peer that gets in between could seal the file against us.
     pub(crate) fn seal_shared(&self) -> Result<()> {

@@ -1,10 +1,11 @@
-//! The kernel's services under Rust types: the only place in the crate that makes system calls.
+//! The kernel's services under Rust types: the place for calls that need `unsafe` or care.
 //!
 //! * [`clock`] – a coarse one
 //! * [`memory`] – sealed memfds and shared mappings
 //! * [`socket`] – a message socket that carries descriptors
 //! * [`process`] – fork, pidfds, exit statuses
 //! * [`signals`] – masks, dispositions, SIGCHLD as a descriptor
+//! * [`futex`] – words that processes share and sleep on
 //! * [`descriptors`] – closing what a child must not hold
 //! * [`objects`] – where the read-only data of the loaded ELF objects lies
 //! * [`cores`] – how many cores this process may really use

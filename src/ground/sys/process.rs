@@ -36,7 +36,7 @@ pub(crate) enum Fork {
 
 /// Forks with libc's `fork`, which runs the `pthread_atfork` handlers and keeps glibc's malloc usable.
 ///
-/// Rust's and C's output buffers are flushed before, so that nothing is printed twice (traps 24). Rust's stdout and
+/// Rust's and C's output buffers are flushed before, so that nothing is printed twice. Rust's stdout and
 /// stderr are locked across the fork: the child inherits them free, whatever other threads were printing. So this
 /// waits for a thread that is printing, and `fflush(NULL)` for one that is inside a C stream.
 ///
@@ -123,7 +123,7 @@ pub(crate) fn parent_pid() -> Pid {
     nix::unistd::getppid().as_raw()
 }
 
-/// A process that cannot be mistaken for another one, not even when its number is used again (traps 8 and 20).
+/// A process that cannot be mistaken for another one, not even when its number is used again.
 #[derive(Debug)]
 pub(crate) struct PidFd {
     fd: OwnedFd,
@@ -308,7 +308,7 @@ pub(crate) fn wait_child(pid: Pid) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Has this process killed when the **thread** that forked it exits (prctl(2), PR_SET_PDEATHSIG; traps 1): only for
+/// Has this process killed when the **thread** that forked it exits (prctl(2), PR_SET_PDEATHSIG): only for
 /// children of a main thread that lives as long as its process. Check [`parent_pid`] afterwards, since a parent
 /// that died before is not noticed. Async-signal-safe.
 pub(crate) fn set_parent_death_signal(signal: Signal) -> Result<()> {

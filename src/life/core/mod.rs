@@ -5,6 +5,7 @@ mod phase;
 mod sets;
 mod sleep;
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -83,6 +84,10 @@ pub(crate) trait Listener: Send + Sync + std::fmt::Debug {
     /// Items of these streams have ended.
     fn items_ended(&self, streams: u64);
 }
+
+// No code of the user's runs while anything in it is half changed, so whoever catches a panic of his own finds his pools whole.
+impl UnwindSafe for Core {}
+impl RefUnwindSafe for Core {}
 
 impl Core {
     pub(crate) fn new(

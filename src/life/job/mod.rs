@@ -150,6 +150,9 @@ const _: () = assert!(size_of::<Job>() == LINE_BYTES);
 // SAFETY: every cell of interior mutability has one owner at a time, by JOB-1 to JOB-3.
 unsafe impl Sync for Job {}
 
+// As a pool.
+impl std::panic::RefUnwindSafe for Job {}
+
 /// A reference to a job on the pool's side. Not `Clone`: whoever holds it holds the job (JOB-1).
 #[derive(Debug)]
 pub(crate) struct JobRef(&'static Job);

@@ -146,8 +146,8 @@ impl Port {
             // What was taken back is retired, and the slot may have been used once more.
             slot.poll(last).is_some() || slot.poll(last.wrapping_add(RING_SLOTS as u64)).is_some()
         };
-        // While this worker was busy with one request the master may have published and taken back many laps of others, but not
-        // so many that the halves of the numbers that heads carry come around.
+        // Between two looks of this worker, with no request in hand, the master may have published and taken back many laps, but not so
+        // many that the halves of the numbers that heads carry come around.
         if to > self.next && to - self.next < 1 << 31 && published(to - 1) {
             self.next = to;
             return true;
