@@ -514,8 +514,10 @@ fn start_elements<R>(
     match core.take_place(terms.and_then(|terms| terms.due)) {
         Ok(pass) => hand_over_by(core, named, pass, terms, |job, code| {
             if let Err((job, station)) = core.submit_elements(job, code, elements) {
-                let input = Encoded::Heap(elements.to_archive());
-                core.leave_at(station, job, Parcel { code, batch: None, input });
+                match elements.try_to_archive().map(Encoded::Heap) {
+                    Some(input) => core.leave_at(station, job, Parcel { code, batch: None, input }),
+                    None => core.end_at(station, job, encode_error(codec::no_memory(size))),
+                }
             }
         }),
         Err(error) => no_place(core, error, terms),

@@ -264,6 +264,12 @@ impl Core {
         }
     }
 
+    /// Ends a job that was submitted and cannot be sent.
+    #[cold]
+    pub(crate) fn end_at(&self, station: usize, job: JobRef, error: TaskError) {
+        self.stations[station].own(self).finish(job, Outcome::Failed(error));
+    }
+
     /// Hands over what is left of a job that was submitted in time, so that a pool that is closing still takes it.
     #[cold]
     pub(crate) fn submit_again(&self, job: JobRef, parcel: Parcel) {

@@ -374,6 +374,35 @@ fn i_07_no_room_for_shared_memory_is_an_error() {
 }
 
 #[test]
+fn i_07_an_input_that_there_is_no_memory_to_copy_is_an_error() {
+    scenario(|| {
+        let pool = Pool::new(1).unwrap();
+        // More than an arena of the allocator's has in reserve.
+        let row = vec![7_u8; 100 << 20];
+        let words: Vec<String> = (0..100).map(|_| "w".repeat(1 << 20)).collect();
+        let pages: u64 =
+            std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+        setrlimit(Resource::RLIMIT_AS, pages * 4096 + (30 << 20), hard).unwrap();
+        let errors = [
+            outcome(pool.submit(|v: Vec<u8>| v.len(), &row)).unwrap_err(),
+            outcome(pool.submit(|v: Vec<String>| v.len(), &words)).unwrap_err(),
+        ];
+        let small = outcome(pool.submit(|v: Vec<u8>| v.len(), &vec![1; 1 << 20]));
+        setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+        for error in errors {
+            assert!(
+                matches!(&error, TaskError::Encode(_)) && error.to_string().contains("no memory"),
+                "{error}"
+            );
+        }
+        assert_eq!(small.unwrap(), 1 << 20);
+        assert_eq!(outcome(pool.submit(|v: Vec<u8>| v.len(), &row)).unwrap(), 100 << 20);
+        assert_eq!(outcome(pool.submit(|v: Vec<String>| v.len(), &words)).unwrap(), 100);
+    });
+}
+
+#[test]
 fn i_08_memory_is_flat_over_many_tasks() {
     scenario(|| {
         return_freed_memory();

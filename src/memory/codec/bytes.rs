@@ -42,7 +42,17 @@ impl AlignedBytes {
         if bytes == 0 {
             return Self::new();
         }
-        let mut memory = Vec::<u8>::with_capacity(bytes.saturating_add(ALIGN - 1));
+        Self::starting_in(Vec::with_capacity(bytes.saturating_add(ALIGN - 1)))
+    }
+
+    /// As [`with_capacity`](Self::with_capacity). `None`: there is no memory for that.
+    pub(crate) fn try_with_capacity(bytes: usize) -> Option<Self> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(bytes.checked_add(ALIGN - 1)?).ok()?;
+        Some(Self::starting_in(memory))
+    }
+
+    fn starting_in(mut memory: Vec<u8>) -> Self {
         let start = memory.as_ptr().align_offset(ALIGN);
         memory.resize(start, 0);
         Self { memory }
@@ -67,10 +77,30 @@ impl AlignedBytes {
         }
     }
 
+    /// As [`reserve`](Self::reserve). `false`: there is no memory for that.
+    #[inline]
+    pub(crate) fn try_reserve(&mut self, additional: usize) -> bool {
+        self.memory.capacity() - self.memory.len() >= additional || self.try_grow(additional)
+    }
+
     #[cold]
     fn grow(&mut self, additional: usize) {
-        let more = additional.saturating_add(SLACK).max(self.len());
-        let mut grown = Self::with_capacity(self.len().saturating_add(more));
+        self.move_to(Self::with_capacity(self.grown(additional)));
+    }
+
+    #[cold]
+    fn try_grow(&mut self, additional: usize) -> bool {
+        let grown = Self::try_with_capacity(self.grown(additional));
+        let is_there = grown.is_some();
+        grown.into_iter().for_each(|grown| self.move_to(grown));
+        is_there
+    }
+
+    fn grown(&self, additional: usize) -> usize {
+        self.len().saturating_add(additional.saturating_add(SLACK).max(self.len()))
+    }
+
+    fn move_to(&mut self, mut grown: Self) {
         grown.memory.extend_from_slice(self);
         *self = grown;
     }

@@ -114,7 +114,15 @@ impl<'a> ElementsRef<'a> {
 
     /// The archive.
     pub(crate) fn to_archive(self) -> AlignedBytes {
-        let mut archive = AlignedBytes::with_capacity(self.archive_bytes());
+        self.archive_in(AlignedBytes::with_capacity(self.archive_bytes()))
+    }
+
+    /// The archive, if there is memory for it.
+    pub(crate) fn try_to_archive(self) -> Option<AlignedBytes> {
+        AlignedBytes::try_with_capacity(self.archive_bytes()).map(|archive| self.archive_in(archive))
+    }
+
+    fn archive_in(self, mut archive: AlignedBytes) -> AlignedBytes {
         archive.extend_from_slice(self.bytes);
         let (skip, tail) = self.tail();
         archive.extend_from_slice(&tail[skip..]);

@@ -39,4 +39,4 @@ pub(crate) use bytes::{AlignedBytes, Filler};
 pub(crate) use elements::{Elements, ElementsRef, element_size, elements};
 pub(crate) use encode::{encode, encode_into};
 pub(crate) use plain::{plain_bytes, plain_size, plain_value, plain_words};
-pub(crate) use sink::{EncodeError, Encoded, INLINE_MAX};
+pub(crate) use sink::{EncodeError, Encoded, INLINE_MAX, no_memory};

@@ -88,6 +88,14 @@ impl fmt::Display for EncodeError {
 
 impl std::error::Error for EncodeError {}
 
+/// There is no memory for so many bytes.
+#[cold]
+pub(crate) fn no_memory(bytes: usize) -> EncodeError {
+    EncodeError::Codec(CodecError::new(format_args!(
+        "no memory for the {bytes} bytes that it takes; see `ulimit -v` and the memory of this machine"
+    )))
+}
+
 /// A writer that starts in itself, moves to the heap when that is full, and past the limit only counts.
 ///
 /// Positions start at 0 wherever the bytes end up.
@@ -109,6 +117,8 @@ enum Stage {
     Heap,
     /// Nothing is kept any more, but the error shall name the whole size.
     Counting,
+    /// Likewise, since there was no memory for it.
+    Exhausted,
 }
 
 impl Sink {
@@ -130,6 +140,7 @@ impl Sink {
     pub(super) fn checked_len(&self) -> Result<usize, EncodeError> {
         match self.stage {
             Stage::Counting => Err(EncodeError::TooLarge { size: self.len, limit: self.limit }),
+            Stage::Exhausted => Err(no_memory(self.len)),
             Stage::Inline | Stage::Heap => Ok(self.len),
         }
     }
@@ -156,7 +167,9 @@ impl Sink {
             Stage::Inline if end <= INLINE_MAX && end <= self.limit => {
                 self.inline[self.len..end].copy_from_slice(bytes);
             }
-            Stage::Heap if end <= self.limit => self.heap.extend_from_slice(bytes),
+            Stage::Heap if end <= self.limit && self.heap.try_reserve(bytes.len()) => {
+                self.heap.extend_from_slice(bytes);
+            }
             _ => self.put_outside(bytes, end),
         }
         self.len = end;
@@ -166,17 +179,17 @@ impl Sink {
     #[cold]
     fn put_outside(&mut self, bytes: &[u8], end: usize) {
         match self.stage {
-            Stage::Inline if end <= self.limit => {
+            Stage::Inline if end <= self.limit && self.heap.try_reserve(end) => {
                 self.stage = Stage::Heap;
-                self.heap.reserve(end);
                 self.heap.extend_from_slice(&self.inline[..self.len]);
                 self.heap.extend_from_slice(bytes);
             }
             Stage::Inline | Stage::Heap => {
-                self.stage = Stage::Counting;
+                self.stage = if end <= self.limit { Stage::Exhausted } else { Stage::Counting };
                 self.discard();
             }
-            Stage::Counting => {}
+            Stage::Exhausted if end > self.limit => self.stage = Stage::Counting,
+            Stage::Counting | Stage::Exhausted => {}
         }
     }
 
