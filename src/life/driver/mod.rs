@@ -60,6 +60,7 @@ const ZYGOTE: u64 = 2;
 /// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
 /// what another one has too much of.
 const ROUND: Duration = Duration::from_millis(1);
+const ROUND_MAX: Duration = Duration::from_millis(4);
 /// A look that comes later than this after its time means that this process had been stopped.
 const STOOD_STILL: Duration = Duration::from_millis(100);
 
@@ -88,6 +89,8 @@ pub(crate) struct Driver {
     /// Workers that are not ready yet, and until when they have to be.
     /// Until when they may take.
     starting: Vec<(Who, Option<Instant>)>,
+    /// Until its next round.
+    pace: Duration,
     /// Failures to start workers in a row; those before `paused_until` are one with the last.
     failed_starts: u32,
     paused_until: Instant,
@@ -120,6 +123,7 @@ impl Driver {
             init_timeout,
             vacant,
             starting: Vec::new(),
+            pace: ROUND,
             failed_starts: 0,
             paused_until: now,
             barren,
@@ -183,7 +187,7 @@ impl Driver {
             }
             let mut timeout = self.next_event().map(|at| at.saturating_duration_since(Instant::now()));
             if self.core.makes_rounds() {
-                timeout = Some(timeout.unwrap_or(ROUND).min(ROUND));
+                timeout = Some(timeout.unwrap_or(self.pace).min(self.pace));
             }
             let tokens = self.listen(timeout).unwrap_or_else(|error| {
                 self.fail(format!("the driver cannot wait for events: {error}"));
@@ -283,13 +287,12 @@ impl Driver {
         self.core.end(TaskError::PoolFailed(failure));
     }
 
-    /// Comes by at the stations that are watched.
-    fn make_round(&self) {
-        for station in &self.core.stations {
-            if self.core.watched.contains(station.id) {
-                station.make_round(&self.core);
-            }
-        }
+    /// Comes by at the stations that are watched, less often where somebody is there anyway.
+    fn make_round(&mut self) {
+        let core = self.core.clone();
+        let watched = core.stations.iter().filter(|station| core.watched.contains(station.id));
+        let is_alone = watched.fold(false, |alone, station| alone | !station.make_round(&core));
+        self.pace = if is_alone { ROUND } else { (2 * self.pace).min(ROUND_MAX) };
         if !self.core.watched.any() {
             self.core.end_rounds();
         }

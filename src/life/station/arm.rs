@@ -61,23 +61,25 @@ impl PartialEq for Seat {
 impl Eq for Seat {}
 
 impl Station {
-    /// The driver is on its round. If somebody has been here since the last one, he is not disturbed; if nobody has, the driver
-    /// looks itself, and if nothing has come either, the worker is armed as usual.
-    pub(crate) fn make_round(&self, core: &Core) {
+    /// The driver is on its round. If somebody is here, or has been since the last one, he is not disturbed; if nobody has, the driver
+    /// looks itself, and if nothing has come either, the worker is armed as usual. Whether there was somebody.
+    pub(crate) fn make_round(&self, core: &Core) -> bool {
         let visits = self.visits.load(Ordering::Relaxed);
-        if self.visits_seen.swap(visits, Ordering::Relaxed) == visits {
-            let mut owned = self.own(core);
-            let done = owned.tasks_done;
-            owned.disarm();
-            owned.poll();
-            // That was the driver's own look.
-            owned.has_looked = false;
-            if owned.tasks_done == done {
-                owned.round = true;
-                owned.end_patience();
-                owned.leave_watch();
-            }
+        if self.visits_seen.swap(visits, Ordering::Relaxed) != visits {
+            return true;
         }
+        let Some(mut owned) = self.try_own(core) else { return true };
+        let done = owned.tasks_done;
+        owned.disarm();
+        owned.poll();
+        // That was the driver's own look.
+        owned.has_looked = false;
+        if owned.tasks_done == done {
+            owned.round = true;
+            owned.end_patience();
+            owned.leave_watch();
+        }
+        false
     }
 }
 
