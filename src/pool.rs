@@ -12,11 +12,11 @@ use crate::builder::{Builder, NoService};
 use crate::caller::Caller;
 use crate::context::{self, Named, Worker};
 use crate::error::{Error, TaskError};
-use crate::life::core::{Core, Phase};
+use crate::life::core::{Core, Phase, UntilEnded};
+use crate::life::driver;
 use crate::life::gate::Pass;
 use crate::life::job::{Job, JobRef};
 use crate::life::terms::Terms;
-use crate::life::{driver, service};
 use crate::memory::codec::{self, ElementsRef, EncodeError, Encoded, INLINE_MAX, Input, Payload, View};
 use crate::protocol::code::CodeId;
 use crate::protocol::lane::{Parcel, SmallRequest};
@@ -347,7 +347,7 @@ impl<E, S, W> Pool<E, S, W> {
         if self.core().is_here() {
             self.core().close();
         }
-        Close { handle: self.handle.clone() }
+        Close::new(self.handle.clone())
     }
 
     /// As [`close`](Self::close), but not for longer than `limit`: if the pool has not closed by then, it is
@@ -378,7 +378,7 @@ impl<E, S, W> Pool<E, S, W> {
         if self.core().is_here() {
             self.core().close_within(limit);
         }
-        CloseWithin { close: Close { handle: self.handle.clone() } }
+        CloseWithin { close: Close::new(self.handle.clone()) }
     }
 
     /// Kills the workers at once. Tasks that have not ended end with [`TaskError::Terminated`]. Returns when nothing of
@@ -391,7 +391,7 @@ impl<E, S, W> Pool<E, S, W> {
 
     /// A future that ends when the pool has closed, for whatever reason: no process, descriptor or memory of it is left.
     pub fn closed(&self) -> Closed {
-        Closed { core: self.core().clone() }
+        Closed { end: UntilEnded::new(self.core().clone()) }
     }
 
     /// How many tasks wait, run and have ended, and how; for each worker too. Also of a pool that has closed. In another
@@ -594,25 +594,31 @@ pub(crate) fn encode_error(error: EncodeError) -> TaskError {
 /// A pool that is closing. See [`Pool::close`]. Dropping it does not take the closing back.
 #[derive(Debug)]
 pub struct Close {
-    handle: Handle,
+    /// Before the handle, whose drop may wait for the end.
+    end: UntilEnded,
+    _handle: Handle,
 }
 
 impl Close {
+    fn new(handle: Handle) -> Self {
+        Self { end: UntilEnded::new(handle.core.clone()), _handle: handle }
+    }
+
     /// Blocks until all tasks have ended and nothing of the pool is left.
     ///
     /// A handler of the pool's own service, whose caller is one of those tasks, would wait for itself: there this returns
     /// at once, and awaiting it is ready at once. So does this in a waker or the log hook that the pool calls on its own thread, since that
     /// thread does the closing.
     pub fn wait(self) {
-        wait_ended(&self.handle.core);
+        self.end.wait();
     }
 }
 
 impl Future for Close {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        poll_ended(&self.handle.core, context)
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.end.poll(context.waker())
     }
 }
 
@@ -637,18 +643,17 @@ impl CloseWithin {
     /// Blocks until nothing of the pool is left. In a handler of the pool's own service that takes until the limit; in wakers and the
     /// log hook no time, as [`Close::wait`] has it: then the outcome is what is known so far.
     pub fn wait(self) -> CloseOutcome {
-        let Self { close } = self;
-        wait_ended(&close.handle.core);
-        CloseOutcome::of(&close.handle.core)
+        self.close.end.wait();
+        CloseOutcome::of(self.close.end.core())
     }
 }
 
 impl Future for CloseWithin {
     type Output = CloseOutcome;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CloseOutcome> {
-        let core = &self.close.handle.core;
-        poll_ended(core, context).map(|()| CloseOutcome::of(core))
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CloseOutcome> {
+        let end = &mut self.close.end;
+        end.poll(context.waker()).map(|()| CloseOutcome::of(end.core()))
     }
 }
 
@@ -667,44 +672,21 @@ impl CloseOutcome {
 #[must_use = "a future does nothing until it is polled"]
 #[derive(Clone, Debug)]
 pub struct Closed {
-    core: Arc<Core>,
+    end: UntilEnded,
 }
 
 impl Closed {
     /// Blocks until the pool has closed; in a handler of its own service until it begins to; not in wakers and the log hook, as
     /// [`Close::wait`] has it.
     pub fn wait(self) {
-        wait_ended(&self.core);
+        self.end.wait();
     }
 }
 
 impl Future for Closed {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        poll_ended(&self.core, context)
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.end.poll(context.waker())
     }
-}
-
-/// Blocks until the pool has ended, unless it would wait for this thread.
-fn wait_ended(core: &Core) {
-    if !core.is_here() {
-        return;
-    }
-    if service::is_handler_of(core) {
-        core.wait_for(Phase::Closing, None);
-    }
-    if !closes_after_this_handler(core) {
-        core.wait_for(Phase::Ended, None);
-    }
-}
-
-fn poll_ended(core: &Core, context: &Context<'_>) -> Poll<()> {
-    let is_over = !core.is_here() || core.poll_ended(context.waker()) || closes_after_this_handler(core);
-    if is_over { Poll::Ready(()) } else { Poll::Pending }
-}
-
-/// Whether the pool is closing and waits for the task that has called the handler that this thread runs, however long.
-fn closes_after_this_handler(core: &Core) -> bool {
-    core.phase() == Phase::Closing && core.close_deadline().is_none() && service::is_handler_of(core)
 }

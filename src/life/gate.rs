@@ -20,7 +20,6 @@
 //! Wakers are user code: they are cloned, called and dropped outside of the lock.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
@@ -30,6 +29,7 @@ use parking_lot::Mutex;
 
 use super::core::{Core, Phase};
 use super::driver;
+use super::line::{Line, Standing};
 use super::service::{self, NestedWait};
 use super::wait::Parker;
 use crate::error::{TaskError, TrySubmitError};
@@ -46,19 +46,7 @@ const PLACES_MAX: usize = usize::MAX / PLACE / 2;
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicUsize,
-    line: Mutex<Line>,
-}
-
-#[derive(Debug, Default)]
-struct Line {
-    next: u64,
-    standing: BTreeMap<u64, Standing>,
-}
-
-#[derive(Debug)]
-struct Standing {
-    verdict: Arc<Verdict>,
-    waker: Waker,
+    line: Mutex<Line<Arc<Verdict>>>,
 }
 
 /// What became of somebody in line. Changes once, under the line's lock.
@@ -150,10 +138,8 @@ impl Gate {
                 break;
             }
         }
-        let ticket = Ticket { number: line.next, verdict: Arc::default() };
-        line.next += 1;
-        line.standing.insert(ticket.number, Standing { verdict: ticket.verdict.clone(), waker });
-        Err(ticket)
+        let verdict = Arc::<Verdict>::default();
+        Err(Ticket { number: line.join(verdict.clone(), waker), verdict })
     }
 
     /// Whether there is a verdict; if not, `waker` is called when there is one.
@@ -163,8 +149,8 @@ impl Gate {
         }
         let mut waker = waker.clone();
         let mut line = self.line.lock();
-        if let Some(standing) = line.standing.get_mut(&ticket.number) {
-            std::mem::swap(&mut standing.waker, &mut waker);
+        if let Some(former) = line.waker_mut(ticket.number) {
+            std::mem::swap(former, &mut waker);
         }
         drop(line);
         ticket.is_decided()
@@ -175,8 +161,8 @@ impl Gate {
         let mut left = None;
         if !ticket.is_decided() {
             let mut line = self.line.lock();
-            left = line.standing.remove(&ticket.number);
-            if left.is_some() && line.standing.is_empty() {
+            left = line.leave(ticket.number);
+            if left.is_some() && line.is_empty() {
                 self.word.fetch_and(!WAITING, Ordering::Relaxed);
             }
         }
@@ -194,11 +180,11 @@ impl Gate {
         loop {
             if word & WAITING != 0 {
                 let mut line = self.line.lock();
-                if let Some((_, first)) = line.standing.pop_first() {
-                    if line.standing.is_empty() {
+                if let Some(first) = line.pop_first() {
+                    if line.is_empty() {
                         self.word.fetch_and(!WAITING, Ordering::Relaxed);
                     }
-                    first.verdict.0.store(ADMITTED, Ordering::Release);
+                    first.about.0.store(ADMITTED, Ordering::Release);
                     return Some(first.waker);
                 }
                 drop(line);
@@ -217,11 +203,11 @@ impl Gate {
         let mut line = self.line.lock();
         self.word.fetch_or(SHUT, Ordering::Relaxed);
         self.word.fetch_and(!WAITING, Ordering::Relaxed);
-        let turn_away = |standing: Standing| {
-            standing.verdict.0.store(TURNED_AWAY, Ordering::Release);
+        let turn_away = |standing: Standing<Arc<Verdict>>| {
+            standing.about.0.store(TURNED_AWAY, Ordering::Release);
             standing.waker
         };
-        std::mem::take(&mut line.standing).into_values().map(turn_away).collect()
+        line.take_all().map(turn_away).collect()
     }
 }
 

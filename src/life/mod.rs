@@ -1,7 +1,7 @@
 //! The lives of tasks, workers and pools: who waits for what, and what happens when something ends.
 //!
 //! In the master: [`job`] (a task's cell), [`station`] (one worker's place in the pool), [`core`] (what all handles of
-//! a pool share), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
+//! a pool share), [`line`] (who waits with a waker), [`gate`] (room for tasks), [`dispatch`], [`wait`], [`driver`], [`verdict`] (ending workers on purpose),
 //! [`end`], [`crashers`] (inputs that are kept), [`oom`], [`service`], [`tally`] (what there was), [`meter`] (how long it took), [`journal`] and
 //! [`trace`] (which say so). In other processes: [`zygote`], [`worker`]. In both: [`recycling`], [`setup`].
 //! Where workers are threads of the master: [`crew`] in the place of the zygote.
@@ -16,6 +16,7 @@ pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod job;
 pub(crate) mod journal;
+mod line;
 pub(crate) mod messages;
 pub(crate) mod meter;
 pub(crate) mod oom;

@@ -62,3 +62,4 @@ mod timings;
 #[cfg(feature = "tracing")]
 mod tracing;
 mod waits;
+mod wakers;

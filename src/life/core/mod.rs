@@ -1,9 +1,10 @@
-//! What all handles of a pool, its tasks and its driver share: its stations, how far it [is](phase), who [sleeps](sleep), and
-//! [sets](sets) of stations.
+//! What all handles of a pool, its tasks and its driver share: its stations, how far it [is](phase), who [waits](until_ended) for
+//! its end, who [sleeps](sleep), and [sets](sets) of stations.
 
 mod phase;
 mod sets;
 mod sleep;
+mod until_ended;
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +15,7 @@ use crossbeam_utils::CachePadded;
 use self::phase::Life;
 pub(crate) use self::phase::Phase;
 use self::sets::{Moves, StationSet};
+pub(crate) use self::until_ended::UntilEnded;
 use super::crashers::Saver;
 use super::gate::Gate;
 use super::job::JobRef;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::{Core, Listener};
@@ -10,6 +9,7 @@ use crate::error::{PoolFailure, TaskError};
 use crate::ground::doorbell::Doorbell;
 use crate::life::driver;
 use crate::life::gate::Gate;
+use crate::life::line::Line;
 
 /// How far a pool is. Only moves down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,9 +27,10 @@ pub(crate) enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Life {
-    phase: Phase,
+    pub(super) phase: Phase,
     failure: Option<PoolFailure>,
-    wakers: Vec<Waker>,
+    /// Futures of the end.
+    pub(super) line: Line,
     /// Until when the pool is to have closed, and whether it had to be ended for that.
     deadline: Option<Instant>,
     forced: bool,
@@ -44,7 +45,7 @@ impl Life {
         Self {
             phase: Phase::Building,
             failure: None,
-            wakers: Vec::new(),
+            line: Line::default(),
             deadline: None,
             forced: false,
             unfinished: 0,
@@ -78,7 +79,7 @@ impl Core {
         self.phase.store(phase as u8, Ordering::Release);
         let mut wakers = match phase {
             // A handler of the service waits for no more than the first.
-            Phase::Closing | Phase::Ended => std::mem::take(&mut life.wakers),
+            Phase::Closing | Phase::Ended => life.line.take_all().map(|standing| standing.waker).collect(),
             _ => Vec::new(),
         };
         drop(life);
@@ -130,18 +131,6 @@ impl Core {
             }
         }
         true
-    }
-
-    /// Whether the pool has ended; if not, `waker` is called when it has.
-    pub(crate) fn poll_ended(&self, waker: &Waker) -> bool {
-        let mut life = self.life.lock();
-        if life.phase == Phase::Ended {
-            return true;
-        }
-        if !life.wakers.iter().any(|known| known.will_wake(waker)) {
-            life.wakers.push(waker.clone());
-        }
-        false
     }
 
     /// How a task ends that is submitted to a pool that takes no more, or in another process.

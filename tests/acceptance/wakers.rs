@@ -1,0 +1,218 @@
+//! Wakers are user code: each future keeps the last one only, for as long as it lives, and none is cloned or dropped under a lock.
+
+#![allow(unsafe_code, reason = "wakers whose clones and drops run code")]
+
+use std::future::Future;
+use std::mem::ManuallyDrop;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::time::Duration;
+
+use forkring::{Closed, Pool};
+
+use crate::support::{
+    both, counter, eventually, exit_code_of, fork_and, gate, held, new_pool, outcome, scenario,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+type Hook = Option<Box<dyn Fn() + Send + Sync>>;
+
+/// What its wakers tell.
+#[derive(Default)]
+struct Probe {
+    calls: AtomicUsize,
+    /// Wakers that there are.
+    wakers: AtomicUsize,
+    cloned: Hook,
+    dropped: Hook,
+}
+
+impl Probe {
+    fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn with(cloned: Hook, dropped: Hook) -> Arc<Self> {
+        Arc::new(Self { cloned, dropped, ..Self::default() })
+    }
+
+    /// How many wakers somebody has kept.
+    fn kept(&self) -> usize {
+        self.wakers.load(SeqCst)
+    }
+
+    fn is_woken(&self) -> bool {
+        self.calls.load(SeqCst) > 0
+    }
+
+    fn poll<F: Future + Unpin>(self: &Arc<Self>, future: &mut F) -> Poll<F::Output> {
+        self.lend(|context| Pin::new(future).poll(context))
+    }
+
+    fn lend<T>(self: &Arc<Self>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        let raw = RawWaker::new(Arc::as_ptr(self).cast(), &PROBE);
+        // SAFETY: the functions of `PROBE` expect an `Arc<Probe>`. This waker borrows it, so it is not dropped.
+        let waker = ManuallyDrop::new(unsafe { Waker::from_raw(raw) });
+        poll(&mut Context::from_waker(&waker))
+    }
+}
+
+static PROBE: RawWakerVTable = RawWakerVTable::new(
+    |data| {
+        let probe = probe(data);
+        probe.cloned.iter().for_each(|hook| hook());
+        probe.wakers.fetch_add(1, SeqCst);
+        RawWaker::new(Arc::into_raw(Arc::clone(&probe)).cast(), &PROBE)
+    },
+    |data| {
+        probe(data).calls.fetch_add(1, SeqCst);
+        let_go(data);
+    },
+    |data| _ = probe(data).calls.fetch_add(1, SeqCst),
+    let_go,
+);
+
+fn probe(data: *const ()) -> ManuallyDrop<Arc<Probe>> {
+    // SAFETY: made from an `Arc` that the waker has or borrows, and that this one does not let go of.
+    ManuallyDrop::new(unsafe { Arc::from_raw(data.cast()) })
+}
+
+fn let_go(data: *const ()) {
+    let mut probe = probe(data);
+    probe.wakers.fetch_sub(1, SeqCst);
+    probe.dropped.iter().for_each(|hook| hook());
+    // SAFETY: the waker's own reference, which nobody uses any more.
+    unsafe { ManuallyDrop::drop(&mut probe) };
+}
+
+/// Keeps the last waker, and lets go of it when it is dropped.
+fn keeps_the_last<F: Future<Output: std::fmt::Debug> + Unpin>(mut future: F) {
+    let [first, second] = [(); 2].map(|()| Probe::new());
+    assert!(first.poll(&mut future).is_pending());
+    assert_eq!(first.kept(), 1);
+    for _ in 0..3 {
+        assert!(second.poll(&mut future).is_pending());
+        assert_eq!((first.kept(), second.kept()), (0, 1));
+    }
+    drop(future);
+    assert_eq!((first.kept(), second.kept()), (0, 0));
+}
+
+// ---- of a pool's end
+
+#[test]
+fn g_05_a_future_of_the_end_keeps_one_waker_for_as_long_as_it_lives() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let task = pool.submit(held, &1);
+        counter(0).wait_for(1);
+        keeps_the_last(pool.closed());
+        keeps_the_last(pool.close_within(HOUR));
+        keeps_the_last(pool.close());
+        keeps_the_last(pool.closed());
+        drop(pool.closed());
+
+        // Others come and go meanwhile, its own clones too.
+        let [one, two, gone] = [(); 3].map(|()| Probe::new());
+        let mut first = pool.closed();
+        assert!(one.poll(&mut first).is_pending());
+        let mut second = first.clone();
+        assert!(two.poll(&mut second).is_pending());
+        let mut third = second.clone();
+        assert!(gone.poll(&mut third).is_pending());
+        drop((third, second.clone()));
+        assert_eq!((one.kept(), two.kept(), gone.kept()), (1, 1, 0));
+        gate(0).open();
+        eventually("both are woken", || one.is_woken() && two.is_woken());
+        eventually("both are let go of", || one.kept() + two.kept() == 0);
+        assert!(one.poll(&mut first).is_ready() && two.poll(&mut second).is_ready());
+        assert_eq!((one.kept(), two.kept(), gone.calls.load(SeqCst)), (0, 0, 0));
+        assert_eq!(outcome(task).unwrap(), 1);
+    });
+}
+
+#[test]
+fn g_05_futures_of_the_end_move_between_threads_and_are_woken_in_the_end() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let task = pool.submit(held, &1);
+        counter(0).wait_for(1);
+        let mut closed = pool.closed();
+        assert!(Probe::new().poll(&mut closed).is_pending());
+        // The beginning of the end wakes it, and it waits for the rest.
+        let mut closing = pool.close_within(HOUR);
+        let last = Probe::new();
+        let elsewhere = last.clone();
+        let mut closed = std::thread::spawn(move || {
+            assert!(elsewhere.poll(&mut closed).is_pending());
+            closed
+        })
+        .join()
+        .unwrap();
+        let other = Probe::new();
+        assert!(other.poll(&mut closing).is_pending());
+        gate(0).open();
+        eventually("both are woken", || last.is_woken() && other.is_woken());
+        assert!(last.poll(&mut closed).is_ready());
+        let Poll::Ready(how) = other.poll(&mut closing) else { panic!("it has ended") };
+        assert!(!how.forced);
+        assert_eq!(outcome(task).unwrap(), 1);
+    });
+}
+
+/// Takes the locks that a pool has for everybody, and blocks for nothing else.
+fn use_of(pool: &Pool) -> Hook {
+    let pool = pool.clone();
+    Some(Box::new(move || {
+        let _ = Pin::new(&mut pool.closed()).poll(&mut Context::from_waker(Waker::noop()));
+        let _ = pool.stats();
+        counter(1).bump();
+    }))
+}
+
+#[test]
+fn g_05_wakers_of_the_end_may_use_the_pool() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        let mut closed = pool.closed();
+        for _ in 0..2 {
+            let probe = Probe::with(use_of(&pool), use_of(&pool));
+            assert!(probe.poll(&mut closed).is_pending());
+        }
+        drop(closed);
+        assert_eq!(counter(1).get(), 4);
+        // One that ends the pool between the look at it and the registration.
+        let ended = pool.clone();
+        let probe = Probe::with(Some(Box::new(move || ended.terminate())), use_of(&pool));
+        let mut closed = pool.closed();
+        assert!(probe.poll(&mut closed).is_ready());
+        assert_eq!(probe.kept(), 0);
+    });
+}
+
+static INHERITED: Mutex<Option<Closed>> = Mutex::new(None);
+
+#[test]
+fn m_02_an_inherited_future_of_the_end_leaves_its_waker_alone() {
+    scenario(|| {
+        let pool = new_pool(1).unwrap();
+        let mut closed = pool.closed();
+        let probe = Probe::new();
+        assert!(probe.poll(&mut closed).is_pending());
+        *INHERITED.lock().unwrap() = Some(closed);
+        let child = fork_and(|| {
+            let mut closed = INHERITED.lock().unwrap().take().unwrap();
+            let is_over = probe.poll(&mut closed).is_ready();
+            drop(closed);
+            i32::from(!is_over || probe.kept() != 1)
+        });
+        assert_eq!(exit_code_of(child), 0);
+        let mut closed = INHERITED.lock().unwrap().take().unwrap();
+        drop(pool);
+        eventually("a wake-up", || probe.is_woken());
+        eventually("the end", || probe.poll(&mut closed).is_ready());
+    });
+}
