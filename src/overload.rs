@@ -6,7 +6,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crate::builder::NoService;
 use crate::context::{self, Named, Worker};
@@ -14,7 +14,6 @@ use crate::error::{TaskError, TrySubmitError};
 use crate::life::core::Core;
 use crate::life::gate::{Admission, Pass};
 use crate::life::terms::Terms;
-use crate::life::timers::Timer;
 use crate::memory::codec::{self, Encoded, Input, Payload, View};
 use crate::pool::{self, Handle, Pool, Types, encode_error};
 use crate::task::Task;
@@ -63,7 +62,6 @@ pub(crate) fn start_async<I: Input + ?Sized, R>(
                 named,
                 input: Some(input),
                 terms,
-                alarm: None,
             }),
         },
     }
@@ -207,8 +205,6 @@ struct Waiting {
     named: Named,
     input: Option<Encoded>,
     terms: Option<Terms>,
-    /// Who is woken when the deadline comes first.
-    alarm: Option<Waker>,
 }
 
 impl<R> fmt::Debug for SubmitAsync<R> {
@@ -227,21 +223,21 @@ impl<R: Payload> Future for SubmitAsync<R> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         loop {
-            let Waiting { admission, named, input, terms, alarm } = match &mut this.state {
+            let Waiting { admission, named, input, terms } = match &mut this.state {
                 State::Task(task) => return Pin::new(task).poll(context),
                 State::Waiting(waiting) => waiting,
             };
+            let expired = || terms.and_then(|terms| terms.expired());
             let task = if !admission.core().is_here() {
                 Task::failed(admission.core(), TaskError::NotInThisProcess)
-            } else if let Some(limit) = terms.and_then(|terms| terms.expired()) {
+            } else if let Some(limit) = expired() {
                 Task::failed(admission.core(), TaskError::TimedOut { limit })
             } else {
-                let Poll::Ready(admitted) = admission.poll(context.waker()) else {
-                    if let Some(due) = terms.and_then(|terms| terms.due)
-                        && !alarm.as_ref().is_some_and(|known| known.will_wake(context.waker()))
-                    {
-                        *alarm = Some(context.waker().clone());
-                        admission.core().set_timer(due, Timer::Wake(context.waker().clone()));
+                let due = terms.and_then(|terms| terms.due);
+                let Poll::Ready(admitted) = admission.poll(context.waker(), due) else {
+                    // The alarm may have called the waker before this one.
+                    if expired().is_some() {
+                        continue;
                     }
                     return Poll::Pending;
                 };
@@ -295,7 +291,9 @@ impl<E, S, W> Future for Reserve<E, S, W> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let pass = if this.handle.core().is_here() {
-            let Poll::Ready(admitted) = this.admission.poll(context.waker()) else { return Poll::Pending };
+            let Poll::Ready(admitted) = this.admission.poll(context.waker(), None) else {
+                return Poll::Pending;
+            };
             admitted
         } else {
             Err(TaskError::NotInThisProcess)

@@ -20,8 +20,8 @@
 //! Wakers are user code: they are cloned, called and dropped outside of the lock.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
@@ -31,6 +31,7 @@ use super::core::{Core, Phase};
 use super::driver;
 use super::line::{Line, Standing};
 use super::service::{self, NestedWait};
+use super::timers::Timer;
 use super::wait::Parker;
 use crate::error::{TaskError, TrySubmitError};
 use crate::ground::spin::LOOKS_PER_READING;
@@ -69,6 +70,24 @@ impl Ticket {
     /// Whether there is a verdict. Once true, it stays true.
     fn is_decided(&self) -> bool {
         self.verdict.0.load(Ordering::Acquire) != NONE_YET
+    }
+}
+
+/// Names somebody in line whose patience is limited. It keeps neither him nor his waker.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    number: u64,
+    verdict: Weak<Verdict>,
+}
+
+impl Alarm {
+    fn new(ticket: &Ticket) -> Self {
+        Self { number: ticket.number, verdict: Arc::downgrade(&ticket.verdict) }
+    }
+
+    /// Whether he has left.
+    pub(super) fn is_over(&self) -> bool {
+        self.verdict.strong_count() == 0
     }
 }
 
@@ -154,6 +173,13 @@ impl Gate {
         }
         drop(line);
         ticket.is_decided()
+    }
+
+    /// The waker of whoever still stands in line with this number. The next one is that which he asks with.
+    fn alarm(&self, number: u64) -> Option<Waker> {
+        let none = Waker::noop().clone();
+        let mut line = self.line.lock();
+        line.waker_mut(number).map(|waker| std::mem::replace(waker, none))
     }
 
     /// Leaves the line. The pass that a verdict has brought already is the caller's, to use or to give back.
@@ -245,12 +271,21 @@ impl Core {
 
     /// Gives back what no task was accepted with. Calls a waker, so not while anything is held.
     pub(crate) fn give_back_place(&self, pass: Pass) {
-        if pass.into_place()
-            && let Some(waker) = self.gate.as_ref().and_then(Gate::give_back)
-        {
-            // A panic in somebody's waker is that runtime's affair.
-            drop(panics::guard(|| waker.wake()));
+        if pass.into_place() {
+            call(self.gate.as_ref().and_then(Gate::give_back));
         }
+    }
+
+    /// The time of somebody in line is over: he is woken and sees it. Calls a waker, likewise.
+    pub(super) fn call_in_line(&self, alarm: &Alarm) {
+        call(self.gate.as_ref().and_then(|gate| gate.alarm(alarm.number)));
+    }
+}
+
+fn call(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        // A panic in somebody's waker is that runtime's affair.
+        drop(panics::guard(|| waker.wake()));
     }
 }
 
@@ -262,13 +297,15 @@ pub(crate) struct Admission {
     ticket: Option<Ticket>,
     /// Whether it is counted among the pool's sleepers.
     sleeps: bool,
+    /// Whether an alarm is set for it.
+    has_alarm: bool,
     /// Of a future that was pending.
     nested: NestedWait,
 }
 
 impl Admission {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core, ticket: None, sleeps: false, nested: NestedWait::default() }
+        Self { core, ticket: None, sleeps: false, has_alarm: false, nested: NestedWait::default() }
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -323,7 +360,10 @@ impl Admission {
     }
 
     /// As [`Core::take_place`], for a future. To be called in the pool's own process only.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Pass, TaskError>> {
+    ///
+    /// When the time has come, the waker that is in line then is called. So if this is pending the caller looks at the clock once
+    /// more: it may have been the waker before this one.
+    pub(crate) fn poll(&mut self, waker: &Waker, due: Option<Instant>) -> Poll<Result<Pass, TaskError>> {
         let decided = match (&self.ticket, &self.core.gate) {
             (Some(ticket), Some(gate)) => gate.ask(ticket, waker),
             _ => match self.join(waker) {
@@ -336,6 +376,7 @@ impl Admission {
             self.sleep();
             self.nested = service::nested_wait_or(&self.core, |deadlock| error = Some(deadlock));
             if error.is_none() {
+                self.set_alarm(due);
                 return Poll::Pending;
             }
         }
@@ -351,6 +392,13 @@ impl Admission {
                 self.ticket = Some(ticket);
                 None
             }
+        }
+    }
+
+    fn set_alarm(&mut self, due: Option<Instant>) {
+        if let (Some(due), Some(ticket), false) = (due, &self.ticket, self.has_alarm) {
+            self.has_alarm = true;
+            self.core.set_timer(due, Timer::Alarm(Alarm::new(ticket)));
         }
     }
 
@@ -391,6 +439,7 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::life::timers::Timers;
     use std::sync::atomic::AtomicBool;
     use std::task::Wake;
 
@@ -496,6 +545,41 @@ mod tests {
         assert!(gate.give_back().is_none());
         assert!(gate.shut().is_empty());
         assert_eq!(free_places(&gate), 1);
+    }
+
+    #[test]
+    fn an_alarm_calls_who_still_stands_in_line_with_the_last_waker() {
+        let gate = Gate::new(1, 0);
+        assert!(place(gate.try_take()));
+        let ((first, _), (second, calls), (third, late)) = (waker(), waker(), waker());
+        let ticket = gate.join(&first).unwrap_err();
+        let alarm = Alarm::new(&ticket);
+        assert!(!gate.ask(&ticket, &second));
+        gate.alarm(alarm.number).unwrap().wake();
+        assert_eq!(calls.0.load(Ordering::SeqCst), 1);
+        // Who asks again is called again.
+        assert!(!gate.ask(&ticket, &third));
+        gate.give_back().unwrap().wake();
+        assert_eq!((calls.0.load(Ordering::SeqCst), late.0.load(Ordering::SeqCst)), (1, 1));
+        assert!(gate.alarm(alarm.number).is_none() && !alarm.is_over());
+        assert!(place(gate.leave(ticket)));
+        assert!(alarm.is_over());
+    }
+
+    #[test]
+    fn alarms_of_who_has_left_do_not_pile_up() {
+        let (gate, timers) = (Gate::new(1, 0), Timers::default());
+        assert!(place(gate.try_take()));
+        let due = Instant::now() + std::time::Duration::from_secs(3600);
+        let mut most = 0;
+        for _ in 0..10_000 {
+            let ticket = gate.join(&waker().0).unwrap_err();
+            timers.add(due, Timer::Alarm(Alarm::new(&ticket)));
+            assert!(gate.leave(ticket).is_none());
+            most = timers.len().max(most);
+        }
+        assert!(most <= 2000, "{most}");
+        assert_eq!(timers.next(), None);
     }
 
     /// Threads take, stand, leave and give back; no place is lost, none is in two hands.

@@ -1,5 +1,5 @@
-//! What is to happen at a certain time: deadlines of tasks, and the SIGKILL after a gentler signal. The driver sleeps no
-//! longer than until the first of them.
+//! What is to happen at a certain time: deadlines of tasks, and of futures that wait for room; the SIGKILL after a gentler signal.
+//! The driver sleeps no longer than until the first of them.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::gate::Alarm;
 use super::job::Deadline;
 use super::messages::Who;
 
@@ -18,7 +19,9 @@ pub(crate) enum Timer {
     Deadline(Deadline),
     /// The worker has had its gap.
     Kill(Who),
-    /// Somebody has waited long enough.
+    /// A future has waited for room for long enough. It may have left the line long since.
+    Alarm(Alarm),
+    /// The pool's own, for a moment: a waker of the user's would be kept until its time.
     Wake(Waker),
 }
 
@@ -26,6 +29,7 @@ impl Timer {
     fn is_over(&self) -> bool {
         match self {
             Self::Deadline(Deadline { job, generation, .. }) => job.is_over(*generation),
+            Self::Alarm(alarm) => alarm.is_over(),
             Self::Kill(_) | Self::Wake(_) => false,
         }
     }
@@ -66,7 +70,7 @@ pub(crate) struct Timers {
 #[derive(Debug, Default)]
 struct Queue {
     heap: BinaryHeap<Reverse<Entry>>,
-    /// How many entries there are when those of finished tasks are thrown out next.
+    /// How many entries there are when those that are over are thrown out next.
     sweep_at: usize,
 }
 
@@ -78,7 +82,7 @@ impl Timers {
     pub(crate) fn add(&self, at: Instant, timer: Timer) -> bool {
         let mut queue = self.queue.lock();
         if queue.heap.len() >= queue.sweep_at.max(SWEEP_MIN) {
-            // Tasks end long before their deadlines as a rule. Each entry pays for two looks, amortised.
+            // Tasks and waits end long before their deadlines as a rule. Each entry pays for two looks, amortised.
             queue.heap.retain(|Reverse(entry)| !entry.timer.is_over());
             queue.sweep_at = 2 * queue.heap.len();
         }
@@ -101,6 +105,11 @@ impl Timers {
         let mut queue = self.queue.lock();
         let due = queue.heap.peek().is_some_and(|Reverse(entry)| entry.at <= now);
         if due { queue.heap.pop().map(|Reverse(entry)| entry.timer) } else { None }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.queue.lock().heap.len()
     }
 }
 

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
 
-use forkring::{Closed, Pool};
+use forkring::{Closed, Pool, SubmitAsync};
 
 use crate::support::{
-    both, counter, eventually, exit_code_of, fork_and, gate, held, new_pool, outcome, scenario,
+    both, builder, counter, eventually, exit_code_of, fork_and, gate, held, new_pool, outcome, scenario,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -214,5 +214,82 @@ fn m_02_an_inherited_future_of_the_end_leaves_its_waker_alone() {
         drop(pool);
         eventually("a wake-up", || probe.is_woken());
         eventually("the end", || probe.poll(&mut closed).is_ready());
+    });
+}
+
+// ---- of who waits for room with a deadline
+
+/// A pool whose only place is taken until gate 0 opens.
+fn full() -> Pool {
+    let pool = builder().workers(1).queue_limit(0).build().unwrap();
+    pool.spawn(held, &0);
+    counter(0).wait_for(1);
+    pool
+}
+
+fn submit(pool: &Pool, deadline: Duration) -> SubmitAsync<u32> {
+    pool.options().deadline(deadline).submit_async(|n: u32| n, &7)
+}
+
+#[test]
+fn b_19_who_waits_for_room_until_a_deadline_keeps_one_waker_for_as_long_as_he_waits() {
+    both(|| {
+        let pool = full();
+        for _ in 0..3 {
+            keeps_the_last(submit(&pool, HOUR));
+        }
+        // Whoever got room has no waker left there either.
+        let probe = Probe::new();
+        let mut lucky = submit(&pool, HOUR);
+        assert!(probe.poll(&mut lucky).is_pending());
+        gate(0).open();
+        eventually("room and a result", || probe.poll(&mut lucky).is_ready());
+        drop(lucky);
+        eventually("it is let go of", || probe.kept() == 0);
+    });
+}
+
+#[track_caller]
+fn times_out(probe: &Arc<Probe>, future: &mut SubmitAsync<u32>) {
+    let mut polled = probe.poll(future);
+    if polled.is_pending() {
+        eventually("the deadline", || probe.is_woken());
+        polled = probe.poll(future);
+    }
+    let Poll::Ready(outcome) = polled else { panic!("its time is over") };
+    assert!(outcome.unwrap_err().is_timed_out());
+}
+
+/// A future with this deadline that was polled with this waker in time.
+fn pending(pool: &Pool, deadline: Duration, probe: &Arc<Probe>) -> SubmitAsync<u32> {
+    let mut future = submit(pool, deadline);
+    while probe.poll(&mut future).is_ready() {
+        future = submit(pool, deadline);
+    }
+    future
+}
+
+#[test]
+fn b_19_the_deadline_wakes_whoever_polled_last() {
+    both(|| {
+        let pool = full();
+        let [first, last] = [(); 2].map(|()| Probe::new());
+        let mut future = pending(&pool, Duration::from_millis(50), &first);
+        times_out(&last, &mut future);
+        assert_eq!((first.kept(), last.kept()), (0, 0));
+        gate(0).open();
+    });
+}
+
+#[test]
+fn b_19_a_deadline_that_wakes_the_former_waker_is_seen_by_who_replaces_it() {
+    both(|| {
+        let pool = full();
+        let first = Probe::new();
+        let mut future = pending(&pool, Duration::from_millis(50), &first);
+        let woken = first.clone();
+        let is_late = move || eventually("the former waker's call", || woken.is_woken());
+        times_out(&Probe::with(Some(Box::new(is_late)), None), &mut future);
+        gate(0).open();
     });
 }

@@ -269,6 +269,7 @@ impl Driver {
                 Timer::Deadline(Deadline { job, generation, limit, .. }) => {
                     self.core.kill(job, generation, &TaskError::TimedOut { limit }, Why::Overtime);
                 }
+                Timer::Alarm(alarm) => self.core.call_in_line(&alarm),
                 // A panic in somebody's waker is that runtime's affair.
                 Timer::Wake(waker) => drop(panics::guard(|| waker.wake())),
                 Timer::Kill(who) => {
