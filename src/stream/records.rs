@@ -120,17 +120,15 @@ impl Arrivals {
 
     /// Wants `waker` called when something comes, or at a poke. `Ready`: there is something.
     pub(super) fn register(&self, waker: &Waker) -> Poll<()> {
+        // Whoever delivers takes the lock while it owns a station, so user code runs without it: the clone, and the drop of what may
+        // be all that is left of a task that has a stopper of this stream.
+        let waker = waker.clone();
         let mut state = self.state.lock();
-        if !state.news.notes.is_empty() || state.poked {
-            return Poll::Ready(());
-        }
-        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            let former = state.waker.replace(waker.clone());
-            // Without the lock: it may be all that is left of a task that has a stopper of this stream.
-            drop(state);
-            drop(former);
-        }
-        Poll::Pending
+        let is_there = !state.news.notes.is_empty() || state.poked;
+        let unwanted = if is_there { Some(waker) } else { state.waker.replace(waker) };
+        drop(state);
+        drop(unwanted);
+        if is_there { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Wakes whoever waits, and keeps who is about to from sleeping.

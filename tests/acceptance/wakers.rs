@@ -11,9 +11,11 @@ use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 use std::time::Duration;
 
 use forkring::{Closed, Pool, SubmitAsync};
+use futures::{Stream, StreamExt, stream};
 
 use crate::support::{
-    both, builder, counter, eventually, exit_code_of, fork_and, gate, held, new_pool, outcome, scenario,
+    BOUND, both, builder, counter, eventually, exit_code_of, fixed, fork_and, gate, held, new_pool, outcome,
+    scenario,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -50,6 +52,10 @@ impl Probe {
 
     fn poll<F: Future + Unpin>(self: &Arc<Self>, future: &mut F) -> Poll<F::Output> {
         self.lend(|context| Pin::new(future).poll(context))
+    }
+
+    fn next<S: Stream + Unpin>(self: &Arc<Self>, stream: &mut S) -> Poll<Option<S::Item>> {
+        self.lend(|context| stream.poll_next_unpin(context))
     }
 
     fn lend<T>(self: &Arc<Self>, poll: impl FnOnce(&mut Context<'_>) -> T) -> T {
@@ -291,5 +297,41 @@ fn b_19_a_deadline_that_wakes_the_former_waker_is_seen_by_who_replaces_it() {
         let is_late = move || eventually("the former waker's call", || woken.is_woken());
         times_out(&Probe::with(Some(Box::new(is_late)), None), &mut future);
         gate(0).open();
+    });
+}
+
+// ---- of streams
+
+/// While it is cloned, the results come that it is to be called for; and whoever delivers them owns a station.
+#[test]
+fn b_11_a_stream_lets_results_arrive_while_a_waker_is_cloned() {
+    both(|| {
+        let pool = new_pool(1).unwrap();
+        for g in [1, 4] {
+            let items = stream::iter((0..4_usize).map(move |n| (g, n)));
+            let f = |(g, n): (usize, usize)| {
+                gate(g).wait();
+                n
+            };
+            let mut results = pool.map_stream(items, f).granularity(fixed(g));
+            let behind = pool.clone();
+            let deliver = move || {
+                gate(g).open();
+                let behind = behind.submit(|n: usize| n, &g).wait_timeout(BOUND);
+                assert_eq!(behind.unwrap().unwrap(), g);
+            };
+            let probe = Probe::with(Some(Box::new(deliver)), use_of(&pool));
+            for n in 0..4 {
+                let mut next = Poll::Pending;
+                eventually("a result", || {
+                    next = probe.next(&mut results);
+                    next.is_ready()
+                });
+                let Poll::Ready(Some(Ok(result))) = next else { panic!("{next:?}") };
+                assert_eq!(result, n);
+            }
+            drop(results);
+            assert_eq!(probe.kept(), 0);
+        }
     });
 }
