@@ -174,6 +174,9 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// Answers the requests of workers ([`Worker::call`]) in the master. Handlers run on threads of the pool, at most
     /// one for each worker, so one that blocks keeps only its caller waiting. A panic becomes an error in the task.
     ///
+    /// It is dropped when the pool ends, before [`Pool::closed`](crate::Pool::closed) tells of that; a call that runs even then
+    /// keeps it until it is over.
+    ///
     /// ```
     /// use forkring::{Pool, Service, View, Worker};
     ///

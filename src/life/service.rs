@@ -13,21 +13,29 @@
 //!
 //! Nobody sees whether a handler that has polled something waits for it or does something else. It counts as waiting
 //! for as long as that is pending, even while it runs.
+//!
+//! # The handler's end
+//!
+//! * SERVICE-1: a call has the handler from when it starts until before it is answered. So when all tasks have ended, nobody has
+//!   it but the pool, which drops it before it says that it has ended. A call that runs even then keeps it until it is over; one that
+//!   has not started is refused.
+
+mod queue;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
+use self::queue::{Queue, Turn, Work};
 use super::core::{Core, Phase};
-use super::events;
 use super::job::Job;
 use super::wait::Awaited;
 use crate::error::{PoolFailure, TaskError};
-use crate::ground::monitor::{Condvar, Mutex};
+use crate::ground::monitor::Mutex;
 use crate::memory::codec::AlignedBytes;
 use crate::panics::{self, Caught};
 use crate::protocol::wire::AnswerKind;
@@ -53,48 +61,46 @@ pub(crate) type SyncHandler = Arc<dyn Fn(&[u8], usize) -> Answer + Send + Sync>;
 pub(crate) type AsyncHandler = Arc<dyn Fn(AlignedBytes, usize) -> BoxFuture<'static, Answer> + Send + Sync>;
 pub(crate) type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
-#[derive(Clone)]
 pub(crate) enum Handler {
     Sync(SyncHandler),
     Async(AsyncHandler, Option<Spawn>),
 }
 
+/// Where calls are answered.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// Each on a thread.
+    Threads,
+    /// All on one.
+    Executor,
+    /// Where the program's `spawn` puts them.
+    Elsewhere,
+}
+
 /// See the module's documentation.
 pub(crate) struct Host {
-    handler: Handler,
+    place: Place,
+    /// `None` when the pool has ended. What is in there runs, and is dropped, outside of the lock.
+    handler: Mutex<Option<Handler>>,
     queue: Arc<Queue>,
 }
 
 impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("queue", &self.queue).finish_non_exhaustive()
+        f.debug_struct("Host").field("place", &self.place).finish_non_exhaustive()
     }
-}
-
-/// Work for the service's threads.
-struct Queue {
-    work: Mutex<Work>,
-    changed: Condvar,
-}
-
-impl std::fmt::Debug for Queue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").finish_non_exhaustive()
-    }
-}
-
-#[derive(Default)]
-struct Work {
-    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
-    threads: usize,
-    idle: usize,
-    stopped: bool,
 }
 
 impl Host {
     pub(crate) fn new(handler: Handler) -> Self {
-        let queue = Queue { work: Mutex::new(Work::default()), changed: Condvar::new() };
-        Self { handler, queue: Arc::new(queue) }
+        let (place, threads_max) = match &handler {
+            // A worker has one call outstanding, so there are about as many threads as workers; a handler whose worker
+            // has died goes on on a thread that its successor must not wait for.
+            Handler::Sync(_) => (Place::Threads, usize::MAX),
+            Handler::Async(_, None) => (Place::Executor, 1),
+            Handler::Async(_, Some(_)) => (Place::Elsewhere, 1),
+        };
+        Self { place, handler: Mutex::new(Some(handler)), queue: Queue::new(threads_max) }
     }
 
     /// Has a call answered. Called by whoever delivered it, without a station in hand.
@@ -103,94 +109,51 @@ impl Host {
             return core.refuse_call(&call, ENDING);
         }
         let Some(core) = core.shared() else { return };
-        match &self.handler {
-            Handler::Sync(handler) => {
-                let handler = handler.clone();
-                self.spawn(
-                    &core.clone(),
-                    Box::new(move || {
-                        let mut next = Some(call);
-                        while let Some(call) = next {
-                            let mark = Mark::new(&core, &call);
-                            let answer =
-                                mark.within(|| guarded(|| handler(&call.bytes, core.policy.max_payload)));
-                            // Before the answer: the worker's next call has a mark of its own.
-                            mark.clear();
-                            next = core.answer_and_await(&call, answer);
-                        }
-                    }),
-                );
-            }
-            Handler::Async(handler, spawn) => {
-                let future = Box::pin(Handling::new(core.clone(), handler.clone(), call));
-                match spawn {
-                    Some(spawn) => {
-                        let spawn = spawn.clone();
-                        // `spawn` is user code and may block or panic, so it does not run on the caller's thread.
-                        self.spawn(
-                            &core,
-                            Box::new(move || {
-                                let _ = panics::guard(|| spawn(future));
-                            }),
-                        );
-                    }
-                    None => Turn::start(self.queue.clone(), core, future),
-                }
-            }
+        match self.place {
+            Place::Threads => self.queue.push(&core.clone(), Work::Answer(core, call)),
+            Place::Executor => Turn::start(self.queue.clone(), Handling::new(core, call)),
+            // `spawn` is user code and may block or panic, so it does not run on the caller's thread.
+            Place::Elsewhere => self.queue.push(&core.clone(), Work::Spawn(Handling::new(core, call))),
         }
     }
 
-    fn spawn(&self, core: &Arc<Core>, job: Box<dyn FnOnce() + Send>) {
-        // A worker has one call outstanding, so there are about as many threads as workers; a handler whose worker has
-        // died goes on on a thread that its successor must not wait for.
-        let limit = if matches!(self.handler, Handler::Sync(_)) { usize::MAX } else { 1 };
-        Queue::push(&self.queue, core, limit, job);
+    fn sync_handler(&self) -> Option<SyncHandler> {
+        match &*self.handler.lock() {
+            Some(Handler::Sync(handler)) => Some(handler.clone()),
+            _ => None,
+        }
     }
 
-    /// Lets the threads go once they have nothing to do. Handlers that run are not waited for.
-    pub(crate) fn stop(&self) {
-        self.queue.work.lock().stopped = true;
-        self.queue.changed.notify_all();
+    fn async_handler(&self) -> Option<AsyncHandler> {
+        match &*self.handler.lock() {
+            Some(Handler::Async(handler, _)) => Some(handler.clone()),
+            _ => None,
+        }
+    }
+
+    fn spawner(&self) -> Option<Spawn> {
+        match &*self.handler.lock() {
+            Some(Handler::Async(_, spawn)) => spawn.clone(),
+            _ => None,
+        }
+    }
+
+    /// Lets the threads go once they have nothing to do, and drops the handler, unless a call that runs has it: those are not
+    /// waited for (SERVICE-1).
+    pub(crate) fn end(&self) {
+        self.queue.stop();
+        let handler = self.handler.lock().take();
+        let_go(handler);
     }
 }
 
-impl Queue {
-    fn push(self: &Arc<Self>, core: &Core, limit: usize, job: Box<dyn FnOnce() + Send>) {
-        let mut work = self.work.lock();
-        work.jobs.push_back(job);
-        if work.idle >= work.jobs.len() || work.threads >= limit {
-            drop(work);
-            self.changed.notify_one();
-            return;
-        }
-        work.threads += 1;
-        drop(work);
-        let queue = self.clone();
-        let started = super::threads::spawn(format!("{}-service", core.name), move || queue.run());
-        if let Err(error) = started {
-            self.work.lock().threads -= 1;
-            events::error(core, format_args!("a service thread could not be started: {error}"));
-        }
-    }
+/// Drops what is the user's.
+fn let_go<T>(users: T) {
+    let _ = panics::guard(|| drop(users));
+}
 
-    fn run(&self) {
-        let mut work = self.work.lock();
-        loop {
-            if let Some(job) = work.jobs.pop_front() {
-                drop(work);
-                // A handler's own panics are answers; this is for what its values do when they are dropped.
-                let _ = panics::guard(job);
-                work = self.work.lock();
-            } else if work.stopped {
-                work.threads -= 1;
-                return;
-            } else {
-                work.idle += 1;
-                self.changed.wait(&mut work);
-                work.idle -= 1;
-            }
-        }
-    }
+fn refusal(why: &str) -> Answer {
+    (AnswerKind::Refused, AlignedBytes::from(why.as_bytes()))
 }
 
 /// A panic in a handler becomes an error in the task.
@@ -203,7 +166,7 @@ fn panicked(Caught { message, location }: Caught) -> Answer {
     (AnswerKind::Panicked, AlignedBytes::from(format!("{message}{at}").as_bytes()))
 }
 
-/// An async handler at work on one call.
+/// An async handler at work on one call, or about to be.
 struct Handling {
     core: Arc<Core>,
     mark: Arc<Mark>,
@@ -212,25 +175,43 @@ struct Handling {
 }
 
 enum HandlingState {
-    Unstarted(AsyncHandler),
+    Unstarted,
     Running(BoxFuture<'static, Answer>),
     Over,
 }
 
 impl Handling {
-    fn new(core: Arc<Core>, handler: AsyncHandler, call: Request) -> Self {
+    fn new(core: Arc<Core>, call: Request) -> Pin<Box<Self>> {
         let mark = Mark::new(&core, &call);
-        Self { core, mark, call: Some(call), state: HandlingState::Unstarted(handler) }
+        Box::pin(Self { core, mark, call: Some(call), state: HandlingState::Unstarted })
     }
 
     fn step(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
-        if let HandlingState::Unstarted(handler) = &self.state {
+        if let HandlingState::Unstarted = &self.state {
+            let Some(handler) = self.core.service().and_then(Host::async_handler) else {
+                return Poll::Ready(refusal(ENDING));
+            };
             let bytes = self.call.as_mut().map(|call| std::mem::take(&mut call.bytes)).unwrap_or_default();
-            self.state = HandlingState::Running(handler(bytes, self.core.policy.max_payload));
+            let future = panics::guard(|| handler(bytes, self.core.policy.max_payload));
+            let_go(handler);
+            match future {
+                Ok(future) => self.state = HandlingState::Running(future),
+                Err(caught) => return Poll::Ready(panicked(caught)),
+            }
         }
         match &mut self.state {
             HandlingState::Running(future) => future.as_mut().poll(context),
             _ => Poll::Pending,
+        }
+    }
+
+    /// It goes no further.
+    fn refuse(&mut self, why: &str) {
+        if let Some(call) = self.call.take()
+            && self.core.is_here()
+        {
+            self.mark.clear();
+            self.core.refuse_call(&call, why);
         }
     }
 }
@@ -259,52 +240,7 @@ impl Future for Handling {
 impl Drop for Handling {
     fn drop(&mut self) {
         // The runtime that it was spawned on has gone, or dropped it: the worker must not wait for ever.
-        if let Some(call) = self.call.take()
-            && self.core.is_here()
-        {
-            self.mark.clear();
-            self.core.refuse_call(&call, "the handler's future was dropped");
-        }
-    }
-}
-
-/// A future on the service's own thread: it is queued again whenever it is woken.
-struct Turn {
-    queue: Arc<Queue>,
-    core: Arc<Core>,
-    future: Mutex<Option<Pin<Box<Handling>>>>,
-    queued: AtomicBool,
-}
-
-impl Turn {
-    fn start(queue: Arc<Queue>, core: Arc<Core>, future: Pin<Box<Handling>>) {
-        let turn = Self { queue, core, future: Mutex::new(Some(future)), queued: AtomicBool::new(false) };
-        Arc::new(turn).schedule();
-    }
-
-    fn schedule(self: Arc<Self>) {
-        if self.queued.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (queue, core) = (self.queue.clone(), self.core.clone());
-        Queue::push(&queue, &core, 1, Box::new(move || self.run()));
-    }
-
-    fn run(self: Arc<Self>) {
-        self.queued.store(false, Ordering::Release);
-        let waker = Waker::from(self.clone());
-        let mut slot = self.future.lock();
-        if let Some(future) = slot.as_mut()
-            && future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
-        {
-            *slot = None;
-        }
-    }
-}
-
-impl Wake for Turn {
-    fn wake(self: Arc<Self>) {
-        self.schedule();
+        self.refuse("the handler's future was dropped");
     }
 }
 
@@ -333,8 +269,24 @@ impl Core {
         Some(next)
     }
 
+    /// Answers a worker's calls for as long as they come one after the other.
+    fn answer_calls(self: &Arc<Core>, call: Request) {
+        let mut next = Some(call);
+        while let Some(call) = next {
+            let Some(handler) = self.service().and_then(Host::sync_handler) else {
+                return self.refuse_call(&call, ENDING);
+            };
+            let mark = Mark::new(self, &call);
+            let answer = mark.within(|| guarded(|| handler(&call.bytes, self.policy.max_payload)));
+            // Before the answer: the worker's next call has a mark of its own, and its next step may be the pool's end.
+            mark.clear();
+            let_go(handler);
+            next = self.answer_and_await(&call, answer);
+        }
+    }
+
     pub(crate) fn refuse_call(&self, call: &Request, why: &str) {
-        self.answer_call(call, (AnswerKind::Refused, AlignedBytes::from(why.as_bytes())));
+        self.answer_call(call, refusal(why));
     }
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::gate::Alarm;
 use super::job::Deadline;
 use super::messages::Who;
+use crate::panics;
 
 /// Something that becomes due.
 #[derive(Debug)]
@@ -72,6 +73,8 @@ struct Queue {
     heap: BinaryHeap<Reverse<Entry>>,
     /// How many entries there are when those that are over are thrown out next.
     sweep_at: usize,
+    /// Nothing becomes due any more.
+    closed: bool,
 }
 
 /// Fewer entries are not worth a sweep.
@@ -81,6 +84,12 @@ impl Timers {
     /// `true`: it is the first one, so the driver must be told.
     pub(crate) fn add(&self, at: Instant, timer: Timer) -> bool {
         let mut queue = self.queue.lock();
+        if queue.closed {
+            // A waker is the program's, and is dropped outside of the lock.
+            drop(queue);
+            drop(timer);
+            return false;
+        }
         if queue.heap.len() >= queue.sweep_at.max(SWEEP_MIN) {
             // Tasks and waits end long before their deadlines as a rule. Each entry pays for two looks, amortised.
             queue.heap.retain(|Reverse(entry)| !entry.timer.is_over());
@@ -111,11 +120,22 @@ impl Timers {
     pub(super) fn len(&self) -> usize {
         self.queue.lock().heap.len()
     }
+
+    /// Forgets all, and what comes after: the pool has ended, and with it whatever was to end in time.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue.lock();
+        queue.closed = true;
+        let entries = std::mem::take(&mut queue.heap).into_vec();
+        drop(queue);
+        // One by one: a waker whose drop panics is that runtime's affair, and the others are dropped all the same.
+        entries.into_iter().for_each(|entry| drop(panics::guard(|| drop(entry))));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::time::Duration;
 
     #[test]
@@ -134,5 +154,20 @@ mod tests {
             assert_eq!(who.generation, n);
         }
         assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_pool_that_has_ended_keeps_nobodys_waker() {
+        struct Nobody;
+        impl std::task::Wake for Nobody {
+            fn wake(self: Arc<Self>) {}
+        }
+        let (timers, waker) = (Timers::default(), Arc::new(Nobody));
+        let in_an_hour = Instant::now() + Duration::from_secs(3600);
+        assert!(timers.add(in_an_hour, Timer::Wake(waker.clone().into())));
+        timers.close();
+        assert_eq!(Arc::strong_count(&waker), 1);
+        assert!(!timers.add(in_an_hour, Timer::Wake(waker.clone().into())));
+        assert_eq!((Arc::strong_count(&waker), timers.next()), (1, None));
     }
 }

@@ -1,7 +1,7 @@
 //! Acceptance cases, group L and its neighbours: workers that ask the master.
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -641,6 +641,126 @@ fn l_04_an_async_handler_that_closes_its_own_pool_is_not_waited_for() {
         assert!(NUMBERS.set(pool.clone()).is_ok());
         assert_eq!(outcome(asks(&pool, 5)).unwrap(), Ok(5));
         pool.closed().wait();
+    });
+}
+
+/// What a closure may capture that says when it is dropped: its receiver finds nobody left.
+fn capture() -> (mpsc::Sender<()>, mpsc::Receiver<()>) {
+    mpsc::channel()
+}
+
+fn is_dropped(receiver: &mpsc::Receiver<()>) -> bool {
+    receiver.try_recv() == Err(mpsc::TryRecvError::Disconnected)
+}
+
+#[test]
+fn l_04_what_a_handler_has_captured_goes_before_the_pool_has_ended() {
+    both(|| {
+        for round in 0..10 {
+            let ((sync, first), (future, second), (made, third), (spawn, fourth)) =
+                (capture(), capture(), capture(), capture());
+            let sync = builder().workers(2).service(move |n: u32| (n * 2, &sync).0).build().unwrap();
+            let here = move |n: u32| {
+                let _ = &future;
+                async move { n * 2 }
+            };
+            let here = builder().workers(2).service_async(here).build().unwrap();
+            let elsewhere = move |n: u32| {
+                let _ = &made;
+                async move { n * 2 }
+            };
+            let elsewhere = builder().workers(2).service_async(elsewhere).service_on(move |future| {
+                let _ = &spawn;
+                block_on(future);
+            });
+            let elsewhere = elsewhere.build().unwrap();
+            for (pool, of_handler) in [(sync, &first), (here, &second), (elsewhere, &third)] {
+                let closed = pool.closed();
+                for n in 0..20 {
+                    assert_eq!(asks(&pool, n).wait().unwrap(), Ok(n * 2));
+                }
+                assert!(!is_dropped(of_handler));
+                match round % 3 {
+                    0 => pool.close().wait(),
+                    1 => pool.terminate(),
+                    _ => drop(pool),
+                }
+                closed.wait();
+                assert!(is_dropped(of_handler), "round {round}");
+            }
+            // The thread that has handed the last call over may not be back yet.
+            assert_eq!(fourth.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
+        }
+    });
+}
+
+#[test]
+fn l_04_a_handler_that_runs_keeps_what_it_has_captured() {
+    both(|| {
+        let (sender, receiver) = capture();
+        let handler = move |n: u32| {
+            counter(0).bump();
+            gate(0).wait();
+            let _ = &sender;
+            n
+        };
+        let pool = builder().workers(1).service(handler).build().unwrap();
+        let task = asks(&pool, 1);
+        counter(0).wait_for(1);
+        pool.terminate();
+        assert!(outcome(task).unwrap_err().is_terminated());
+        assert!(!is_dropped(&receiver));
+        gate(0).open();
+        assert_eq!(receiver.recv_timeout(BOUND), Err(mpsc::RecvTimeoutError::Disconnected));
+    });
+}
+
+#[test]
+fn l_04_a_call_that_its_runtime_never_starts_does_not_keep_the_handler() {
+    both(|| {
+        static NEVER_POLLED: Mutex<Vec<BoxFuture<'static, ()>>> = Mutex::new(Vec::new());
+        let (sender, receiver) = capture();
+        let handler = move |n: u32| {
+            let _ = &sender;
+            async move { n }
+        };
+        let keep = |future| {
+            NEVER_POLLED.lock().unwrap().push(future);
+            counter(0).bump();
+        };
+        let pool = builder().workers(1).service_async(handler).service_on(keep).build().unwrap();
+        let task = asks(&pool, 1);
+        counter(0).wait_for(1);
+        pool.terminate();
+        assert!(is_dropped(&receiver));
+        assert!(outcome(task).unwrap_err().is_terminated());
+        // One that is polled after all finds no handler.
+        let late = std::mem::take(&mut *NEVER_POLLED.lock().unwrap());
+        late.into_iter().for_each(block_on);
+    });
+}
+
+#[test]
+fn l_04_a_handler_that_panics_when_it_is_dropped_harms_nobody() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            counter(0).bump();
+            panic!("dropped");
+        }
+    }
+    both(|| {
+        std::panic::set_hook(Box::new(|_| ()));
+        let bomb = Bomb;
+        let handler = move |n: u32| {
+            let _ = &bomb;
+            n * 2
+        };
+        let pool = builder().workers(1).service(handler).build().unwrap();
+        assert_eq!(asks(&pool, 1).wait().unwrap(), Ok(2));
+        pool.close().wait();
+        assert_eq!(counter(0).get(), 1);
+        assert!(pool.submit(|n: u32| n, &1).wait().unwrap_err().is_closed());
     });
 }
 

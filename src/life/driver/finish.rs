@@ -110,9 +110,6 @@ impl Driver {
             }
         }
         core.await_crashers();
-        if let Some(host) = core.service() {
-            host.stop();
-        }
         drop(core.take_bell());
         for station in &core.stations {
             let mut owned = station.own(&core);
@@ -147,6 +144,12 @@ impl Driver {
         }
         if let Some(journal) = &core.journal {
             journal.close(&core);
+        }
+        // Free cells keep the core (JOB-3), so what is the program's does not wait for that to go. Its destructors may take their
+        // time, and all else is let go of by now.
+        core.timers.close();
+        if let Some(host) = core.service() {
+            host.end();
         }
         core.advance(Phase::Ended, None);
     }

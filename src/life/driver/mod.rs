@@ -1,8 +1,8 @@
 //! The driver: the pool's one thread of its own. It sleeps until a doorbell or the zygote wakes it, delivers what
 //! nobody else is waiting for, notices deaths, replaces workers, and takes the pool down at the end.
 //!
-//! No user code runs here, except for wakers, the log hook, and, where workers are threads, the destructors of what the builder was
-//! given: the environment and what closures have captured.
+//! No user code runs here, except for wakers, the log hook, and, at the end, the destructors of what the service's closures have
+//! captured and, where workers are threads, of what else the builder was given.
 //!
 //! This is its loop. It [`start`]s workers, heeds the [`reports`] of those who know how they do, and [`finish`]es what is left
 //! when the pool ends.

@@ -12,7 +12,8 @@
 //!   clears it, or the pool's side, which sets BUSY until it has taken it.
 //! * JOB-3: `core` is written only while the cell is free, by the thread that allocates it. A cell keeps its
 //!   reference to the pool when it is freed, so that a task costs no reference count as long as cells stay with one
-//!   pool.
+//!   pool. So the core of a pool that has ended may live as long as the process, and is dropped by whoever submits to another pool:
+//!   plain memory, since the driver lets go of what is the program's before ([`finish`](super::driver)).
 //! * JOB-4: a cell is freed once, by the `Task` when it sees that the job has ended, or by the pool's side when it finds GONE after
 //!   that. If both do, the cell is whose compare-and-swap comes first: the `Task` takes GONE back, the pool's side adds BUSY. The
 //!   `Task` also leaves the cell if the pool's side has set another flag since GONE: it did so before the end, so it finds GONE.
