@@ -24,7 +24,8 @@ impl<E, Q: Payload, A: Payload, W> Worker<E, Service<Q, A>, W> {
     ///
     /// # Errors
     ///
-    /// [`ServiceError`] if the handler panicked, the pool is ending, or one of the values could not be encoded or decoded.
+    /// [`ServiceError`] if the handler panicked, the pool is ending, one of the values could not be encoded or decoded, or there is
+    /// no thread to answer on.
     pub fn call(&self, request: &Q) -> Result<A, ServiceError> {
         let bytes = codec::encode(request, self.core.seed.max_payload).map_err(ServiceError::codec)?;
         let (kind, answer) = match self.core.port.try_borrow_mut() {
@@ -58,7 +59,7 @@ pub enum ServiceErrorKind {
     Panicked,
     /// The request or the answer could not be encoded or decoded, or is too large.
     Codec,
-    /// The pool is ending, or every worker waits for a handler that waits for the pool.
+    /// The pool is ending, every worker waits for a handler that waits for the pool, or no thread can be started for the handler.
     Refused,
 }
 

@@ -13,12 +13,14 @@ use futures::executor::block_on;
 use futures::future::join_all;
 use futures::stream::{self, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::crashes::at_full_strength;
 use crate::payloads::Odd;
 use crate::support::{
-    BOUND, both, builder, cell, children, counter, eventually, gate, gone, outcome, scenario, signal,
+    BOUND, both, builder, cell, children, collect_errors, counter, errors, eventually, gate, gone, outcome,
+    quietly, scenario, signal,
 };
 
 /// A worker of a pool whose service answers a `Q` with an `A`.
@@ -761,6 +763,76 @@ fn l_04_a_handler_that_panics_when_it_is_dropped_harms_nobody() {
         pool.close().wait();
         assert_eq!(counter(0).get(), 1);
         assert!(pool.submit(|n: u32| n, &1).wait().unwrap_err().is_closed());
+    });
+}
+
+/// Has the program, which is not root's from here on, start no thread as long as this lives. Threads that it has go on.
+struct NoThreads(u64, u64);
+
+impl NoThreads {
+    fn begin() -> Self {
+        if nix::unistd::geteuid().is_root() {
+            // Root may have as many as it likes.
+            let nobody = nix::unistd::Uid::from_raw(65534);
+            nix::unistd::setresuid(nobody, nobody, nobody).unwrap();
+            // `/proc` would be root's else.
+            nix::sys::prctl::set_dumpable(true).unwrap();
+        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        setrlimit(Resource::RLIMIT_NPROC, 0, hard).unwrap();
+        Self(soft, hard)
+    }
+}
+
+impl Drop for NoThreads {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_NPROC, self.0, self.1).unwrap();
+    }
+}
+
+#[test]
+fn l_01_a_call_that_no_thread_can_be_started_for_is_refused_with_the_cause() {
+    both(|| {
+        quietly();
+        let later = |n: u32| async move { n * 2 };
+        let here = builder().workers(1).service_async(later).build().unwrap();
+        let elsewhere = builder().workers(1).service_async(later).service_on(block_on).build().unwrap();
+        let pools = [numbers(1), here, elsewhere];
+        let no_threads = NoThreads::begin();
+        for pool in &pools {
+            for n in 0..3 {
+                let error = outcome(asks(pool, n)).unwrap().unwrap_err();
+                assert_eq!(error.kind(), ServiceErrorKind::Refused, "{error}");
+                let text = error.to_string();
+                assert!(
+                    text.contains("thread could not be started") && text.contains("os error 11"),
+                    "{text}"
+                );
+            }
+        }
+        drop(no_threads);
+        for pool in pools {
+            assert_eq!(outcome(asks(&pool, 5)).unwrap(), Ok(10));
+            pool.close().wait();
+        }
+    });
+}
+
+#[test]
+fn l_01_a_call_waits_for_a_thread_that_there_is_where_no_other_can_be_started() {
+    both(|| {
+        collect_errors();
+        let pool = numbers(2);
+        let first = asks(&pool, 901);
+        counter(1).wait_for(1);
+        let no_threads = NoThreads::begin();
+        let second = asks(&pool, 5);
+        eventually("the failure to start a thread", || !errors().is_empty());
+        gate(1).open();
+        assert_eq!((outcome(first).unwrap(), outcome(second).unwrap()), (Ok(901), Ok(10)));
+        assert!(errors()[0].contains("a service thread could not be started"), "{:?}", errors());
+        drop(no_threads);
+        pool.close().wait();
     });
 }
 

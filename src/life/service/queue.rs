@@ -8,6 +8,7 @@ use std::task::{Context, Wake, Waker};
 
 use super::{ENDING, Handling, Host, Request, let_go};
 use crate::ground::monitor::{Condvar, Mutex};
+use crate::ground::sys::advice;
 use crate::life::core::Core;
 use crate::life::{events, threads};
 use crate::panics;
@@ -34,6 +35,15 @@ impl Work {
                 None => handling.refuse(ENDING),
             },
             Self::Poll(turn) => turn.run(),
+        }
+    }
+
+    /// Nobody is there to do it. Answers the call, so not while a station is owned.
+    fn refuse(self, why: &str) {
+        match self {
+            Self::Answer(core, call) => core.refuse_call(&call, why),
+            Self::Spawn(mut handling) => handling.refuse(why),
+            Self::Poll(turn) => turn.refuse(why),
         }
     }
 }
@@ -71,8 +81,20 @@ impl Queue {
         let queue = self.clone();
         let started = threads::spawn(format!("{}-service", core.name), move || queue.run());
         if let Err(error) = started {
-            self.state.lock().threads -= 1;
-            events::error(core, format_args!("a service thread could not be started: {error}"));
+            let abandoned = {
+                let mut state = self.state.lock();
+                state.threads -= 1;
+                // A thread that there is comes to all of it, and so does one that somebody else is starting; if that fails too, he
+                // is the one to come by here. Whoever pushed work meanwhile relied on one of them.
+                if state.threads == 0 { std::mem::take(&mut state.work) } else { VecDeque::new() }
+            };
+            let advice = error.raw_os_error().map_or("", advice);
+            let why = format!("a service thread could not be started: {error}{advice}");
+            events::error(core, format_args!("{why}"));
+            for work in abandoned {
+                // What the future of a call does when it is dropped is its own affair; the other calls still have to be answered.
+                let _ = panics::guard(|| work.refuse(&why));
+            }
         }
     }
 
@@ -133,6 +155,14 @@ impl Turn {
             && future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
         {
             *slot = None;
+        }
+    }
+
+    fn refuse(&self, why: &str) {
+        // Nobody polls it: that is done by what is in the queue, and this was.
+        let future = self.future.lock().take();
+        if let Some(mut future) = future {
+            future.refuse(why);
         }
     }
 }
