@@ -125,7 +125,11 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     }
 
     /// A value that each worker makes for itself, after `init`, and hands to its tasks as `&mut` through
-    /// [`Worker::state`]. It is made anew after a panic in a task that used it. An error ends the pool.
+    /// [`Worker::state`]. An error or a panic makes `build()` fail with that message; in a replacement it ends the pool.
+    ///
+    /// It is made anew after a panic in a task that used it. If that fails, the worker leaves, the task ends with
+    /// [`WorkerLost`](crate::WorkerLost), which has [the cause](crate::WorkerLost::cause), as has the log, and a replacement starts
+    /// afresh: what the panic has left behind in the process costs no more than one task, and what lasts ends the pool.
     ///
     /// ```
     /// use forkring::{Pool, View, Worker};

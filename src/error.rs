@@ -219,6 +219,7 @@ pub(crate) struct LostDetails {
     pub(crate) attempts: u32,
     pub(crate) ran_for: Option<Duration>,
     pub(crate) tasks_done: u64,
+    pub(crate) cause: Option<Arc<str>>,
     pub(crate) hint: Option<LossHint>,
 }
 
@@ -283,6 +284,12 @@ impl WorkerLost {
         self.inner.tasks_done
     }
 
+    /// Why the worker left, where it said so: its state could not be made anew after a panic
+    /// ([`Builder::state`](crate::Builder::state)).
+    pub fn cause(&self) -> Option<&str> {
+        self.inner.cause.as_deref()
+    }
+
     /// What may lie behind it.
     pub fn hint(&self) -> Option<LossHint> {
         self.inner.hint
@@ -291,8 +298,9 @@ impl WorkerLost {
 
 impl fmt::Display for WorkerLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LostDetails { worker, generation, pid, exit_code, signal, attempts, hint, ran_for, .. } =
-            &*self.inner;
+        let LostDetails {
+            worker, generation, pid, exit_code, signal, attempts, cause, hint, ran_for, ..
+        } = &*self.inner;
         write!(f, "worker {worker} (generation {generation}, pid {pid}) ")?;
         match (exit_code, signal) {
             (Some(code), _) => write!(f, "left with exit code {code}")?,
@@ -308,6 +316,7 @@ impl fmt::Display for WorkerLost {
         if *attempts > 1 {
             write!(f, " (attempt {attempts})")?;
         }
+        cause.iter().try_for_each(|cause| write!(f, ": {cause}"))?;
         match hint {
             Some(LossHint::OutOfMemory) => f.write_str("; out of memory?"),
             Some(LossHint::Violation(what)) => write!(f, "; it broke the protocol: {what}"),
@@ -429,6 +438,7 @@ mod tests {
             attempts: 1,
             ran_for,
             tasks_done: 0,
+            cause: None,
             hint,
         };
         TaskError::WorkerLost(WorkerLost { inner: Arc::new(inner) }).to_string()

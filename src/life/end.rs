@@ -35,6 +35,8 @@ pub(crate) struct End {
     pub(crate) ran_for: Option<Duration>,
     /// Why it left, if it had decided so itself.
     pub(crate) parting: Option<Parting>,
+    /// Why it could not start or go on, in its own words.
+    pub(crate) failure: Option<Arc<str>>,
     pub(crate) hint: Option<LossHint>,
     /// Whether a task was lost with it that nobody had decided to end.
     pub(crate) lost_task: bool,
@@ -43,7 +45,8 @@ pub(crate) struct End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Who { station, generation } = self.who;
-        write!(f, "worker {station} (generation {generation}, pid {}) {}", self.pid, describe(self.status))
+        write!(f, "worker {station} (generation {generation}, pid {}) {}", self.pid, describe(self.status))?;
+        self.failure.iter().try_for_each(|text| write!(f, ": {text}"))
     }
 }
 
@@ -61,6 +64,7 @@ impl End {
             tasks_done: 0,
             ran_for: None,
             parting: None,
+            failure: None,
             hint: None,
             lost_task: false,
         }
@@ -127,7 +131,7 @@ impl End {
             _ if self.stage == Stage::Ending => ", as told".to_owned(),
             (_, _, Some(why)) if !self.is_loss() => format!(", since {why}"),
             (_, Some(verdict), _) if !self.is_loss() => format!(", because {}", verdict.why.describe()),
-            _ => String::new(),
+            _ => self.failure.as_ref().map_or_else(String::new, |text| format!(": {text}")),
         }
     }
 
@@ -149,6 +153,7 @@ impl End {
             attempts,
             ran_for: self.ran_for,
             tasks_done: self.tasks_done,
+            cause: self.failure.clone(),
             hint,
         };
         TaskError::WorkerLost(WorkerLost { inner: Arc::new(details) })

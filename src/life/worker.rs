@@ -363,12 +363,14 @@ impl WorkerCore {
             return;
         }
         // A task that leaked its borrow leaves a state that cannot be replaced: the worker starts afresh.
-        let Ok(mut state) = self.state.try_borrow_mut() else { self.fail("the state's borrow was leaked") };
+        let Ok(mut state) = self.state.try_borrow_mut() else {
+            self.fail("after a panic, the state cannot be made anew: its borrow was leaked")
+        };
         let old = state.take();
         drop(state);
         let _ = panics::guard(|| drop(old));
         if let Err(text) = self.make_state() {
-            self.fail(&text);
+            self.fail(&format!("after a panic, {text}"));
         }
     }
 }

@@ -69,7 +69,7 @@ pub(crate) struct SideB {
     pub(crate) free_at_ns: Line<AtomicU64>,
 }
 
-/// A worker's state and what explains it: the length of a message, which starts the arena of `B`, or a number.
+/// A worker's state and what explains it: the length of a message, which is in the call window, or a number.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct StateWords {

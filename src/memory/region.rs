@@ -360,6 +360,12 @@ impl WorkerRegion {
         unsafe { ArenaWriter::new(Sides::part(&self.sides.b, CALL_WINDOW_AT), WINDOW_BYTES) }
     }
 
+    /// Backs the first `bytes` of the call window.
+    pub(crate) fn reserve_call_window(&self, bytes: usize) -> Result<(), SysError> {
+        let bytes = bytes.next_multiple_of(PAGE_BYTES).min(WINDOW_BYTES);
+        self.sides.b.populate_write(CALL_WINDOW_AT..CALL_WINDOW_AT + bytes)
+    }
+
     /// The inline payload of a request, in place.
     ///
     /// # Safety

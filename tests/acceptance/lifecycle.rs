@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use forkring::{NoService, Pool, Task, TaskError, View, Worker, hooks};
+use forkring::{NoService, OnWorkerLoss, Pool, Task, TaskError, View, Worker, hooks};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    BOUND, Process, both, both_output, builder, cell, children, count_fds, counter, eventually, gate, gone,
-    in_process, meet, new_pool, nothing_left, outcome, private_kib, process, rss_kib, scenario, signal,
-    zygote,
+    BOUND, Process, both, both_output, builder, cell, children, collect_errors, count_fds, counter, errors,
+    eventually, gate, gone, in_process, meet, new_pool, nothing_left, outcome, private_kib, process, quietly,
+    rss_kib, scenario, signal, zygote,
 };
 
 #[test]
@@ -643,6 +643,65 @@ fn the_state_is_made_anew_after_a_panic_that_held_it_and_only_then() {
             assert_eq!(outcome(pool.submit_with(step, &())).unwrap(), 1, "made anew");
         }
         assert_eq!(counter(0).get(), 101);
+    });
+}
+
+/// A task that panics with the state in its hands.
+fn spoil(w: &Worker<(), NoService, u32>, _: &View<()>) -> u32 {
+    drop(w.state());
+    panic!("spoiled")
+}
+
+/// Uses the arena in which large results travel.
+fn large(n: usize) -> Vec<u8> {
+    vec![7; n]
+}
+
+#[test]
+fn a_state_that_cannot_be_made_anew_costs_its_worker_and_says_why() {
+    both(|| {
+        collect_errors();
+        let pool = builder().workers(1).state(|_, ()| match counter(0).bump() {
+            1 => Err("the database is gone".into()),
+            n => Ok(n),
+        });
+        let pool = pool.build().unwrap();
+        assert_eq!(outcome(pool.submit(large, &100_000)).unwrap(), large(100_000));
+        let lost = outcome(pool.submit_with(spoil, &())).unwrap_err();
+        let TaskError::WorkerLost(lost) = lost else { panic!("{lost}") };
+        assert_eq!(lost.cause(), Some("after a panic, state failed: the database is gone"));
+        let says_why =
+            |text: &str| text.contains("left with exit code 70") && text.contains("the database is gone");
+        assert!(says_why(&lost.to_string()), "{lost}");
+        let state = |w: &Worker<(), NoService, u32>, _: &View<()>| (w.generation(), *w.state());
+        assert_eq!(outcome(pool.submit_with(state, &())).unwrap(), (1, 2), "made by the replacement");
+        let of_end = |text: &String| says_why(text) && text.ends_with("it is replaced");
+        assert_eq!(errors().iter().filter(|text| of_end(text)).count(), 1, "{:?}", errors());
+    });
+}
+
+#[test]
+fn a_state_that_cannot_be_made_anew_in_the_replacement_either_ends_the_pool() {
+    both(|| {
+        quietly();
+        let make = |_: &forkring::WorkerInfo, _: &()| match cell(0).load(Ordering::SeqCst) {
+            0 => Ok(5_u32),
+            _ => panic!("the database has burnt"),
+        };
+        for policy in [OnWorkerLoss::FailAll, OnWorkerLoss::FailTask] {
+            cell(0).store(0, Ordering::SeqCst);
+            let pool = builder().workers(1).state(make).on_worker_loss(policy).build().unwrap();
+            cell(0).store(1, Ordering::SeqCst);
+            let lost = outcome(pool.submit_with(spoil, &())).unwrap_err();
+            assert!(lost.is_worker_lost() && lost.to_string().contains("the database has burnt"), "{lost}");
+            // The first one's end is that of the pool; the second one's successor cannot start.
+            let error = outcome(pool.submit(|n: u32| n, &1)).unwrap_err();
+            assert!(
+                error.is_pool_failed() && error.to_string().contains("the database has burnt"),
+                "{error}"
+            );
+            pool.closed().wait();
+        }
     });
 }
 

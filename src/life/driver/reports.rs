@@ -120,12 +120,11 @@ impl Driver {
         let tasks_done = owned.tasks_done;
         let mut end =
             End { max_rss_kib, violation, verdict, tasks_done, hint, ..End::new(who, pid, status, stage) };
-        let mut failed_text = None;
         let mut unwinding = false;
         if let Some(lane) = owned.take_lane() {
             end.parting = lane.parting();
             if let Ok((state, text)) = lane.worker_state() {
-                failed_text = (state == WorkerState::Failed && stage == Stage::Starting).then_some(text);
+                end.failure = (state == WorkerState::Failed).then(|| text.into());
                 unwinding = state == WorkerState::Unwinding;
             }
             end.ran_for = lane.ran_for();
@@ -142,8 +141,9 @@ impl Driver {
         if core.phase() >= Phase::Ending {
             return;
         }
-        if let Some(text) = failed_text {
-            return self.fail(text);
+        // Later, a successor gets to try in a process that no task has spoilt; if that cannot start either, the pool fails.
+        if let Some(text) = end.failure.as_ref().filter(|_| stage == Stage::Starting) {
+            return self.fail(text.to_string());
         }
         if stage == Stage::Ending && !pending {
             return;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Lane, Parcel, Violation};
 use crate::ground::sys::clock;
-use crate::memory::layout::{ARENA_BYTES, slot_of};
+use crate::memory::layout::{WINDOW_BYTES, slot_of};
 use crate::protocol::wire::{Parting, WorkerState};
 use crate::sync::Ordering;
 
@@ -109,9 +109,10 @@ impl<T> Lane<T> {
         let state = state.ok_or(Violation("a worker's state is unknown"))?;
         let mut text = String::new();
         if state == WorkerState::Failed {
-            let len = words.text_bytes.load(Ordering::Relaxed).min(ARENA_BYTES as u64 / 2) as usize;
+            // Edge STATE: the text is older than the state.
+            let len = words.text_bytes.load(Ordering::Relaxed).min(WINDOW_BYTES as u64) as usize;
             let mut bytes = vec![0; len];
-            self.region.peer_arena().copy_out(0, &mut bytes);
+            self.region.call_window().copy_out(0, &mut bytes);
             text = String::from_utf8_lossy(&bytes).into_owned();
         }
         Ok((state, text))

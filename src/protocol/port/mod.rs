@@ -22,7 +22,7 @@ use crate::ground::doorbell::Ringer;
 use crate::ground::ring::RequestSlot;
 use crate::ground::spin::SpinBudget;
 use crate::ground::sys::SysError;
-use crate::memory::layout::ARENA_BYTES;
+use crate::memory::layout::WINDOW_BYTES;
 use crate::memory::region::WorkerRegion;
 use crate::protocol::records::OPEN_END;
 use crate::protocol::wire::{CANCELLED, Order, Parting, SHORTENED, WorkerState};
@@ -123,13 +123,13 @@ impl Port {
         }
     }
 
-    /// Tells the master how far this worker is.
+    /// Tells the master how far this worker is, and if that is its end, why: 64 KiB of text at most.
     pub(crate) fn set_state(&mut self, state: WorkerState, text: &str) {
-        let text = &text.as_bytes()[..text.len().min(ARENA_BYTES / 2)];
-        // Later, the arena belongs to results, which the master may not have read yet.
-        let unused = self.next == 0 && self.head == 0;
-        if unused && !text.is_empty() && self.region.reserve(text.len()).is_ok() {
-            self.region.arena().copy_in(0, text);
+        let text = &text.as_bytes()[..text.len().min(WINDOW_BYTES)];
+        // The arena may have results that the master has not read yet. The call window has nothing: a call that was answered was
+        // read whole before, and whoever has a text to leave makes no other one.
+        if !text.is_empty() && self.region.reserve_call_window(text.len()).is_ok() {
+            self.region.call_window().copy_in(0, text);
             self.region.b().state.0.text_bytes.store(text.len() as u64, Ordering::Relaxed);
         }
         // Edge STATE: the text before the state that it explains.
