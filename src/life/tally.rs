@@ -41,12 +41,13 @@ pub(crate) struct Tally {
     lost: u64,
     pub(super) moved_out: u64,
     pub(super) moved_in: u64,
-    /// Processes that were asked for.
+    /// Processes that were started: those that were asked for and could not be had are none.
     starts: u64,
     /// Bytes that lanes of earlier processes have carried.
     in_bytes: u64,
     out_bytes: u64,
-    /// When the present process was asked for, and when it became ready, of [`clock::now_ns`].
+    /// When a process was last asked for; when that was for the present one, and when that became ready, of [`clock::now_ns`].
+    ordered_ns: u64,
     asked_ns: Option<u64>,
     ready_ns: Option<u64>,
     /// How long earlier ones took to become ready, and how long they were.
@@ -97,9 +98,14 @@ impl Tally {
     }
 
     /// A process was asked for.
-    pub(super) fn note_start(&mut self, asked_ns: u64) {
+    pub(super) fn note_order(&mut self, asked_ns: u64) {
+        self.ordered_ns = asked_ns;
+    }
+
+    /// It was to be had.
+    pub(super) fn note_start(&mut self) {
         self.starts += 1;
-        self.asked_ns = Some(asked_ns);
+        self.asked_ns = Some(self.ordered_ns);
         self.ready_ns = None;
     }
 

@@ -15,8 +15,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, raise};
 
 use crate::support::{
-    Finished, cell, children, counter, eventually, fixed, gate, gone, in_process, meet, outcome, process,
-    scenario, scenario_output, signal, zygote,
+    Finished, cease_to_be_root, cell, children, counter, eventually, fixed, gate, gone, in_process, meet,
+    outcome, process, scenario, scenario_output, signal, zygote,
 };
 
 /// Ways for a process to end.
@@ -97,7 +97,7 @@ pub(crate) fn at_full_strength<E: 'static, S, W: 'static>(pool: &Pool<E, S, W>) 
 }
 
 /// Has the third failure to start a worker set a limit of process `pid` to `soft` again.
-fn relent(pid: u32, which: Resource, soft: u64, hard: u64) {
+pub(crate) fn relent(pid: u32, which: Resource, soft: u64, hard: u64) {
     hooks::set_log_error(move |message| {
         if message.contains("could not start worker 0") && counter(1).bump() == 2 {
             set_limit(pid, which, soft, hard);
@@ -105,7 +105,7 @@ fn relent(pid: u32, which: Resource, soft: u64, hard: u64) {
     });
 }
 
-fn set_limit(pid: u32, which: Resource, soft: u64, hard: u64) {
+pub(crate) fn set_limit(pid: u32, which: Resource, soft: u64, hard: u64) {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: reads the limit, and writes nothing.
     let done =
@@ -141,14 +141,7 @@ fn d_08_a_moment_without_descriptors_costs_no_pool() {
 #[test]
 fn d_08_a_moment_without_processes_costs_no_pool() {
     scenario(|| {
-        // SAFETY: it touches no memory, as the next ones.
-        if unsafe { libc::geteuid() } == 0 {
-            // Root may have as many as it likes.
-            // SAFETY: see above.
-            assert_eq!(unsafe { libc::setuid(65534) }, 0);
-        }
-        // SAFETY: see above. `/proc` would be root's else.
-        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+        cease_to_be_root();
         let pool = Pool::new(2).unwrap();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
         let zygote = zygote();

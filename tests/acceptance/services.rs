@@ -19,8 +19,8 @@ use nix::sys::signal::Signal;
 use crate::crashes::at_full_strength;
 use crate::payloads::Odd;
 use crate::support::{
-    BOUND, both, builder, cell, children, collect_errors, counter, errors, eventually, gate, gone, outcome,
-    quietly, scenario, signal,
+    BOUND, both, builder, cease_to_be_root, cell, children, collect_errors, counter, errors, eventually,
+    gate, gone, outcome, quietly, scenario, signal,
 };
 
 /// A worker of a pool whose service answers a `Q` with an `A`.
@@ -771,13 +771,7 @@ struct NoThreads(u64, u64);
 
 impl NoThreads {
     fn begin() -> Self {
-        if nix::unistd::geteuid().is_root() {
-            // Root may have as many as it likes.
-            let nobody = nix::unistd::Uid::from_raw(65534);
-            nix::unistd::setresuid(nobody, nobody, nobody).unwrap();
-            // `/proc` would be root's else.
-            nix::sys::prctl::set_dumpable(true).unwrap();
-        }
+        cease_to_be_root();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
         setrlimit(Resource::RLIMIT_NPROC, 0, hard).unwrap();
         Self(soft, hard)

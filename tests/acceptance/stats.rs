@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use forkring::{Granularity, Pool, Progress, Stats, Task, TaskFn, Worker, WorkerState};
+use forkring::{Granularity, Pool, Progress, Stats, Task, TaskFn, View, Worker, WorkerState};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 
+use crate::crashes::{relent, set_limit};
 use crate::streams::{counted, pulled};
 use crate::support::{
-    both, builder, cell, counter, eventually, exit_code_of, fork_and, gate, held, in_process, new_pool,
-    outcome, quietly, scenario, signal,
+    both, builder, cease_to_be_root, cell, counter, eventually, exit_code_of, fork_and, gate, held,
+    in_process, new_pool, outcome, quietly, scenario, signal, zygote,
 };
 
 /// `[submitted, queued, running, done, failed, cancelled, lost]`, which has to add up.
@@ -160,6 +162,28 @@ fn l_06_a_worker_keeps_its_figures_when_its_process_is_replaced() {
         assert!(table.contains(&after.workers[1].pid.unwrap().to_string()), "{table}");
         pool.close().wait();
         assert_eq!(pool.stats().workers[0].restarts, 1 + killed, "the end is no restart");
+    });
+}
+
+/// A process that could not be had is no start, and no generation.
+#[test]
+fn l_06_a_worker_that_could_not_be_started_at_once_is_counted_once() {
+    both(|| {
+        cease_to_be_root();
+        let pool = new_pool(1).unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        let starter = if in_process() { std::process::id() } else { zygote() };
+        relent(starter, Resource::RLIMIT_NPROC, soft, hard);
+        set_limit(starter, Resource::RLIMIT_NPROC, 0, hard);
+        pool.recycle_workers();
+        counter(1).wait_for(3);
+        let generation = outcome(pool.submit_with(|w: &Worker, _: &View<()>| w.generation(), &())).unwrap();
+        let worker = &pool.stats().workers[0];
+        assert_eq!((worker.generation, worker.restarts), (generation, 1));
+        assert_eq!(generation, 1);
+        pool.close().wait();
+        let worker = &pool.stats().workers[0];
+        assert_eq!((worker.generation, worker.restarts), (1, 1));
     });
 }
 

@@ -514,6 +514,16 @@ pub(crate) fn nothing_left(fds: usize) {
     assert_eq!(count_fds(), fds, "{:#?}", fds_of(std::process::id()));
 }
 
+/// Root may have as many processes as it likes: from here on their limit holds for this one.
+pub(crate) fn cease_to_be_root() {
+    if nix::unistd::geteuid().is_root() {
+        let nobody = nix::unistd::Uid::from_raw(65534);
+        nix::unistd::setresuid(nobody, nobody, nobody).unwrap();
+        // `/proc` would be root's else.
+        nix::sys::prctl::set_dumpable(true).unwrap();
+    }
+}
+
 /// Sends a signal.
 #[track_caller]
 pub(crate) fn signal(pid: u32, signal: Signal) {

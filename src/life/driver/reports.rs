@@ -86,6 +86,7 @@ impl Driver {
             let _ = pidfd.kill(nix::libc::SIGKILL);
         }
         owned.process = Some(Process { pid, hold: Hold::Process(pidfd) });
+        owned.tally.note_start();
         drop(owned);
         if self.check_start(who) {
             self.starting.retain(|(other, _)| *other != who);

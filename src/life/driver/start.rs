@@ -226,10 +226,15 @@ impl Driver {
         self.hang(who.station, response);
         self.expect(who, asked_ns, region, Some(process));
         let Nursery::Crew(crew) = &self.nursery else { return Ok(()) };
-        crew.start(member, theirs, bells).inspect_err(|_| {
-            self.processes -= 1;
-            self.dismiss(who);
-        })
+        match crew.start(member, theirs, bells) {
+            Ok(()) => self.core.stations[who.station].own(&self.core).tally.note_start(),
+            Err(error) => {
+                self.processes -= 1;
+                self.dismiss(who);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Nobody comes, so the station is as it was before it was asked for one. Where it had got to meanwhile, and whether it has work.
@@ -238,7 +243,6 @@ impl Driver {
         let mut owned = self.core.stations[who.station].own(&self.core);
         let stage = std::mem::replace(&mut owned.stage, Stage::Vacant);
         owned.process = None;
-        owned.tally.note_end();
         drop(owned.take_lane());
         (stage, !owned.is_empty())
     }

@@ -169,6 +169,6 @@ impl Owned<'_> {
         self.look_every = None;
         self.core.timed.clear(self.station.id);
         self.tasks_done = 0;
-        self.tally.note_start(asked_ns);
+        self.tally.note_order(asked_ns);
     }
 }
