@@ -127,9 +127,9 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// A value that each worker makes for itself, after `init`, and hands to its tasks as `&mut` through
     /// [`Worker::state`]. An error or a panic makes `build()` fail with that message; in a replacement it ends the pool.
     ///
-    /// It is made anew after a panic in a task that used it. If that fails, the worker leaves, the task ends with
-    /// [`WorkerLost`](crate::WorkerLost), which has [the cause](crate::WorkerLost::cause), as has the log, and a replacement starts
-    /// afresh: what the panic has left behind in the process costs no more than one task, and what lasts ends the pool.
+    /// It is made anew after a panic in a task that used it, once that task has its outcome. If that fails, the worker leaves, the log
+    /// says why, and a replacement starts afresh: what lasts ends the pool. In a batch, the next item ends with
+    /// [`WorkerLost`](crate::WorkerLost) then, which has [the cause](crate::WorkerLost::cause).
     ///
     /// ```
     /// use forkring::{Pool, View, Worker};
@@ -775,7 +775,7 @@ impl<E: 'static, S, W: 'static> Builder<E, S, W> {
     /// | handles of pools, used in a task | inert, [`NotInThisProcess`](TaskError::NotInThisProcess) | work. If every worker waits for a task of its own pool, they wait for ever |
     /// | [`start_worker`](WorkerInfo::start_worker) | unwinds the inherited stack | goes on to the worker's loop: there is nothing to unwind. It fails where it fails otherwise |
     /// | pids | the workers' | this program's |
-    /// | [`WorkerLost`](crate::WorkerLost) | | only if the state could not be made again after a panic, or memory was overwritten; peak memory is 0 |
+    /// | [`WorkerLost`](crate::WorkerLost) | | only if the state could not be made again after a panic in a batch, or memory was overwritten; peak memory is 0 |
     /// | [`max_worker_memory`](Self::max_worker_memory), [`max_address_space`](Self::max_address_space), [`worker_env`](Self::worker_env) | | an error of `build`, since threads share memory and environment |
     /// | [`process_group`](Self::process_group), [`close_inherited_fds`](Self::close_inherited_fds) | | no effect |
     /// | `cpu_time` and `resident_bytes` of [`stats`](Pool::stats) | the worker's | the whole program's, for each worker |

@@ -141,10 +141,13 @@ impl Call<'_> {
     }
 
     fn send_record(&self, ended: &Ended) {
-        let mut port = self.core.port.borrow_mut();
-        port.append_sized(ended.status, &ended.bytes);
-        point(Point::RecordUncommitted);
-        port.commit();
-        point(Point::RecordDone);
+        {
+            let mut port = self.core.port.borrow_mut();
+            port.append_sized(ended.status, &ended.bytes);
+            point(Point::RecordUncommitted);
+            port.commit();
+            point(Point::RecordDone);
+        }
+        self.core.renew_spoilt_state();
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct WorkerCore {
     pub(crate) state: RefCell<Option<Box<dyn Any>>>,
     /// Whether the running task has asked for the state.
     pub(crate) state_used: Cell<bool>,
+    /// Whether a task has panicked with the state in its hands.
+    state_spoilt: Cell<bool>,
     /// The request that is running.
     pub(crate) request: Cell<Option<u64>>,
     /// How many items of the batch before were cut off.
@@ -171,6 +173,7 @@ impl WorkerCore {
             port: RefCell::new(port),
             state: RefCell::new(None),
             state_used: Cell::new(false),
+            state_spoilt: Cell::new(false),
             request: Cell::new(None),
             left_out: Cell::new(0),
             result: Cell::default(),
@@ -357,9 +360,15 @@ impl WorkerCore {
         }
     }
 
-    /// After a panic: a state that the task had in its hands is made anew.
-    pub(crate) fn after_panic(&self) {
-        if !self.state_used.get() {
+    /// A task has panicked.
+    pub(crate) fn note_panic(&self) {
+        self.state_spoilt.set(self.state_used.get());
+    }
+
+    /// Makes a state anew that a task had in its hands as it panicked. The task is answered: its caller neither waits for this nor has
+    /// the worker's end for the panic, if it comes to that.
+    pub(crate) fn renew_spoilt_state(&self) {
+        if !self.state_spoilt.take() {
             return;
         }
         // A task that leaked its borrow leaves a state that cannot be replaced: the worker starts afresh.

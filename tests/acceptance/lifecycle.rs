@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     BOUND, Process, both, both_output, builder, cell, children, collect_errors, count_fds, counter, errors,
-    eventually, gate, gone, in_process, meet, new_pool, nothing_left, outcome, private_kib, process, quietly,
-    rss_kib, scenario, signal, zygote,
+    eventually, fixed, gate, gone, in_process, meet, new_pool, nothing_left, outcome, private_kib, process,
+    quietly, rss_kib, scenario, signal, zygote,
 };
 
 #[test]
@@ -648,6 +648,10 @@ fn the_state_is_made_anew_after_a_panic_that_held_it_and_only_then() {
 
 /// A task that panics with the state in its hands.
 fn spoil(w: &Worker<(), NoService, u32>, _: &View<()>) -> u32 {
+    spoil_state(w)
+}
+
+fn spoil_state(w: &Worker<(), NoService, u32>) -> u32 {
     drop(w.state());
     panic!("spoiled")
 }
@@ -661,22 +665,63 @@ fn large(n: usize) -> Vec<u8> {
 fn a_state_that_cannot_be_made_anew_costs_its_worker_and_says_why() {
     both(|| {
         collect_errors();
-        let pool = builder().workers(1).state(|_, ()| match counter(0).bump() {
-            1 => Err("the database is gone".into()),
+        // At its first and third making.
+        let pool = builder().workers(1).retries(2).state(|_, ()| match counter(0).bump() {
+            n @ (1 | 3) => Err(format!("the database is gone ({n})").into()),
             n => Ok(n),
         });
         let pool = pool.build().unwrap();
         assert_eq!(outcome(pool.submit(large, &100_000)).unwrap(), large(100_000));
-        let lost = outcome(pool.submit_with(spoil, &())).unwrap_err();
-        let TaskError::WorkerLost(lost) = lost else { panic!("{lost}") };
-        assert_eq!(lost.cause(), Some("after a panic, state failed: the database is gone"));
-        let says_why =
-            |text: &str| text.contains("left with exit code 70") && text.contains("the database is gone");
-        assert!(says_why(&lost.to_string()), "{lost}");
+        let panicked = outcome(pool.submit_with(spoil, &())).unwrap_err();
+        assert!(panicked.is_panicked() && panicked.to_string().contains("spoiled"), "{panicked}");
         let state = |w: &Worker<(), NoService, u32>, _: &View<()>| (w.generation(), *w.state());
         assert_eq!(outcome(pool.submit_with(state, &())).unwrap(), (1, 2), "made by the replacement");
-        let of_end = |text: &String| says_why(text) && text.ends_with("it is replaced");
-        assert_eq!(errors().iter().filter(|text| of_end(text)).count(), 1, "{:?}", errors());
+        let count = |text: &str| {
+            let says = |line: &&String| {
+                line.contains("left with exit code 70")
+                    && line.contains(text)
+                    && line.ends_with("it is replaced")
+            };
+            errors().iter().filter(says).count()
+        };
+        eventually("the log says why", || count("the database is gone (1)") == 1);
+        // In a batch, what comes behind the panic is in the worker's hands.
+        let item = |w: &Worker<(), NoService, u32>, n: &View<u32>| match n.to_native() {
+            1 => spoil_state(w),
+            n => n + w.generation() as u32,
+        };
+        let pool = pool.options().retries(0);
+        let outcomes: Vec<_> = pool.map_with(0..4_u32, item).granularity(fixed(4)).collect();
+        assert_eq!(outcomes[0].as_ref().ok(), Some(&1));
+        assert!(outcomes[1].as_ref().unwrap_err().is_panicked());
+        let Err(TaskError::WorkerLost(lost)) = &outcomes[2] else { panic!("{:?}", outcomes[2]) };
+        assert_eq!(lost.cause(), Some("after a panic, state failed: the database is gone (3)"));
+        assert!(lost.to_string().contains("the database is gone (3)"), "{lost}");
+        assert_eq!(outcomes[3].as_ref().ok(), Some(&5));
+    });
+}
+
+#[test]
+fn a_panic_that_held_the_state_is_told_before_that_is_made_anew_which_is_no_time_of_the_task() {
+    both(|| {
+        let make = |_: &forkring::WorkerInfo, _: &()| {
+            if counter(0).bump() > 0 {
+                gate(0).wait();
+            }
+            Ok(7_u32)
+        };
+        let pool =
+            builder().workers(1).task_timeout(Duration::from_millis(100)).retries(2).state(make).build();
+        let pool = pool.unwrap();
+        let panicked = outcome(pool.submit_with(spoil, &())).unwrap_err();
+        assert!(panicked.is_panicked(), "{panicked}");
+        gate(0).open();
+        assert_eq!(
+            outcome(pool.submit_with(|w: &Worker<(), NoService, u32>, _: &View<()>| *w.state(), &()))
+                .unwrap(),
+            7
+        );
+        assert_eq!(counter(0).get(), 2);
     });
 }
 
@@ -692,8 +737,7 @@ fn a_state_that_cannot_be_made_anew_in_the_replacement_either_ends_the_pool() {
             cell(0).store(0, Ordering::SeqCst);
             let pool = builder().workers(1).state(make).on_worker_loss(policy).build().unwrap();
             cell(0).store(1, Ordering::SeqCst);
-            let lost = outcome(pool.submit_with(spoil, &())).unwrap_err();
-            assert!(lost.is_worker_lost() && lost.to_string().contains("the database has burnt"), "{lost}");
+            assert!(outcome(pool.submit_with(spoil, &())).unwrap_err().is_panicked());
             // The first one's end is that of the pool; the second one's successor cannot start.
             let error = outcome(pool.submit(|n: u32| n, &1)).unwrap_err();
             assert!(
