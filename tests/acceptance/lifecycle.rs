@@ -426,8 +426,10 @@ fn two_hundred_pools_leave_descriptors_processes_and_memory_where_they_were() {
         // The allocator keeps an arena for each thread that ran at the same time.
         let allowed = if in_process() { 64 << 10 } else { 4096 };
         assert!(grown < allowed, "{grown} KiB more after 200 pools");
-        assert!(maps() <= mapped + 4, "{} mappings after {mapped}", maps());
         eventually("as few threads as before", || threads() <= running);
+        // So it does each arena's mappings, of which there are two; a thread's stack and its signal stack are four.
+        let more = if in_process() { 8 } else { 4 };
+        eventually("as few mappings as before", || maps() <= mapped + more);
         let text = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!text.contains("memfd"), "{text}");
     });
