@@ -13,12 +13,14 @@ mod rows;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
 use clap::Parser;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 
 use crate::measure::Scale;
+use crate::raw::CacheLines;
 use crate::report::{Report, Verdict};
 use crate::rows::{ROWS, Row};
 
@@ -63,8 +65,9 @@ fn main() -> Result<ExitCode> {
     println!("forkring beside others on {}{}", machine.describe(), if scale.quick { "; quick" } else { "" });
     let chosen = |row: &&Row| arguments.only.is_empty() || arguments.only.iter().any(|name| name == row.name);
     let mut reports = Vec::new();
+    let mut lines = CacheLines::start();
     for row in ROWS.iter().filter(chosen) {
-        let report = run_apart(row, scale);
+        let report = run_apart(row, scale, &mut lines);
         print!("{report}");
         reports.push(report);
     }
@@ -87,13 +90,31 @@ fn main() -> Result<ExitCode> {
 }
 
 /// Runs a row in a process of its own.
-fn run_apart(row: &Row, scale: Scale) -> Report {
+fn run_apart(row: &Row, scale: Scale, lines: &mut CacheLines) -> Report {
+    let line_before = line_ns(lines);
     let before = Ticks::now();
     let result = try_run_apart(row, scale);
     let others = Ticks::now().used_by_others_since(&before);
+    let line_ns = [line_before, line_ns(lines)];
     let report =
         result.unwrap_or_else(|error| Report { failure: Some(error.to_string()), ..Report::default() });
-    Report { name: row.name.to_owned(), title: row.title.to_owned(), others, ..report }
+    Report { name: row.name.to_owned(), title: row.title.to_owned(), others, line_ns, ..report }
+}
+
+/// What a line takes to the other core and back: the median of some runs.
+fn line_ns(lines: &mut CacheLines) -> f64 {
+    const RUNS: usize = 51;
+    const EXCHANGES: u32 = 1000;
+    let mut times = lines.awake(|exchange| {
+        let mut run = || {
+            let start = Instant::now();
+            (0..EXCHANGES).for_each(|n| assert_eq!(exchange(n.into()), u64::from(n) + 1));
+            start.elapsed().as_secs_f64() * 1e9 / f64::from(EXCHANGES)
+        };
+        [(); RUNS].map(|()| run())
+    });
+    times.sort_by(f64::total_cmp);
+    times[RUNS / 2]
 }
 
 fn try_run_apart(row: &Row, scale: Scale) -> Result<Report> {

@@ -24,6 +24,9 @@ pub(crate) struct Report {
     pub(crate) plot: Option<Plot>,
     /// How much of the machine others used meanwhile, from 0 to 1.
     pub(crate) others: f64,
+    /// What a cache line took to the other core and back before the row and after it, in ns. On a virtual machine it is several times
+    /// as much while the cores share no cache.
+    pub(crate) line_ns: [f64; 2],
     /// Why there is nothing in it.
     pub(crate) failure: Option<String>,
 }
@@ -222,7 +225,12 @@ impl fmt::Display for Report {
             )?;
         }
         let disturbed = if self.is_disturbed() { ": DISTURBED, measure again" } else { "" };
-        writeln!(f, "  others used {:.0} % of the machine meanwhile{disturbed}", self.others * 100.0)
+        let [before, after] = self.line_ns.map(short);
+        writeln!(
+            f,
+            "  others used {:.0} % of the machine meanwhile{disturbed}; a line took {before} ns there and back before, {after} after",
+            self.others * 100.0
+        )
     }
 }
 
