@@ -10,7 +10,7 @@ use crate::timings::Short;
 
 /// A value could not be turned into bytes, or bytes could not be turned into the value.
 ///
-/// The text is the one of the codec, for example the path to the field that failed validation.
+/// The text is the one of the codec, for example the path to the field that failed validation; 2 KiB of it at most.
 #[derive(Clone, Debug)]
 pub struct CodecError {
     message: Arc<str>,
@@ -18,7 +18,14 @@ pub struct CodecError {
 
 impl CodecError {
     pub(crate) fn new(message: impl fmt::Display) -> Self {
-        Self { message: Arc::from(message.to_string()) }
+        const BYTES_MAX: usize = 2 << 10;
+        let mut text = message.to_string();
+        // An archive that nests too deep names each of its steps.
+        if text.len() > BYTES_MAX {
+            text.truncate(text.floor_char_boundary(BYTES_MAX));
+            text.push('…');
+        }
+        Self { message: Arc::from(text) }
     }
 
     /// The codec's own words.
@@ -184,7 +191,7 @@ impl Panicked {
         Self { message: message.into(), location: location.into() }
     }
 
-    /// The panic's message, or a stand-in where the payload was not a string.
+    /// The panic's message, 1 MiB of it at most, or a stand-in where the payload was not a string.
     pub fn message(&self) -> &str {
         &self.message
     }

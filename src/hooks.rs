@@ -87,7 +87,9 @@ pub fn set_panic_format(f: impl Fn(&(dyn Any + Send)) -> String + Send + Sync + 
 }
 
 fn set<T: ?Sized>(hook: &RwLock<Option<Arc<T>>>, f: Arc<T>) {
-    *hook.write().unwrap_or_else(PoisonError::into_inner) = Some(f);
+    // The former one is the program's, and is dropped without the lock.
+    let former = hook.write().unwrap_or_else(PoisonError::into_inner).replace(f);
+    drop(former);
 }
 
 fn get<T: ?Sized>(hook: &RwLock<Option<Arc<T>>>) -> Option<Arc<T>> {

@@ -1,5 +1,5 @@
-//! What is to happen at a certain time: deadlines of tasks, and of futures that wait for room; the SIGKILL after a gentler signal.
-//! The driver sleeps no longer than until the first of them.
+//! What is to happen at a certain time: deadlines of tasks, and of futures that wait for room; the SIGKILL after a gentler
+//! signal. The driver sleeps no longer than until the first of them.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

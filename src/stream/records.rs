@@ -120,8 +120,8 @@ impl Arrivals {
 
     /// Wants `waker` called when something comes, or at a poke. `Ready`: there is something.
     pub(super) fn register(&self, waker: &Waker) -> Poll<()> {
-        // Whoever delivers takes the lock while it owns a station, so user code runs without it: the clone, and the drop of what may
-        // be all that is left of a task that has a stopper of this stream.
+        // Whoever delivers takes the lock while it owns a station, so user code runs without it: the clone, and the drop of what
+        // may be all that is left of a task that has a stopper of this stream.
         let waker = waker.clone();
         let mut state = self.state.lock();
         let is_there = !state.news.notes.is_empty() || state.poked;

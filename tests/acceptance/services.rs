@@ -114,7 +114,7 @@ fn a_result_from_before_a_call_does_not_wait_for_its_answer() {
                 n
             };
             let pool = builder().workers(1).wait_policy(policy).service(service).build().unwrap();
-            for n in 1..=if policy == WaitPolicy::Spin { 20 } else { 200 } {
+            for n in 1..=if policy == WaitPolicy::Spin { 5 } else { 200 } {
                 let quick = pool.submit(|n: u32| n, &n);
                 let asking = asks(&pool, n);
                 let answer = if n % 2 == 0 { quick.wait() } else { block_on(quick) };

@@ -1,4 +1,4 @@
-//! Wakers are user code: each future keeps the last one only, for as long as it lives, and none is cloned or dropped under a lock.
+//! Wakers are user code: a future keeps the last one only, for as long as it lives, and none is cloned or dropped under a lock.
 
 #![allow(unsafe_code, reason = "wakers whose clones and drops run code")]
 

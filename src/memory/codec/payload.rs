@@ -85,6 +85,9 @@ impl<I> Input for I where I: ArchiveUnsized<Archived: Root> + SerializeUnsized<E
 /// * types of others that implement serde's traits, in a `forkring::Serde` (feature `serde`);
 /// * any error, as [`RemoteError`](crate::RemoteError).
 ///
+/// In generic code, ask for what travels: of `T: Payload` alone the compiler does not conclude that a `Vec<T>` travels, but
+/// `where Vec<T>: Payload` says so.
+///
 /// Implemented for every such type; there is nothing to implement by hand. Archives may nest 256
 /// pointers deep, which a linked list of boxes reaches sooner than one thinks: prefer a `Vec`.
 ///
