@@ -127,9 +127,9 @@ impl<E: 'static, S, W: 'static, M> Builder<E, S, W, M> {
     /// A value that each worker makes for itself, after `init`, and hands to its tasks as `&mut` through
     /// [`Worker::state`]. An error or a panic makes `build()` fail with that message; in a replacement it ends the pool.
     ///
-    /// It is made anew after a panic in a task that used it, once that task has its outcome. If that fails, the worker leaves, the log
-    /// says why, and a replacement starts afresh: what lasts ends the pool. In a batch, the next item ends with
-    /// [`WorkerLost`](crate::WorkerLost) then, which has [the cause](crate::WorkerLost::cause).
+    /// It is made anew after a panic in a task that used it, in that task's time. If that fails, the task ends with its panic all the
+    /// same, the worker leaves, the log says why, and a replacement starts afresh: what lasts ends the pool. In a batch, the next item ends
+    /// with [`WorkerLost`](crate::WorkerLost) then, which has [the cause](crate::WorkerLost::cause).
     ///
     /// ```
     /// use forkring::{Pool, View, Worker};

@@ -291,7 +291,7 @@ impl WorkerLost {
         self.inner.tasks_done
     }
 
-    /// Why the worker left, where it said so: its state could not be made anew after a panic in the item before
+    /// Why the worker left, where it said so: its state could not be made anew after a panic in the item before, in a batch
     /// ([`Builder::state`](crate::Builder::state)).
     pub fn cause(&self) -> Option<&str> {
         self.inner.cause.as_deref()

@@ -6,8 +6,8 @@ use std::any::Any;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -252,11 +252,13 @@ pub(crate) fn launch(
     Err(Error::new(format!("the pool {name:?} could not be built: {cause}")))
 }
 
-/// What this process needs once. Under the lock that a zygote is forked under: no other pool's zygote inherits half of it.
+/// What this process needs once. No other pool's zygote inherits half of it: see [`fork_zygote`].
 fn install() -> Result<(), SysError> {
-    let _registry = registry::lock();
-    registry::install()?;
-    barrier::install();
+    {
+        let _registry = registry::lock();
+        registry::install()?;
+        barrier::install();
+    }
     panics::install(crate::life::service::describe_handler);
     Ok(())
 }
@@ -268,12 +270,14 @@ fn fork_zygote(
     workers: usize,
     record: Option<PathBuf>,
 ) -> Result<Ends, SysError> {
+    let mut hook = panics::keep_hook();
     let mut registry = registry::lock();
     let Shared { socket, theirs, driver_bell, driver_ringer, master, stations, record } =
         prepare(&mut registry, workers, record.as_deref())?;
     let launch = Launch { seed, socket: theirs, driver_ringer, master, foreign: registry.all() };
     let at_fork = Box::into_raw(Box::new(AtFork { launch, socket, driver_bell, stations, handler, record }));
-    let forked = fork_and_run(&mut registry, at_fork);
+    let forked = fork_and_run(&mut registry, &mut hook, at_fork);
+    drop(hook);
     // SAFETY: made by `Box::into_raw` above; the zygote has its own copy.
     let AtFork { launch, socket, driver_bell, stations, handler, record } =
         *unsafe { Box::from_raw(at_fork) };
@@ -352,7 +356,11 @@ fn prepare(registry: &mut Registry, workers: usize, record: Option<&Path>) -> Re
 }
 
 /// Forks. Apart from the frames of callers there is nothing here for a worker to unwind but plain words.
-fn fork_and_run(registry: &mut Registry, at_fork: *mut AtFork) -> Result<process::Pid, SysError> {
+fn fork_and_run(
+    registry: &mut Registry,
+    hook: &mut Option<MutexGuard<'static, ()>>,
+    at_fork: *mut AtFork,
+) -> Result<process::Pid, SysError> {
     let fork = registry.around_fork(|| {
         // SAFETY: the child runs `zygote::run`, which takes no lock of this process but malloc's.
         unsafe { process::fork() }
@@ -361,6 +369,7 @@ fn fork_and_run(registry: &mut Registry, at_fork: *mut AtFork) -> Result<process
         Fork::Parent(pid) => Ok(pid),
         Fork::Child => {
             registry.abandon();
+            drop(hook.take());
             // SAFETY: in the child nobody else has the box, and nobody frees it.
             let at_fork: &'static AtFork = unsafe { &*at_fork };
             zygote::run(&at_fork.launch)

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 thread_local! {
     /// Whether the hook has noted a panic since [`forget`].
@@ -33,15 +34,26 @@ impl Drop for Installed {
     }
 }
 
+/// Held while a hook of ours is set, and while a zygote is forked: it would inherit the lock that std sets a hook under, held. No other
+/// lock will do. A hook of the program's, which runs under std's lock, may fork, or wait for a pool.
+static SETTING: Mutex<()> = Mutex::new(());
+
+/// Keeps other threads from setting a hook of ours. Not where this thread panics: whoever sets one may be waiting for its hook to return.
+pub(crate) fn keep_hook() -> Option<MutexGuard<'static, ()>> {
+    let is_free = !std::thread::panicking();
+    is_free.then(|| SETTING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// Puts a hook in front of the program's that notes the location of each panic, unless there is one: it is inherited by
 /// workers, and changes nothing for the program. It is set in the master, before the fork, because the hook's lock
-/// may be held by another thread at the moment of a fork; so nobody forks meanwhile.
+/// may be held by another thread at the moment of a fork.
 ///
 /// In workers and in handlers of services it stands for std's: see [`tell`]. A hook that the program has set is called there
 /// as everywhere. `handler` says whose handler the thread runs that calls it, if any.
 pub(crate) fn install(handler: fn() -> Option<String>) {
     // A thread that panics cannot set a hook.
-    if std::thread::panicking() || INSTALLED.swap(true, Ordering::AcqRel) {
+    let Some(_setting) = keep_hook() else { return };
+    if INSTALLED.swap(true, Ordering::AcqRel) {
         return;
     }
     let installed = Installed;
@@ -159,4 +171,34 @@ impl Caught {
 pub(crate) fn guard<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
     forget();
     catch_unwind(AssertUnwindSafe(f)).map_err(Caught::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards something itself while it is dropped.
+    struct Guards;
+
+    impl Drop for Guards {
+        fn drop(&mut self) {
+            assert!(guard(|| ()).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_place_is_known_behind_a_guard_on_the_way_and_forgotten_before_the_next_one() {
+        install(|| None);
+        let caught = guard(|| {
+            let _guards = Guards;
+            panic!("on its way")
+        });
+        let caught: Caught = caught.unwrap_err();
+        assert_eq!(caught.message, "on its way");
+        assert!(caught.location.contains("panics.rs:"), "{caught}");
+        let _ = catch_unwind(|| panic!("that somebody catches"));
+        let again = guard(|| std::panic::resume_unwind(Box::new("again")));
+        let again: Caught = again.unwrap_err();
+        assert_eq!((&*again.message, &*again.location), ("again", ""));
+    }
 }

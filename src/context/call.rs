@@ -134,13 +134,13 @@ impl<'a> Call<'a> {
     fn answer_other(&self, ended: &Ended) {
         point(Point::Encoded);
         self.core.port.borrow_mut().answer(self.request.index, ended.status, &ended.bytes);
-        self.core.renew_spoilt_state();
+        self.core.leave_if_stateless();
     }
 
     #[cold]
     pub(super) fn panicked(&self, Caught { message, location }: Caught) -> Ended {
         point(Point::PanicCaught);
-        self.core.note_panic();
+        self.core.after_panic();
         let bytes = Panic { message: message.into(), location: location.into() }.to_bytes();
         Ended { status: Status::Panicked, bytes }
     }
@@ -175,7 +175,7 @@ impl<'a> Call<'a> {
         };
         // An outcome other than a value is rare, and need not keep the buffer.
         send(&mut core.port.borrow_mut(), ended.status, &ended.bytes);
-        core.renew_spoilt_state();
+        core.leave_if_stateless();
     }
 }
 

@@ -148,6 +148,6 @@ impl Call<'_> {
             port.commit();
             point(Point::RecordDone);
         }
-        self.core.renew_spoilt_state();
+        self.core.leave_if_stateless();
     }
 }

@@ -5,9 +5,9 @@
 //! then looks for surplus; one that gets a surplus adds itself to that set and then looks for idle stations. Both do
 //! so with sequentially consistent operations, so one of the two sees the other (edge BALANCE).
 //!
-//! A station that gets one small task stays in the idle set: it may be idle again before anybody looks, and a thread that submits and
-//! waits in turns then changes no word that others use. So whoever takes a station for idle looks, as its owner, whether it
-//! is, and has it leave the set if not; and so does whoever waits for that task.
+//! A station that gets one small task stays in the idle set: a submit then changes no word that others use. So whoever takes a station
+//! for idle looks, as its owner, whether it is, and has it leave the set if not; and so does whoever waits for that task, who has the
+//! time for it.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -117,6 +117,11 @@ impl Core {
         let found = self.idle.find(first, |station| self.stations[station].is_at_hand())?;
         FOUND.set(found);
         Some(found)
+    }
+
+    /// Whether any worker has nothing to do.
+    pub(crate) fn has_idle(&self) -> bool {
+        self.own_idle().is_some()
     }
 
     /// Owns a station that is idle. It is in the set still if it was at hand.
@@ -236,6 +241,7 @@ impl Core {
         self.busy_stations().for_each(|station| station.own(self).poll());
     }
 
+    /// Those that have something to do. One that has no more than a small task may be missing, which no stream has sent.
     fn busy_stations(&self) -> impl Iterator<Item = &Station> {
         self.stations.iter().filter(|station| !self.idle.contains(station.id))
     }
@@ -246,7 +252,7 @@ impl Core {
             1 => 0,
             _ if !self.surplus.contains(station) => station,
             // In runs, when all have enough.
-            _ => self.idle.take().unwrap_or_else(|| self.next_in_turn()),
+            _ => self.own_idle().map_or_else(|| self.next_in_turn(), |owned| owned.station.id),
         }
     }
 

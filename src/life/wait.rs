@@ -169,11 +169,9 @@ fn steps_back(job: &impl Awaited) -> bool {
 impl Core {
     /// Waits for a job that is the caller's to take, or for whatever else comes from a worker. `false`: the time was over first.
     pub(crate) fn wait(&self, job: &impl Awaited, deadline: Option<Instant>) -> bool {
-        if job.is_done() {
-            return true;
-        }
         // Who spins for ever does not come to where others sleep.
-        let _nested = self.spin.is_endless().then(|| super::service::nested_wait(self, job));
+        let _nested =
+            (self.spin.is_endless() && !job.is_done()).then(|| super::service::nested_wait(self, job));
         loop {
             if job.is_done() {
                 return true;

@@ -64,8 +64,8 @@ pub(crate) struct WorkerCore {
     pub(crate) state: RefCell<Option<Box<dyn Any>>>,
     /// Whether the running task has asked for the state.
     pub(crate) state_used: Cell<bool>,
-    /// Whether a task has panicked with the state in its hands.
-    state_spoilt: Cell<bool>,
+    /// Why there is no state any more.
+    stateless: Cell<Option<String>>,
     /// The request that is running.
     pub(crate) request: Cell<Option<u64>>,
     /// How many items of the batch before were cut off.
@@ -173,7 +173,7 @@ impl WorkerCore {
             port: RefCell::new(port),
             state: RefCell::new(None),
             state_used: Cell::new(false),
-            state_spoilt: Cell::new(false),
+            stateless: Cell::new(None),
             request: Cell::new(None),
             left_out: Cell::new(0),
             result: Cell::default(),
@@ -360,26 +360,31 @@ impl WorkerCore {
         }
     }
 
-    /// A task has panicked.
-    pub(crate) fn note_panic(&self) {
-        self.state_spoilt.set(self.state_used.get());
-    }
-
-    /// Makes a state anew that a task had in its hands as it panicked. The task is answered: its caller neither waits for this nor has
-    /// the worker's end for the panic, if it comes to that.
-    pub(crate) fn renew_spoilt_state(&self) {
-        if !self.state_spoilt.take() {
+    /// After a panic: a state that the task had in its hands is made anew. Before the task is answered: until then its worker is busy, and
+    /// the task's time limit holds.
+    pub(crate) fn after_panic(&self) {
+        if !self.state_used.get() {
             return;
         }
         // A task that leaked its borrow leaves a state that cannot be replaced: the worker starts afresh.
-        let Ok(mut state) = self.state.try_borrow_mut() else {
-            self.fail("after a panic, the state cannot be made anew: its borrow was leaked")
+        let failure = match self.state.try_borrow_mut() {
+            Err(_) => Err("the state cannot be made anew: its borrow was leaked".to_owned()),
+            Ok(mut state) => {
+                let old = state.take();
+                drop(state);
+                let _ = panics::guard(|| drop(old));
+                self.make_state()
+            }
         };
-        let old = state.take();
-        drop(state);
-        let _ = panics::guard(|| drop(old));
-        if let Err(text) = self.make_state() {
-            self.fail(&format!("after a panic, {text}"));
+        if let Err(text) = failure {
+            self.stateless.set(Some(format!("after a panic, {text}")));
+        }
+    }
+
+    /// The task that panicked is answered: its caller has the panic, and the worker leaves if there is no state for others.
+    pub(crate) fn leave_if_stateless(&self) {
+        if let Some(text) = self.stateless.take() {
+            self.fail(&text);
         }
     }
 }

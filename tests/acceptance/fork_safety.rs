@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use forkring::{Pool, Task, TaskError, View, Worker, hooks};
@@ -732,4 +732,32 @@ fn output_that_was_not_flushed_appears_once() {
         assert!(finished.status.success(), "{finished:?}");
         assert_eq!(finished.stdout.matches("half a line").count(), 1, "{finished:?}");
     }
+}
+
+/// A crash reporter: a panic hook that forks, while another thread builds the first pool and waits for the hook to return.
+#[test]
+fn a_panic_hook_may_fork_while_a_pool_is_built() {
+    static BUILDER: AtomicI32 = AtomicI32::new(0);
+    scenario(|| {
+        std::panic::set_hook(Box::new(|_| {
+            counter(0).bump();
+            eventually("the builder waits", || {
+                let thread = BUILDER.load(Ordering::SeqCst);
+                let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+                thread != 0 && stat.is_ok_and(|stat| stat.contains(") S "))
+            });
+            assert_eq!(exit_code_of(fork_and(|| 7)), 7);
+            counter(1).bump();
+        }));
+        let reporting = std::thread::spawn(|| std::panic::catch_unwind(|| panic!("reported")).is_err());
+        counter(0).wait_for(1);
+        let building = std::thread::spawn(|| {
+            BUILDER.store(nix::unistd::gettid().as_raw(), Ordering::SeqCst);
+            Pool::new(1).unwrap()
+        });
+        counter(1).wait_for(1);
+        assert!(reporting.join().unwrap());
+        let pool = building.join().unwrap();
+        assert_eq!(outcome(pool.submit(|n: u32| n, &1)).unwrap(), 1);
+    });
 }

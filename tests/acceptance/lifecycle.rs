@@ -704,30 +704,6 @@ fn a_state_that_cannot_be_made_anew_costs_its_worker_and_says_why() {
 }
 
 #[test]
-fn a_panic_that_held_the_state_is_told_before_that_is_made_anew_which_is_no_time_of_the_task() {
-    both(|| {
-        let make = |_: &forkring::WorkerInfo, _: &()| {
-            if counter(0).bump() > 0 {
-                gate(0).wait();
-            }
-            Ok(7_u32)
-        };
-        let pool =
-            builder().workers(1).task_timeout(Duration::from_millis(100)).retries(2).state(make).build();
-        let pool = pool.unwrap();
-        let panicked = outcome(pool.submit_with(spoil, &())).unwrap_err();
-        assert!(panicked.is_panicked(), "{panicked}");
-        gate(0).open();
-        assert_eq!(
-            outcome(pool.submit_with(|w: &Worker<(), NoService, u32>, _: &View<()>| *w.state(), &()))
-                .unwrap(),
-            7
-        );
-        assert_eq!(counter(0).get(), 2);
-    });
-}
-
-#[test]
 fn a_state_that_cannot_be_made_anew_in_the_replacement_either_ends_the_pool() {
     both(|| {
         quietly();

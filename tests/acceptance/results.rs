@@ -622,22 +622,6 @@ fn c_02_a_place_is_that_of_the_panic_and_not_of_one_that_somebody_has_caught() {
         let (message, place) = place_of(pool.submit(|n: u32| -> u32 { panic!("its own {n}") }, &3));
         assert_eq!(message, "its own 3");
         assert!(place.contains("results.rs"), "{place}");
-        // A destructor that guards something itself, while the panic is on its way.
-        let (message, place) = place_of(pool.submit(
-            |n: u32| -> u32 {
-                struct Cleans;
-                impl Drop for Cleans {
-                    fn drop(&mut self) {
-                        let _ = std::panic::catch_unwind(|| ());
-                    }
-                }
-                let _cleans = Cleans;
-                panic!("on its way {n}")
-            },
-            &4,
-        ));
-        assert_eq!(message, "on its way 4");
-        assert!(place.contains("results.rs"), "{place}");
         // In a handler.
         let _ = std::panic::catch_unwind(|| panic!("in the program"));
         let ask = |w: &Worker<(), Service<u32, u32>>, n: &View<u32>| {

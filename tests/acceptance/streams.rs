@@ -9,8 +9,8 @@ use forkring::{Granularity, Pool, TaskError, View, Worker};
 use crate::crashes::{Crash, die};
 use crate::payloads::Odd;
 use crate::support::{
-    both, builder, cell, children, counter, eventually, fixed, gate, meet, new_pool, rss_kib, scenario,
-    signal,
+    both, builder, cell, children, counter, eventually, fixed, gate, meet, new_pool, return_freed_memory,
+    rss_kib, scenario, signal,
 };
 
 /// Sizes 1, 6, n, n + 10 for n items, and one that does not divide n.
@@ -554,7 +554,13 @@ fn f_15_an_item_is_produced_only_when_the_window_has_room() {
 #[test]
 fn f_16_an_infinite_source_takes_no_memory_and_stops_when_dropped() {
     both(|| {
+        return_freed_memory();
         let pool = new_pool(2).unwrap();
+        // A worker that is held up for a while has its arenas filled, which are touched here before anything is measured.
+        let echo = |_: &Worker, row: &View<[u8]>| row.to_vec();
+        for row in pool.broadcast_with(echo, &vec![7_u8; (4 << 20) - 1024][..]) {
+            assert_eq!(row.unwrap().len(), (4 << 20) - 1024);
+        }
         for ordered in [true, false] {
             cell(PULLED).store(0, SeqCst);
             let stream = pool.map(counted(), |n: u32| n).granularity(fixed(500));

@@ -40,7 +40,7 @@ impl Core {
         }
     }
 
-    /// How many workers have something to do, or are not ready.
+    /// How many workers have something to do, or are not ready. One whose small task nobody waits for may be missing.
     pub(crate) fn busy(&self) -> usize {
         match self.stations.len() {
             1 => 1,

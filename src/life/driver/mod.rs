@@ -57,9 +57,10 @@ const BELL: u64 = 0;
 const SOCKET: u64 = 1;
 const ZYGOTE: u64 = 2;
 
-/// The driver comes by at a watched station this often. With several stations, one that has run dry may be waiting for
+/// The driver comes by at a watched station this often, where nobody else is there. With several stations, one that has run dry may be waiting for
 /// what another one has too much of.
 const ROUND: Duration = Duration::from_millis(1);
+/// Where somebody is there anyway.
 const ROUND_MAX: Duration = Duration::from_millis(4);
 /// A look that comes later than this after its time means that this process had been stopped.
 const STOOD_STILL: Duration = Duration::from_millis(100);
@@ -86,8 +87,7 @@ pub(crate) struct Driver {
     init_timeout: Duration,
     /// Stations that want a worker, and from when on.
     vacant: VecDeque<(usize, Instant)>,
-    /// Workers that are not ready yet, and until when they have to be.
-    /// Until when they may take.
+    /// Workers that are not ready yet, and until when they have to be (`None`: without limit).
     starting: Vec<(Who, Option<Instant>)>,
     /// Until its next round.
     pace: Duration,
@@ -296,6 +296,7 @@ impl Driver {
         self.pace = if is_alone { ROUND } else { (2 * self.pace).min(ROUND_MAX) };
         if !self.core.watched.any() {
             self.core.end_rounds();
+            self.pace = ROUND;
         }
     }
 

@@ -100,10 +100,10 @@ impl Owned<'_> {
         let shared = job.job();
         let index = lane.push_small(job, request)?;
         JobRef::note_place(shared, Place { station: id, spot: Spot::Ring(index) });
-        let is_first = lane.in_flight() == 1;
+        let is_alone = lane.in_flight() == 1;
         lane.ring_if_asleep();
         inner.may_spare = true;
-        if !is_first {
+        if !is_alone {
             self.leave_idle();
         }
         Ok(())

@@ -140,6 +140,8 @@ impl<T> Lane<T> {
             }
         }
         self.order(Order::GivenUp);
+        // Nobody takes its responses any more, which edge TOLD relies on.
+        self.ring();
     }
 
     /// Tells the task that runs that its result is not wanted.

@@ -29,7 +29,7 @@ impl Port {
         if self.stamps {
             self.stamp_answer(index);
         }
-        if self.is_first {
+        if self.first_since_nap {
             self.foretell_nap();
         }
         self.region.response(index).publish(index, head);

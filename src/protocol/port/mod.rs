@@ -64,7 +64,7 @@ pub(crate) struct Port {
     /// Whether it has slept since it last rang.
     has_woken: bool,
     /// Whether its next response is the first one since it has slept.
-    is_first: bool,
+    first_since_nap: bool,
     /// Whether the master was asked to look at the claim word since the last request.
     complained: bool,
     /// Bytes of the calls made so far, and of the answers received.
@@ -108,7 +108,7 @@ impl Port {
             late: 0,
             leave: 0,
             has_woken: false,
-            is_first: false,
+            first_since_nap: false,
             complained: false,
             calls: 0,
             call_sent: 0,

@@ -26,9 +26,6 @@ impl Port {
         match self.look(request) {
             Some(Look::Start) => {
                 self.run = self.run.saturating_add(1);
-                if self.told_nap.is_some() {
-                    self.end_nap();
-                }
                 true
             }
             Some(Look::Leave) => false,
@@ -125,6 +122,9 @@ impl Port {
                         prefetch::for_reading(self.region.request(index + prefetch::SLOTS_AHEAD));
                     }
                     if self.open(index, head, request) {
+                        if self.told_nap.is_some() {
+                            self.end_nap();
+                        }
                         return Some(Look::Start);
                     }
                 }

@@ -53,7 +53,8 @@ impl Port {
         // Whoever woke this worker may be waiting for the CPU that it woke up on.
         let has_woken = std::mem::take(&mut self.has_woken);
         if has_woken && Wake::of(wake) == Wake::Driver {
-            // He may be about to look for himself, which spares two wake-ups. Edge SLEEP holds for this later look too.
+            // He may be about to look for himself, which spares two wake-ups. Edge SLEEP holds for this later look too. A nap that was
+            // told follows in either case: he has been here, or is rung.
             std::thread::yield_now();
             wake = self.region.a().wake.0.load(Ordering::Relaxed);
         } else if Wake::of(wake) == Wake::Nobody && self.told_nap.is_some() {
@@ -115,6 +116,7 @@ impl Port {
 
     /// Waits until `look` finds something. `None`: this worker was given up meanwhile.
     pub(super) fn wait_for<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        debug_assert!(self.told_nap.is_none(), "what else the master publishes is not covered by edge TOLD");
         if let Some(found) = look(self) {
             return Some(found);
         }
@@ -139,7 +141,7 @@ impl Port {
     /// for this worker. So neither side needs a fence.
     #[cold]
     pub(super) fn foretell_nap(&mut self) {
-        self.is_first = false;
+        self.first_since_nap = false;
         let wake = self.region.a().wake.0.load(Ordering::Relaxed);
         let rings_at_once = wake != self.rung && Wake::of(wake) != Wake::Nobody && Wake::leave_of(wake) == 0;
         if rings_at_once
@@ -182,7 +184,7 @@ impl Port {
             let asleep_since = Instant::now();
             self.region.a().bell.0.wait(rings, (!fenced).then_some(UNFENCED_SLEEP));
             self.patience = self.spin.after_sleep(asleep_since.elapsed());
-            (self.has_woken, self.is_first) = (true, true);
+            (self.has_woken, self.first_since_nap) = (true, true);
             point(Point::Woken);
         }
         self.end_nap();

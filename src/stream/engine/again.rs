@@ -123,7 +123,7 @@ impl<R: Payload> Engine<R> {
             auto.is_running(SLOW.as_nanos() as u64);
         }
         let core = self.handle.core();
-        if !core.idle.any() {
+        if !core.has_idle() {
             return;
         }
         let Some(Parcel { code: _, batch: Some(batch), input }) = core.shorten(job, generation) else {
