@@ -105,7 +105,8 @@ impl<R> Task<R> {
     }
 
     /// Cancels the task. `true`: it had not started and never will; it ends with [`TaskError::Cancelled`]. `false`: it
-    /// is running, and can see that it is cancelled, or it is over.
+    /// is running, and can see that it is cancelled, or it is over. A worker that takes it at this very moment may see the cancellation
+    /// and leave it: then it ends with `Cancelled` too, and has not run.
     pub fn cancel(&self) -> bool {
         self.job().is_some_and(|job| cancel(job.core(), job, job.generation()))
     }

@@ -143,7 +143,9 @@ fn judge(seed: u64, n: u64, cancelled: bool, result: &Result<u64, TaskError>, ta
                 TaskError::Panicked(_) => (fate == Fate::Panic, "panicked"),
                 TaskError::TimedOut { .. } => (fate == Fate::Hang, "timed out"),
                 TaskError::Cancelled if cancelled => (times == 0, "cancelled"),
-                TaskError::Cancelled => (fate == Fate::Kill, "killed"),
+                TaskError::Cancelled if fate == Fate::Kill => (true, "killed"),
+                // Its worker had just taken it, and saw the mark in time.
+                TaskError::Cancelled => (fate == Fate::Cancel && times == 0, "left"),
                 // A worker may die between its claim and the task's first step.
                 TaskError::WorkerLost(_) => (true, "lost"),
                 _ => (false, "?"),
