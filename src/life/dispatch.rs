@@ -126,23 +126,27 @@ impl Core {
 
     /// Owns a station that is idle. It is in the set still if it was at hand.
     fn own_idle(&self) -> Option<Owned<'_>> {
-        if self.stations.len() == 1 {
-            return None;
-        }
-        loop {
-            let owned = match self.idle_at_hand() {
-                Some(station) => self.stations[station].try_own(self),
-                None => {
-                    let mut owned = self.stations[self.idle.take()?].own(self);
-                    owned.leave_idle();
-                    Some(owned)
-                }
-            };
-            if let Some(mut owned) = owned {
+        while let Some(station) = self.idle_at_hand() {
+            if let Some(mut owned) = self.stations[station].try_own(self) {
                 if owned.has_nothing_to_do() {
                     return Some(owned);
                 }
                 owned.leave_idle();
+            }
+        }
+        self.take_idle(false)
+    }
+
+    /// Takes an idle station out of the set, whoever has it. `is_quiet`: for a move.
+    fn take_idle(&self, is_quiet: bool) -> Option<Owned<'_>> {
+        loop {
+            let mut owned = self.stations[self.idle.take()?].own(self);
+            if is_quiet {
+                owned.keep_quiet();
+            }
+            owned.leave_idle();
+            if owned.has_nothing_to_do() {
+                return Some(owned);
             }
         }
     }
@@ -318,7 +322,7 @@ impl Core {
                 self.catch_up(rich);
                 continue;
             }
-            let Some(mut poor) = self.take_idle() else {
+            let Some(mut poor) = self.take_idle(true) else {
                 let mut owned = self.stations[rich].own(self);
                 owned.keep_quiet();
                 owned.tally.moved_in += jobs.len() as u64;
@@ -333,18 +337,6 @@ impl Core {
             }
             drop(poor);
             self.catch_up(rich);
-        }
-    }
-
-    /// Takes an idle station out of the set, for a move.
-    fn take_idle(&self) -> Option<Owned<'_>> {
-        loop {
-            let mut owned = self.stations[self.idle.take()?].own(self);
-            owned.keep_quiet();
-            owned.leave_idle();
-            if owned.has_nothing_to_do() {
-                return Some(owned);
-            }
         }
     }
 

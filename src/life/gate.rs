@@ -349,14 +349,14 @@ impl Admission {
         self.sleep();
         // Whatever was run for others meanwhile may have used up a wake-up of this thread's. But the verdict comes before
         // the wake-up, so none is missed.
-        let mut deadlock = error.take();
+        let deadlock = error.take();
         while deadlock.is_none() && !self.is_decided() {
             if !parker.park(due) {
                 break;
             }
         }
         // `Terminated` when the time is over: see `no_place`.
-        self.leave().ok_or(deadlock.take().unwrap_or(TaskError::Terminated))
+        self.leave().ok_or(deadlock.unwrap_or(TaskError::Terminated))
     }
 
     /// As [`Core::take_place`], for a future. To be called in the pool's own process only.

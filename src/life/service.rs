@@ -161,9 +161,8 @@ fn guarded(handler: impl FnOnce() -> Answer) -> Answer {
     panics::guard(handler).unwrap_or_else(panicked)
 }
 
-fn panicked(Caught { message, location }: Caught) -> Answer {
-    let at = if location.is_empty() { String::new() } else { format!(" (at {location})") };
-    (AnswerKind::Panicked, AlignedBytes::from(format!("{message}{at}").as_bytes()))
+fn panicked(caught: Caught) -> Answer {
+    (AnswerKind::Panicked, AlignedBytes::from(caught.to_string().as_bytes()))
 }
 
 /// An async handler at work on one call, or about to be.

@@ -22,7 +22,7 @@ pub(crate) enum Timer {
     Kill(Who),
     /// A future has waited for room for long enough. It may have left the line long since.
     Alarm(Alarm),
-    /// The pool's own, for a moment: a waker of the user's would be kept until its time.
+    /// A stream's own, for a moment: the program's would be kept until its time.
     Wake(Waker),
 }
 
@@ -85,7 +85,7 @@ impl Timers {
     pub(crate) fn add(&self, at: Instant, timer: Timer) -> bool {
         let mut queue = self.queue.lock();
         if queue.closed {
-            // A waker is the program's, and is dropped outside of the lock.
+            // It may be all that is left of a stream, which has a waker of the program's: dropped outside of the lock.
             drop(queue);
             drop(timer);
             return false;

@@ -13,13 +13,13 @@ mod rows;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 
-use crate::measure::Scale;
+use crate::measure::{P50, Sampling, Scale};
 use crate::raw::CacheLines;
 use crate::report::{Report, Verdict};
 use crate::rows::{ROWS, Row};
@@ -103,18 +103,8 @@ fn run_apart(row: &Row, scale: Scale, lines: &mut CacheLines) -> Report {
 
 /// What a line takes to the other core and back: the median of some runs.
 fn line_ns(lines: &mut CacheLines) -> f64 {
-    const RUNS: usize = 51;
-    const EXCHANGES: u32 = 1000;
-    let mut times = lines.awake(|exchange| {
-        let mut run = || {
-            let start = Instant::now();
-            (0..EXCHANGES).for_each(|n| assert_eq!(exchange(n.into()), u64::from(n) + 1));
-            start.elapsed().as_secs_f64() * 1e9 / f64::from(EXCHANGES)
-        };
-        [(); RUNS].map(|()| run())
-    });
-    times.sort_by(f64::total_cmp);
-    times[RUNS / 2]
+    let sampling = Sampling::awake(51_000, Duration::from_secs(1));
+    lines.awake(|exchange| sampling.runs(exchange))[P50] * 1000.0
 }
 
 fn try_run_apart(row: &Row, scale: Scale) -> Result<Report> {

@@ -57,8 +57,8 @@ const BELL: u64 = 0;
 const SOCKET: u64 = 1;
 const ZYGOTE: u64 = 2;
 
-/// The driver comes by at a watched station this often, where nobody else is there. With several stations, one that has run dry may be waiting for
-/// what another one has too much of.
+/// The driver comes by at a watched station this often, where nobody else is there. With several stations, one that has run dry
+/// may be waiting for what another one has too much of.
 const ROUND: Duration = Duration::from_millis(1);
 /// Where somebody is there anyway.
 const ROUND_MAX: Duration = Duration::from_millis(4);
@@ -290,9 +290,12 @@ impl Driver {
 
     /// Comes by at the stations that are watched, less often where somebody is there anyway.
     fn make_round(&mut self) {
-        let core = self.core.clone();
-        let watched = core.stations.iter().filter(|station| core.watched.contains(station.id));
-        let is_alone = watched.fold(false, |alone, station| alone | !station.make_round(&core));
+        let mut is_alone = false;
+        for station in &self.core.stations {
+            if self.core.watched.contains(station.id) {
+                is_alone |= !station.make_round(&self.core);
+            }
+        }
         self.pace = if is_alone { ROUND } else { (2 * self.pace).min(ROUND_MAX) };
         if !self.core.watched.any() {
             self.core.end_rounds();

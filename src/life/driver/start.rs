@@ -226,14 +226,11 @@ impl Driver {
         self.hang(who.station, response);
         self.expect(who, asked_ns, region, Some(process));
         let Nursery::Crew(crew) = &self.nursery else { return Ok(()) };
-        match crew.start(member, theirs, bells) {
-            Ok(()) => self.core.stations[who.station].own(&self.core).tally.note_start(),
-            Err(error) => {
-                self.processes -= 1;
-                self.dismiss(who);
-                return Err(error);
-            }
-        }
+        crew.start(member, theirs, bells).inspect_err(|_| {
+            self.processes -= 1;
+            self.dismiss(who);
+        })?;
+        self.core.stations[who.station].own(&self.core).tally.note_start();
         Ok(())
     }
 

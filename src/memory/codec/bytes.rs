@@ -90,10 +90,9 @@ impl AlignedBytes {
 
     #[cold]
     fn try_grow(&mut self, additional: usize) -> bool {
-        let grown = Self::try_with_capacity(self.grown(additional));
-        let is_there = grown.is_some();
-        grown.into_iter().for_each(|grown| self.move_to(grown));
-        is_there
+        let Some(grown) = Self::try_with_capacity(self.grown(additional)) else { return false };
+        self.move_to(grown);
+        true
     }
 
     fn grown(&self, additional: usize) -> usize {

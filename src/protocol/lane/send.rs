@@ -235,18 +235,17 @@ impl<T> Lane<T> {
         Ok(Head::new(place as u8, 0))
     }
 
-    /// Whether all requests before this one are over: the worker has answered them, which has been seen, or they were taken back. What
-    /// they have in the arena is not read any more.
-    pub(super) fn is_oldest(&self, index: u64) -> bool {
-        (self.answered..index)
-            .all(|before| self.entries[slot_of(before)].as_ref().is_none_or(|entry| entry.taken))
+    /// Whether the whole arena of `A` is this request's: the worker has claimed it, and all before it are over. The worker has answered
+    /// them, which has been seen, or they were taken back; what they have in the arena is not read any more.
+    pub(super) fn has_arena(&self, index: u64) -> bool {
+        let is_over = |before| self.entries[slot_of(before)].as_ref().is_none_or(|entry| entry.taken);
+        (self.answered..index).all(is_over) && self.region.b().claim.0.load().count > index
     }
 
-    /// Fills the arena of `A` with the next part of a long request, once the worker has claimed it and what was there before is not
-    /// wanted any more: the whole arena is this request's then.
+    /// Fills the arena of `A` with the next part of a long request, once it is that one's.
     pub(super) fn send_outgoing(&mut self) -> Result<(), Violation> {
         let Some(outgoing) = &self.outgoing else { return Ok(()) };
-        if !self.is_oldest(outgoing.index) || self.region.b().claim.0.load().count <= outgoing.index {
+        if !self.has_arena(outgoing.index) {
             return Ok(());
         }
         let sent = self.region.a().in_sent.0.load(Ordering::Relaxed);

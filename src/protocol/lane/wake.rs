@@ -81,10 +81,7 @@ impl<T> Lane<T> {
             let sent = self.region.a().in_sent.0.load(Ordering::Relaxed);
             let received = self.region.b().in_received.0.load(Ordering::Acquire).max(outgoing.start);
             let unsent = sent - outgoing.start < outgoing.bytes.len() as u64;
-            if unsent
-                && sent.saturating_sub(received) < ARENA_BYTES as u64
-                && self.is_oldest(outgoing.index)
-                && self.region.b().claim.0.load().count > outgoing.index
+            if unsent && sent.saturating_sub(received) < ARENA_BYTES as u64 && self.has_arena(outgoing.index)
             {
                 return true;
             }

@@ -2,8 +2,9 @@
 //!
 //! Everything in here runs in a worker process, which is single-threaded until user code says otherwise, or on one thread
 //! of the master's process. The worker claims requests in order, runs one at a time and answers each in its slot. It waits
-//! for what the master never withholds: room in `B`, the rest of a request, the answer to a call; and asleep on its doorbell. A thread that the master has
-//! [given up](Order::GivenUp) waits for nothing: what would not get through is dropped, since nobody reads it.
+//! for what the master never withholds: room in `B`, the rest of a request, the answer to a call; and asleep on its doorbell. A
+//! thread that the master has [given up](Order::GivenUp) waits for nothing: what would not get through is dropped, since nobody
+//! reads it.
 //!
 //! [`next`] finds a request, [`request`] is about its bytes. What the worker says goes out in [`answer`], [`stream`] and
 //! [`window`], its service calls in [`call`]; [`wait`] is about doorbells.
